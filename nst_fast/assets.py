@@ -1,0 +1,49 @@
+"""Where shipped files lie, in a clone and in an installed wheel, and where downloads are kept."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from nst_fast.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parent
+ASSETS = PACKAGE / "assets"
+VGG19_SLIM = ASSETS / "vgg19_slim.safetensors"
+
+
+def shipped(folder: str) -> Path:
+    """Return a top-level folder of the project: inside the package in a wheel, beside it in a clone."""
+    installed = PACKAGE / folder
+    return installed if installed.is_dir() else PACKAGE.parent / folder
+
+
+def cache_folder() -> Path:
+    """Return the folder for downloads and caches; the environment variable NST_FAST_CACHE moves it."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nst_fast"
+    return Path(os.environ.get("NST_FAST_CACHE", default)).expanduser()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint for an unknown name: the nearest known one, and all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return (f"did you mean {close[0]}? " if close else "") + f"there are {', '.join(known)}"
+
+
+def shipped_models() -> dict[str, Path]:
+    """Return {name: file} of the models that ship with the package."""
+    return {path.stem: path for path in sorted(shipped("checkpoints").glob("*.onnx"))}
+
+
+def find_model(name: str) -> Path:
+    """Return the file of a model given as a path or by the name of a shipped one; raises UserError."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    models = shipped_models()
+    if name in models:
+        return models[name]
+    raise UserError(f"no model {name!r}: no such file, and of the shipped models {nearest(name, models)}")

@@ -1,0 +1,114 @@
+"""From a command line to a resolved config: Hydra's grammar for values, the shell's for paths."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nst_fast.assets import nearest, shipped
+from nst_fast.errors import UserError
+
+# Their values never meet Hydra's grammar, which refuses ~, spaces, brackets, commas, = and accents.
+PATH_OPTIONS = frozenset(
+    {
+        "style.image",
+        "style.targets",
+        "data.root",
+        "data.validation",
+        "loss_network.weights",
+        "loss_network.shallow",
+        "loss_network.deep",
+        "output",
+        "resume",
+    }
+)
+
+
+def option_names(cfg: Any, prefix: str = "") -> Iterable[str]:
+    """Yield the dotted names of every option in a config."""
+    for key in cfg:
+        name = f"{prefix}{key}"
+        yield name
+        child = cfg._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            yield from option_names(child, name + ".")
+
+
+def load_config(root: str, arguments: list[str]) -> DictConfig:
+    """Return the config of a command, ``configs/<root>.yaml``, with the overrides of its command line.
+
+    Raises UserError, one line, for an unknown choice or option (naming the nearest), a value that Hydra cannot read and
+    a required value that is missing.
+    """
+    folder = shipped("configs")
+    groups = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    choices, values, paths = [], [], {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"cannot read {argument!r}: options are written key=value; --help has examples")
+        if key in groups:
+            known = [p.stem for p in (folder / key).glob("*.yaml")]
+            if value not in known and value != "null":
+                raise UserError(f"unknown {key} {value!r}: {nearest(value, known)}")
+            choices.append(argument)
+        elif key in PATH_OPTIONS:
+            paths[key] = None if value == "null" else str(Path(os.path.abspath(Path(value).expanduser())))  # noqa: PTH100
+        else:
+            values.append(argument)
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        try:
+            cfg = compose(root, choices)
+        except HydraException as error:
+            line = str(error).strip().splitlines()[0]
+            group = line.partition("You must specify '")[2].partition("'")[0]
+            if group:
+                known = [p.stem for p in (folder / group).glob("*.yaml")]
+                raise UserError(
+                    f"{group} is missing: say {group}=NAME; there are {', '.join(sorted(known))}"
+                ) from error
+            raise UserError(line) from error
+        known = sorted(option_names(cfg))
+        for argument in [*values, *(f"{k}=" for k in paths)]:
+            key = argument.partition("=")[0]
+            if key not in known:
+                raise UserError(f"unknown option {key!r}: {nearest(key, known).split(';')[0].split('there are')[0]}")
+        try:
+            cfg = compose(root, [*choices, *values])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"cannot read {' '.join(values)}: {str(error).strip().splitlines()[0]}") from error
+    for key, path in paths.items():
+        # A file may be called a${b}.jpg: that is no interpolation.
+        OmegaConf.update(cfg, key, None if path is None else path.replace("${", "\\${"))
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{missing[0]} is missing: say {missing[0]}=…")
+    OmegaConf.resolve(cfg)
+    return cfg
+
+
+def require_number(cfg: DictConfig, key: str, least: float, whole: bool = True, optional: bool = False) -> None:
+    """Raise UserError unless an option is a number, whole where asked for, of at least ``least``."""
+    value = OmegaConf.select(cfg, key)
+    if value is None and optional:
+        return
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+        kind = "a whole number" if whole else "a number"
+        raise UserError(f"{key} is {value!r}; {kind} of at least {least:g} is needed")
+
+
+def require_weights(cfg: DictConfig, key: str) -> None:
+    """Raise UserError unless an option maps layer names to numbers of at least 0."""
+    value = OmegaConf.select(cfg, key)
+    if isinstance(value, ListConfig) or not isinstance(value, DictConfig) or not value:
+        raise UserError(f"{key} is {value!r}; {{layer: weight}} is needed")
+    for layer in map(str, value):
+        require_number(cfg, f"{key}.{layer}", 0, whole=False)

@@ -1,0 +1,96 @@
+"""The command `nst-export`: a training checkpoint to ONNX."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from nst_fast import __version__
+from nst_fast.assets import PACKAGE
+from nst_fast.commands import require_training_packages, run
+
+USAGE = """
+usage: nst-export CHECKPOINT [-o FILE] [--float-nchw]
+
+Export a checkpoint that `train` wrote to one self-describing ONNX file.
+
+  CHECKPOINT         for example runs/train/starry_night/<time>/checkpoints/last.ckpt
+  -o, --output FILE  (default: <style>.onnx in the folder where you are)
+  --float-nchw       float32 (N, 3, H, W) RGB in [0, 1] in and out, in place of uint8 (N, H, W, 3)
+  --version          print the version
+
+examples:
+  nst-export runs/train/starry_night/2026-01-01_12-00-00/checkpoints/last.ckpt
+  nst-export last.ckpt -o models/mine.onnx
+"""
+
+
+def source_commit() -> str:
+    """Return the commit of the clone that runs, or ``unknown`` for an installed wheel."""
+    if not (PACKAGE.parent / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(PACKAGE.parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def export_checkpoint(checkpoint: dict[str, Any], path: str | Path, float_nchw: bool = False) -> Path:
+    """Write a checkpoint's network as ONNX with everything that is known of it in the metadata."""
+    from nst_fast.networks import create_network
+    from nst_fast.onnx_export import export
+    from nst_fast.style_transfer import CHECKPOINT_KEY
+
+    ours = checkpoint[CHECKPOINT_KEY]
+    config = ours["config"]
+    network = create_network(**config["network"])
+    weights = {k[8:]: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
+    network.load_state_dict(weights)
+    style = config["style"]
+    metadata = {
+        "version": __version__,
+        "style": style["name"],
+        "title": style["title"],
+        "artist": style["artist"],
+        "licence": style["licence"],
+        "image_sha256": ours["image_sha256"],
+        "style_size": style["size"],
+        "style_weight": config["loss"]["style_weight"],
+        "loss": config["loss"]["name"],
+        "loss_network": ours["loss_network"],
+        "network": "{name}, width {width}, {blocks} blocks".format(**config["network"]),
+        "data": config["data"]["name"],
+        "steps": ours["step"],
+        **{k.replace("/", "_"): f"{v:.6g}" for k, v in ours["validation_losses"].items()},
+        "commit": source_commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+    return export(network, path, {k: str(v) for k, v in metadata.items()}, float_nchw)
+
+
+def main() -> None:
+    """Entry point."""
+
+    def command(arguments: list[str]) -> None:
+        parser = argparse.ArgumentParser("nst-export", add_help=False)
+        parser.add_argument("checkpoint", type=Path)
+        parser.add_argument("-o", "--output", type=Path)
+        parser.add_argument("--float-nchw", action="store_true")
+        options = parser.parse_args(arguments)
+        try:
+            from nst_fast.style_transfer import CHECKPOINT_KEY, read_checkpoint
+        except ModuleNotFoundError as error:
+            require_training_packages(error)
+        checkpoint = read_checkpoint(options.checkpoint.expanduser())
+        name = checkpoint[CHECKPOINT_KEY]["config"]["style"]["name"]
+        print(export_checkpoint(checkpoint, (options.output or Path(f"{name}.onnx")).expanduser(), options.float_nchw))
+
+    run(command, "nst-export", USAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+"""The command `train`: one style, one network, one ONNX file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shlex
+import time
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nst_fast import __version__
+from nst_fast.commands import require_training_packages, run
+from nst_fast.errors import UserError
+
+USAGE = """
+usage: train style=NAME [key=value ...]
+
+Train a transformation network on a style and export it to ONNX.
+
+  style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
+  style.image=FILE         with style=custom: your own picture
+  style.size=PX            short side of the painting; smaller means smaller strokes (default 384)
+  loss.style_weight=W      strength of the style (default 10; 3 is subtle, 30 strong)
+  data=folder data.root=D  train on your own photographs (default: bundled ones)
+  trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
+  trainer=smoke            a few steps, to see that everything works
+  loss_network=NAME        vgg19_slim, vgg19 or teachers (default: chosen by the device)
+  network=NAME             fast or johnson
+  experiment=johnson2016   the field's standard recipe
+  resume=CHECKPOINT        go on from a checkpoint; repeat the options of its run
+  output=FOLDER            folder of the run (default: runs/train/<style>/<time>)
+  --cfg                    print the resolved config and stop
+  --version                print the version
+
+examples:
+  train style=starry_night
+  train style=custom style.image="my picture (1).jpg" style.size=256
+  train style=the_scream data=folder data.root=~/Pictures trainer.max_steps=5000
+"""
+
+
+def resolve(cfg: Any, console: Console) -> None:
+    """Check a config's values and replace what is automatic by what this machine gets."""
+    import torch
+
+    from nst_fast.commands.configuration import require_number, require_weights
+    from nst_fast.loss_network import choose_loss_network
+
+    for key, least in {"style.size": 16, "data.size": 32, "data.batch_size": 1, "data.num_workers": 0}.items():
+        require_number(cfg, key, least)
+    for key in ("trainer.cpu_steps", "trainer.gpu_steps", "trainer.validate_every", "network.width", "network.blocks"):
+        require_number(cfg, key, 1)
+    require_number(cfg, "trainer.max_steps", 1, optional=True)
+    require_number(cfg, "seed", 0)
+    for key in ("trainer.learning_rate", "trainer.gradient_clip", "loss.content_weight", "loss.style_weight"):
+        require_number(cfg, key, 0, whole=False)
+    require_number(cfg, "loss.tv_weight", 0, whole=False)
+    require_weights(cfg, "loss.content_layers")
+    require_weights(cfg, "loss.style_layers")
+    if cfg.network.width % 4:
+        raise UserError(f"network.width is {cfg.network.width}; a multiple of 4 is needed")
+
+    gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
+    cfg.trainer.accelerator = "gpu" if gpu else "cpu"
+    if cfg.trainer.max_steps is None:
+        cfg.trainer.max_steps = cfg.trainer.gpu_steps if gpu else cfg.trainer.cpu_steps
+    if cfg.trainer.precision == "auto":
+        # Emulated bf16 is slower than float32; processors that multiply it natively are twice as fast.
+        native = torch.cuda.is_bf16_supported() if gpu else torch.cpu.get_capabilities().get("avx512_bf16", False)
+        cfg.trainer.precision = "bf16-mixed" if native else "32-true"
+    cfg.loss_network.name, warning = choose_loss_network(cfg.loss_network.name, gpu)
+    if warning:
+        console.print(f"[yellow]{warning}")
+    if cfg.style.name is None:
+        if not (cfg.style.image or cfg.style.targets):
+            raise UserError("style=custom needs a picture: style.image=FILE")
+        cfg.style.name = Path(cfg.style.image or cfg.style.targets).stem
+    if cfg.style.title is None:
+        cfg.style.title = cfg.style.name
+
+
+def create_perceptual_loss(cfg: Any) -> tuple[Any, dict[str, str]]:
+    """Return the perceptual loss with the style's targets set, and what to record of both."""
+    from nst_fast.data import bundled_photographs, centre_crop
+    from nst_fast.loss_network import create_loss_network
+    from nst_fast.losses import LOSSES
+    from nst_fast.style_targets import style_grams
+
+    if cfg.loss.name not in LOSSES:
+        raise UserError(f"unknown loss {cfg.loss.name!r}; there are {', '.join(LOSSES)}")
+    from PIL import Image
+
+    photographs = (centre_crop(Image.fromarray(p), 256)[None].float() / 255 for p in bundled_photographs())
+    loss_network = create_loss_network(
+        **cfg.loss_network, pooling=cfg.loss.pooling, normalise=cfg.loss.normalise, photographs=photographs
+    )
+    perceptual_loss = LOSSES[cfg.loss.name](
+        loss_network,
+        dict(cfg.loss.content_layers),
+        dict(cfg.loss.style_layers),
+        cfg.loss.content_weight,
+        cfg.loss.style_weight,
+        cfg.loss.tv_weight,
+    )
+    style = cfg.style
+    grams, sha256 = style_grams(
+        loss_network,
+        perceptual_loss.layers,
+        **{key: style[key] for key in ("name", "size", "image", "targets", "url", "sha256")},
+    )
+    perceptual_loss.set_style(grams)
+    return perceptual_loss, {"image_sha256": sha256, "loss_network": loss_network.identity}
+
+
+def create_data(cfg: Any, console: Console) -> Any:
+    """Return the LightningDataModule of the config's content images."""
+    from rich.progress import Progress
+
+    from nst_fast.data import BundledImages, ContentImages, FolderImages
+
+    images: BundledImages | FolderImages
+    if cfg.data.name == "bundled":
+        images = BundledImages(cfg.data.size, cfg.seed, cfg.data.dead_leaves)
+    else:
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task("reading pictures", total=None)
+            images = FolderImages(
+                cfg.data.root,
+                cfg.data.size,
+                cfg.seed,
+                lambda done, total: progress.update(bar, completed=done, total=total),
+            )
+    return ContentImages(images, cfg.data.batch_size, cfg.data.num_workers, cfg.data.size, cfg.data.validation)
+
+
+def train(cfg: Any) -> Path:
+    """Train as a config says, leave the run's folder behind and return the path of the ONNX file."""
+    import pytorch_lightning as pl
+    import torch
+    from omegaconf import OmegaConf
+    from pytorch_lightning.callbacks import ModelCheckpoint
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    from nst_fast.commands.export import export_checkpoint
+    from nst_fast.commands.progress import TrainingProgress
+    from nst_fast.networks import create_network
+    from nst_fast.style_transfer import StyleTransfer, read_checkpoint
+
+    console = Console(stderr=True)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    resolve(cfg, console)
+    pl.seed_everything(cfg.seed, verbose=False)
+    resume = None
+    if cfg.resume is not None:
+        read_checkpoint(cfg.resume)
+        resume = cfg.resume
+    perceptual_loss, recorded = create_perceptual_loss(cfg)
+    data = create_data(cfg, console)
+    network = create_network(cfg.network.name, cfg.network.width, cfg.network.blocks)
+
+    started = datetime.now()
+    output = Path(cfg.output or Path("runs", "train", cfg.style.name, started.strftime("%Y-%m-%d_%H-%M-%S")))
+    cfg.output = str(output)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, output / "config.yaml")
+    except OSError as error:
+        raise UserError(f"cannot write the run into {output}: {error.strerror}; output=FOLDER moves it") from error
+
+    description = {"config": config, **recorded}
+    module = StyleTransfer(
+        network,
+        perceptual_loss,
+        cfg.trainer.learning_rate,
+        cfg.trainer.max_steps,
+        cfg.trainer.gradient_clip,
+        description,
+    )
+    module.samples_folder = output / "samples"
+    checkpoints = ModelCheckpoint(
+        output / "checkpoints",
+        filename="last",
+        every_n_train_steps=cfg.trainer.validate_every,
+        enable_version_counter=False,
+    )
+    trainer = pl.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        strategy=cfg.trainer.strategy,
+        precision=cfg.trainer.precision,
+        max_steps=cfg.trainer.max_steps,
+        val_check_interval=cfg.trainer.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        callbacks=[checkpoints, TrainingProgress(console)],
+        enable_progress_bar=False,
+        logger=TensorBoardLogger(output / "tensorboard", name="", version=""),
+        enable_model_summary=False,
+    )
+    console.print(
+        f"style {cfg.style.name} at {cfg.style.size} px, loss network {recorded['loss_network'][:30]}, "
+        f"network {cfg.network.name}, data {cfg.data.name}, {cfg.trainer.max_steps} steps of {cfg.data.batch_size} "
+        f"on {cfg.trainer.accelerator} in {cfg.trainer.precision} → {output}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        # Lightning's hints for other set-ups than this one: a frozen network, steps taken by hand, an endless loader.
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        last = output / "checkpoints" / "last.ckpt"
+        if trainer.global_step < cfg.trainer.max_steps:
+            trainer.save_checkpoint(last)
+            raise UserError(f"stopped at step {trainer.global_step}; go on with resume={shlex.quote(str(last))}")
+        trainer.validate(module, data, verbose=False)
+        trainer.save_checkpoint(last)
+    checkpoint = read_checkpoint(last)
+    model = export_checkpoint(checkpoint, output / f"{cfg.style.name}.onnx")
+    if cfg.float_nchw:
+        export_checkpoint(checkpoint, output / f"{cfg.style.name}.float.onnx", float_nchw=True)
+    summary = {
+        "style": cfg.style.name,
+        "steps": trainer.global_step,
+        "skipped_steps": module.skipped_steps,
+        "skipped_pictures": [str(path) for path, _ in data.images.skipped],
+        "validation_losses": module.validation_losses,
+        "seconds": time.perf_counter() - start,
+        "images_per_second": trainer.global_step * cfg.data.batch_size / max(module.seconds, 1e-9),
+        "device": torch.cuda.get_device_name()
+        if cfg.trainer.accelerator == "gpu"
+        else f"CPU, {torch.get_num_threads()} threads",
+        "precision": cfg.trainer.precision,
+        "loss_network": recorded["loss_network"],
+        "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    if data.images.skipped:
+        console.print(f"[yellow]{len(data.images.skipped)} pictures could not be read and were left out:")
+        for path, reason in data.images.skipped:
+            console.print(f"  {path}: {reason}", highlight=False, soft_wrap=True, markup=False)
+    if module.skipped_steps:
+        console.print(f"[yellow]{module.skipped_steps} steps were not finite and were skipped")
+    return model
+
+
+def main() -> None:
+    """Entry point."""
+
+    def command(arguments: list[str]) -> None:
+        try:
+            from omegaconf import OmegaConf
+
+            from nst_fast.commands.configuration import load_config
+
+            cfg = load_config("train", [a for a in arguments if a != "--cfg"])
+            if "--cfg" in arguments:
+                print(OmegaConf.to_yaml(cfg), end="")
+                return
+            model = train(cfg)
+        except ModuleNotFoundError as error:
+            require_training_packages(error)
+        print(model)
+        print(f"stylize --model {shlex.quote(str(model))} photo.jpg")
+
+    run(command, "train", USAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""Content images: bundled photographs with dead leaves, or any folder; the dataset and its LightningDataModule.
+
+Every example is a function of (seed, index) alone, so the number of workers, a restart or the order changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import skimage.data
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from nst_fast.assets import cache_folder
+from nst_fast.errors import UserError
+from nst_fast.images import find_pictures, load_image, resize_short_side, to_rgb, write_atomically
+
+Progress = Callable[[int, int], None]
+LONGEST_ASPECT = 3.0  # longer pictures are cut: a 1×10000 one would be huge at a useful short side
+
+
+def bundled_photographs(held_out: bool = False) -> list[np.ndarray]:
+    """Return scikit-image's colour photographs (public domain or CC0), or the two held out for validation.
+
+    uint8 RGB (H, W, 3): astronaut, rocket, motorcycle and deep field; held out are the cat and the cup of coffee.
+    """
+    if held_out:
+        return [skimage.data.chelsea(), skimage.data.coffee()]
+    left, _, _ = skimage.data.stereo_motorcycle()
+    return [skimage.data.astronaut(), skimage.data.rocket(), left, skimage.data.hubble_deep_field()]
+
+
+def random_window(photograph: np.ndarray, size: int, smallest: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a random square window of at least ``smallest`` pixels, resized to ``size``, mirrored half of the time."""
+    short = min(photograph.shape[:2])
+    side = round(math.exp(rng.uniform(math.log(min(smallest, short)), math.log(short))))
+    top, left = rng.integers(photograph.shape[0] - side + 1), rng.integers(photograph.shape[1] - side + 1)
+    window = np.ascontiguousarray(photograph[top : top + side, left : left + side])
+    if side != size:
+        window = np.asarray(Image.fromarray(window).resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0))
+    return window[:, ::-1] if rng.random() < 0.5 else window
+
+
+def recolour(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the picture with its channels permuted, inverted, mixed, scaled and shifted at random, uint8."""
+    x = pixels.astype(np.float32) / 255
+    if rng.random() < 0.4:
+        x = x[..., rng.permutation(3)]
+    if rng.random() < 0.1:
+        x = 1 - x
+    saturation = rng.uniform(0, 1.4)
+    x = x.mean(2, keepdims=True) * (1 - saturation) + x * saturation
+    x = x.clip(0, 1) ** math.exp(rng.normal(0, 0.35))
+    x = (x - 0.5) * rng.uniform(0.6, 1.3, 3) + 0.5 + rng.normal(0, 0.1, 3)
+    return (x.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def leaf(centre: np.ndarray, radius: float, rng: np.random.Generator) -> list[tuple[float, float]]:
+    """Return the outline of a random ellipse, polygon or bar around a centre."""
+    corners = int(rng.choice([3, 4, 4, 5, 24]))
+    angles = np.sort(rng.uniform(0, 2 * np.pi, corners)) if corners < 24 else np.linspace(0, 2 * np.pi, corners)
+    points = np.stack([np.cos(angles), np.sin(angles) * rng.uniform(0.15, 1)], 1) * radius
+    turn = rng.uniform(0, 2 * np.pi)
+    points = points @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) + centre
+    return [(float(x), float(y)) for x, y in points]
+
+
+def dead_leaves(size: int, photographs: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Return overlapping leaves of power-law sizes (Lee, Mumford & Huang 2001), uint8 (size, size, 3).
+
+    A leaf is a gradient, a grain or a piece of a photograph, in natural colours: edges, flats, textures at all scales.
+    """
+    count = int(rng.integers(20, 260))
+    smallest = rng.uniform(0.01, 0.05)
+    # radii with density r^-3 between smallest and 0.6 of the picture: scale invariant
+    u = rng.random(count)
+    radii = np.sort(size / np.sqrt(u / smallest**2 + (1 - u) / 0.6**2))[::-1]
+    canvas = Image.new("I", (size, size), 0)
+    draw = ImageDraw.Draw(canvas)
+    for label, radius in enumerate(radii, start=1):
+        draw.polygon(leaf(rng.uniform(0, size, 2), float(radius), rng), fill=label)
+    labels = np.asarray(canvas)
+
+    photograph = photographs[rng.integers(len(photographs))]
+    rows, columns = (rng.integers(side, size=count + 1) for side in photograph.shape[:2])
+    palette = photograph[rows, columns]
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
+    slopes = rng.normal(0, 0.4, (2, count + 1, 1)).astype(np.float32)
+    pixels = palette.astype(np.float32)[labels] / 255
+    pixels += slopes[0][labels] * x[..., None] + slopes[1][labels] * y[..., None]
+    grain = rng.normal(0, 1, (size, size, 1)).astype(np.float32)
+    pixels += grain * (rng.random(count + 1) ** 4 * 0.25).astype(np.float32)[labels][..., None]
+    pieces = rng.random(count + 1)[labels] < rng.choice([0.0, 0.3])
+    filling = random_window(photographs[rng.integers(len(photographs))], size, size // 2, rng)
+    pixels[pieces] = filling[pieces].astype(np.float32) / 255
+    image = Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(float(rng.choice([0.6, 0.6, 1.0, 2.0])))))
+
+
+class BundledImages(Dataset[Tensor]):
+    """An endless mixture of recoloured windows of the bundled photographs and of dead leaves: uint8 (3, size, size)."""
+
+    def __init__(self, size: int, seed: int, dead_leaves_share: float) -> None:
+        self.size, self.seed, self.share = size, seed, dead_leaves_share
+        self.photographs = bundled_photographs()
+        self.skipped: list[tuple[Path, str]] = []
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = np.random.default_rng((self.seed, index))
+        if rng.random() < self.share:
+            pixels = dead_leaves(self.size, self.photographs, rng)
+        else:
+            photograph = self.photographs[rng.integers(len(self.photographs))]
+            pixels = random_window(photograph, self.size, self.size // 2, rng)
+        return torch.from_numpy(recolour(pixels, rng).transpose(2, 0, 1).copy())
+
+
+class FolderImages(Dataset[Tensor]):
+    """Random windows of the pictures in a folder tree: uint8 (3, size, size).
+
+    Each picture is decoded once and kept small in a memory-mapped file in the cache folder; a changed tree makes a new
+    one.
+
+    Attributes:
+        skipped: (path, reason) of every picture that could not be read.
+
+    Raises UserError where the folder is missing or no picture in it can be read.
+    """
+
+    def __init__(self, root: str | Path, size: int, seed: int, progress: Progress | None = None) -> None:
+        self.root, self.size, self.seed = Path(root), size, seed
+        self.short_side = round(1.25 * size)
+        files = find_pictures(root)
+        listing = "".join(f"{p.relative_to(self.root)}\0{p.stat().st_size}\0{p.stat().st_mtime_ns}\0" for p in files)
+        key = f"{self.root.resolve()}\0{self.short_side}\0{listing}"
+        self.cache = (
+            cache_folder() / "content" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        )
+        if not (self.cache / "index.json").exists():
+            self.build(files, progress)
+        index = json.loads((self.cache / "index.json").read_text())
+        self.shapes = [tuple(shape) for shape in index["shapes"]]
+        self.skipped = [(Path(name), reason) for name, reason in index["skipped"]]
+        if not self.shapes:
+            raise UserError(
+                f"none of the {len(self.skipped)} pictures in {root} can be read; the first: {self.skipped[0][1]}"
+            )
+        self.offsets = np.cumsum([0] + [math.prod(shape) for shape in self.shapes])
+        self.pixels = np.memmap(self.cache / "pixels.uint8", np.uint8, "r")
+
+    def decode(self, path: Path) -> np.ndarray | str:
+        """Return the picture small, or why it cannot be read."""
+        try:
+            with Image.open(path) as image:
+                image.draft("RGB", (self.short_side, self.short_side))  # lets JPEG skip what would be thrown away
+                rgb = to_rgb(image)
+        except Exception as error:  # decoders of damaged files raise whatever they please
+            return str(error) or type(error).__name__
+        longest = round(LONGEST_ASPECT * min(rgb.size))
+        if max(rgb.size) > longest:
+            width, height = min(rgb.width, longest), min(rgb.height, longest)
+            left, top = (rgb.width - width) // 2, (rgb.height - height) // 2
+            rgb = rgb.crop((left, top, left + width, top + height))
+        return np.asarray(resize_short_side(rgb, self.short_side))
+
+    def build(self, files: list[Path], progress: Progress | None) -> None:
+        """Decode every picture into the cache; it counts only once its index is written."""
+        shapes, skipped = [], []
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor() as pool, (self.cache / "pixels.uint8").open("wb") as out:
+                for done, (path, pixels) in enumerate(zip(files, pool.map(self.decode, files), strict=True), start=1):
+                    if isinstance(pixels, str):
+                        skipped.append((str(path), pixels))
+                    else:
+                        shapes.append(pixels.shape)
+                        out.write(pixels.tobytes())
+                    if progress:
+                        progress(done, len(files))
+        except OSError as error:
+            raise UserError(
+                f"cannot write the picture cache {self.cache}: {error.strerror}; NST_FAST_CACHE=FOLDER moves it"
+            ) from error
+        write_atomically(self.cache / "index.json", json.dumps({"shapes": shapes, "skipped": skipped}).encode())
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = np.random.default_rng((self.seed, index))
+        number = int(rng.integers(len(self.shapes)))
+        photograph = self.pixels[self.offsets[number] : self.offsets[number + 1]].reshape(self.shapes[number])
+        window = random_window(photograph, self.size, round(0.8 * self.size), rng)
+        return torch.from_numpy(window.transpose(2, 0, 1).copy())
+
+
+class Forever(Sampler[int]):
+    """Count upwards from an index, without end."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        index = self.start
+        while True:
+            yield index
+            index += 1
+
+
+class ContentImages(pl.LightningDataModule):
+    """Batches of content images (N, 3, size, size) uint8, and a fixed strip of validation photographs.
+
+    Args:
+        images: a dataset whose item i is a function of i alone.
+        batch_size: pictures a step.
+        num_workers: processes that prepare them; changes nothing but speed.
+        validation: a folder of photographs never trained on, or None for the two bundled ones.
+        size: side of the validation photographs, centre crops, px.
+    """
+
+    def __init__(
+        self, images: Dataset[Tensor], batch_size: int, num_workers: int, size: int, validation: str | None = None
+    ) -> None:
+        super().__init__()
+        self.images, self.batch_size, self.num_workers = images, batch_size, num_workers
+        if validation is None:
+            photographs = [Image.fromarray(p) for p in bundled_photographs(held_out=True)]
+        else:
+            photographs = [load_image(p) for p in find_pictures(validation)[:16]]
+        self.validation = torch.stack([centre_crop(p, size) for p in photographs])
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """Return the endless loader, starting where the run stopped."""
+        module = self.trainer.lightning_module if self.trainer else None
+        seen = int(module.batches_seen) if module is not None else 0  # type: ignore[arg-type]
+        return DataLoader(
+            self.images,
+            self.batch_size,
+            sampler=Forever(seen * self.batch_size),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            prefetch_factor=4 if self.num_workers else None,
+        )
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """Return the validation photographs in batches of four."""
+        return DataLoader(self.validation, 4)  # type: ignore[arg-type]
+
+
+def centre_crop(photograph: Image.Image, size: int) -> Tensor:
+    """Return the centre square of a photograph, resized to (3, size, size) uint8."""
+    image = resize_short_side(photograph, size)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

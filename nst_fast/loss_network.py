@@ -1,0 +1,434 @@
+"""Frozen loss networks: image in, features of named layers out.
+
+A layer is named as in VGG-19: ``conv3_1`` is its first convolution at a quarter of the resolution before the
+rectification, ``relu3_1`` the same after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nst_fast.assets import VGG19_SLIM, cache_folder, nearest
+from nst_fast.errors import UserError
+
+VGG19_WIDTHS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+# torchvision's own statistics: pixels in [0, 1], RGB.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Widths = Sequence[Sequence[int]]
+
+
+class LossNetwork(nn.Module):
+    """Map an image to the features of named layers, running only as deep as the deepest one asked for.
+
+    Attributes:
+        identity: name and sha256 of the weights; style targets made with another identity do not fit.
+        layers: the names that can be asked for.
+    """
+
+    identity: str
+    layers: tuple[str, ...]
+
+    def check_layers(self, wanted: Iterable[str]) -> None:
+        """Raise UserError where a layer is asked for that this network lacks."""
+        for layer in wanted:
+            if layer not in self.layers:
+                raise UserError(
+                    f"{self.identity.split('@')[0]} has no layer {layer!r}; it has {', '.join(self.layers)}"
+                )
+
+    def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """Return {layer: features (N, C, H, W)} of an RGB image (N, 3, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def mean_activations(self, images: Iterable[Tensor], wanted: Sequence[str]) -> dict[str, Tensor]:
+        """Return each filter's mean activation, after rectification, over images of shape (1, 3, H, W).
+
+        Dividing a layer by these factors normalises it as Gatys et al. (CVPR 2016, section 2) do: the network is
+        positively homogeneous, so rescaling the weights and rescaling the features are the same thing.
+        """
+        self.check_layers(wanted)
+        sums: dict[str, Tensor] = {}
+        count: dict[str, int] = {}
+        for image in images:
+            for layer, features in self(image, wanted).items():
+                rectified = F.relu(features).double()
+                sums[layer] = sums.get(layer, 0) + rectified.sum(dim=(0, 2, 3))
+                count[layer] = count.get(layer, 0) + rectified[:, 0].numel()
+        return {layer: (sums[layer] / count[layer]).float().clamp_min(1e-6) for layer in wanted}
+
+
+class VGG(LossNetwork):
+    """A stack of 3×3 convolutions with zero padding, a rectification after each and pooling between blocks.
+
+    ``widths`` gives the channels of every convolution, block by block; ``preprocess`` is a 1×1 convolution from RGB in
+    [0, 1] to what the weights were trained on.
+    """
+
+    def __init__(self, widths: Widths, pooling: str = "max", identity: str = "vgg") -> None:
+        super().__init__()
+        if pooling not in ("max", "average"):
+            raise UserError(f"pooling {pooling!r} is unknown; use 'max' or 'average'")
+        self.identity = identity
+        self.pooling = pooling
+        self.preprocess = nn.Conv2d(3, 3, 1)
+        self.convolutions = nn.ModuleDict()
+        channels = 3
+        for block, block_widths in enumerate(widths, start=1):
+            for index, width in enumerate(block_widths, start=1):
+                self.convolutions[f"{block}_{index}"] = nn.Conv2d(channels, width, 3, padding=1)
+                channels = width
+        self.layers = tuple(kind + name for name in self.convolutions for kind in ("conv", "relu"))
+
+    def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """Return {layer: features} for the layers wanted."""
+        self.check_layers(wanted)
+        missing = set(wanted)
+        features: dict[str, Tensor] = {}
+        x = self.preprocess(image)
+        previous = "1"
+        for name, convolution in self.convolutions.items():
+            if not missing:
+                break
+            if name[0] != previous:
+                x = F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2)
+                previous = name[0]
+            x = convolution(x)
+            for layer in ("conv" + name, "relu" + name):
+                if layer[0] == "r":
+                    x = F.relu(x)  # not in place: the conv tap must keep its negative values
+                if layer in missing:
+                    features[layer] = x
+                    missing.remove(layer)
+        return features
+
+
+class SlimVGG(LossNetwork):
+    """A narrow VGG whose 1×1 heads estimate a wide VGG's features: T ≈ H s + b at the layers that have a head.
+
+    Content and Gram distances between two estimates are quadratic forms in the narrow features s, since
+    ``G(T) = [H b] G([s 1]) [H b]ᵀ``. A tap therefore returns ``R [s 1]`` with ``R = ([H b]ᵀ[H b])^½``: C + 1 channels
+    instead of hundreds, and the same distances as in the wide network's channels, exactly.
+    """
+
+    def __init__(self, widths: Widths, heads: Mapping[str, int], pooling: str = "max", identity: str = "slim") -> None:
+        super().__init__()
+        self.identity = identity
+        self.trunk = VGG(widths, pooling, identity)
+        self.layers = tuple(heads)
+        self.trunk.check_layers(self.layers)
+        flat = dict(zip(self.trunk.convolutions, (width for block in widths for width in block), strict=True))
+        self.heads = nn.ModuleDict({layer: nn.Conv2d(flat[layer[4:]], c, 1) for layer, c in heads.items()})
+
+    def estimates(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """Return {layer: estimate of the wide network's features}."""
+        self.check_layers(wanted)
+        return {layer: self.heads[layer](s) for layer, s in self.trunk(image, wanted).items()}
+
+    def compress(self) -> SlimVGG:
+        """Replace every head by its metric, in place, and return the network."""
+        for layer, head in list(self.heads.items()):
+            weight, bias = head.state_dict()["weight"], head.state_dict()["bias"]
+            basis = torch.cat([weight.flatten(1), bias[:, None]], dim=1).double()
+            energy, axes = torch.linalg.eigh(basis.T @ basis)
+            # The symmetric root is unique, so Gram matrices made on one machine fit on every other.
+            root = ((axes * energy.clamp_min(0).sqrt()) @ axes.T).float()
+            metric = nn.Conv2d(len(root) - 1, len(root), 1)
+            metric.load_state_dict({"weight": root[:, :-1, None, None], "bias": root[:, -1]})
+            self.heads[layer] = metric
+        return self
+
+    def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """Return {layer: features} for the layers wanted."""
+        return self.estimates(image, wanted)
+
+
+class MergedLossNetwork(LossNetwork):
+    """Take each layer from the first network that offers it there: ``parts`` maps networks to their layers."""
+
+    def __init__(self, parts: Sequence[tuple[LossNetwork, Sequence[str]]]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(network for network, _ in parts)
+        self.source = {layer: index for index, (_, layers) in enumerate(parts) for layer in layers}
+        for network, layers in parts:
+            network.check_layers(layers)
+        self.layers = tuple(sorted(self.source, key=lambda layer: (layer[4:], layer)))
+        self.identity = "+".join(network.identity for network, _ in parts)
+
+    def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """Return {layer: features} for the layers wanted."""
+        self.check_layers(wanted)
+        features: dict[str, Tensor] = {}
+        for index, network in enumerate(self.networks):
+            own = [layer for layer in wanted if self.source[layer] == index]
+            if own:
+                features |= network(image, own)
+        return features
+
+
+class NormalisedLossNetwork(LossNetwork):
+    """Divide each filter by its mean activation over photographs (Gatys et al. 2016): α/β then means what they mean."""
+
+    def __init__(self, network: LossNetwork, factors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.identity = network.identity + ":normalised"
+        self.layers = tuple(layer for layer in network.layers if "relu" + layer[4:] in factors)
+        for layer, factor in factors.items():
+            self.register_buffer("mean_" + layer, factor.reshape(1, -1, 1, 1))
+
+    def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """Return {layer: features} for the layers wanted."""
+        self.check_layers(wanted)
+        return {k: f / self.get_buffer("mean_relu" + k[4:]) for k, f in self.network(image, wanted).items()}
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors, in float32, and the metadata of a safetensors file.
+
+    Raises UserError where the file is missing or is not safetensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights file at {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no readable safetensors file: {error}") from error
+    return tensors, metadata
+
+
+def file_identity(name: str, path: str | Path) -> str:
+    """Return ``name@sha256`` of a weights file."""
+    return f"{name}@{hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+
+
+def freeze(network: LossNetwork) -> LossNetwork:
+    """Put the network in evaluation mode, in channels-last memory, without gradients for its weights."""
+    return network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+
+
+def load_weights(network: VGG, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copy ``convN_M.weight|bias`` and ``preprocess.*`` into a VGG; UserError names the first misfit."""
+    state = {
+        key if key.startswith("preprocess") else "convolutions." + key.removeprefix("conv"): tensor
+        for key, tensor in tensors.items()
+    }
+    for key, own in network.state_dict().items():
+        if key not in state or state[key].shape != own.shape:
+            got = "nothing" if key not in state else f"shape {tuple(state[key].shape)}"
+            raise UserError(f"{path} does not fit: it has {got} for {key}, {tuple(own.shape)} is needed")
+    network.load_state_dict({key: state[key] for key in network.state_dict()})
+
+
+def load_torchvision_vgg19(path: str | Path, pooling: str = "max") -> VGG:
+    """Return VGG-19 with weights in torchvision's format (``features.N.weight``), a state dict or safetensors."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no weights file at {path}; give loss_network.weights=FILE in torchvision's VGG-19 format")
+    if path.suffix == ".safetensors":
+        tensors, _ = read_safetensors(path)
+    else:
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a pickle can fail in any way
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path} is no readable PyTorch weights file: {reason}") from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError(f"{path} holds no state dict; VGG-19 weights in torchvision's format are needed")
+    network = VGG(VGG19_WIDTHS, pooling, file_identity("vgg19", path))
+    # torchvision numbers convolutions, rectifications and pools in one sequence.
+    position, renamed = 0, {}
+    for block, widths in enumerate(VGG19_WIDTHS, start=1):
+        for index in range(1, len(widths) + 1):
+            for kind in ("weight", "bias"):
+                key = f"features.{position}.{kind}"
+                if key in tensors:
+                    renamed[f"conv{block}_{index}.{kind}"] = tensors[key].float()
+            position += 2
+        position += 1
+    std = torch.tensor(IMAGENET_STD)
+    renamed["preprocess.weight"] = torch.diag(1 / std)[:, :, None, None]
+    renamed["preprocess.bias"] = -torch.tensor(IMAGENET_MEAN) / std
+    load_weights(network, renamed, path)
+    return network
+
+
+def load_converted_vgg(path: str | Path, pooling: str = "max") -> VGG:
+    """Return a VGG of any widths from safetensors with ``preprocess`` and ``convN_M`` (the teachers' format)."""
+    tensors, _ = read_safetensors(path)
+    widths: list[list[int]] = []
+    for name in sorted(k[4:-7] for k in tensors if k.startswith("conv") and k.endswith(".weight")):
+        if name.endswith("_1"):
+            widths.append([])
+        if not widths:
+            raise UserError(f"{path} has no conv1_1; a VGG with preprocess and convN_M tensors is needed")
+        widths[-1].append(len(tensors[f"conv{name}.weight"]))
+    network = VGG(widths, pooling, file_identity(Path(path).stem, path))
+    load_weights(network, tensors, path)
+    return network
+
+
+def save_slim_vgg(
+    network: SlimVGG, path: str | Path, metadata: Mapping[str, Any], factors: Mapping[str, Tensor]
+) -> None:
+    """Write trunk, heads and mean activations of the estimates as float16 safetensors that describe themselves."""
+    tensors = {"preprocess." + k: v for k, v in network.trunk.preprocess.state_dict().items()}
+    tensors |= {"conv" + k: v for k, v in network.trunk.convolutions.state_dict().items()}
+    tensors |= {"head_" + k: v for k, v in network.heads.state_dict().items()}
+    tensors |= {"mean_activation." + k: v for k, v in factors.items()}
+    save_file(
+        {k: v.detach().half().contiguous() for k, v in tensors.items()},
+        path,
+        {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()},
+    )
+
+
+def load_slim_vgg(path: str | Path, pooling: str = "max", normalise: bool = False, compress: bool = True) -> SlimVGG:
+    """Return the distilled network from a file that ``save_slim_vgg`` wrote.
+
+    ``normalise`` divides each estimated filter by its recorded mean activation; ``compress=False`` keeps the heads as
+    estimates of the wide network's channels.
+    """
+    tensors, _ = read_safetensors(path)
+    widths: list[list[int]] = []
+    heads = {k[5:-7]: len(v) for k, v in tensors.items() if k.startswith("head_") and k.endswith(".weight")}
+    if not heads:
+        raise UserError(f"{path} is no distilled loss network: it has no heads")
+    for name in sorted(k[4:-7] for k in tensors if k.startswith("conv") and k.endswith(".weight")):
+        if name.endswith("_1"):
+            widths.append([])
+        widths[-1].append(len(tensors[f"conv{name}.weight"]))
+    identity = file_identity("vgg19_slim", path) + (":normalised" if normalise else "")
+    network = SlimVGG(widths, dict(sorted(heads.items(), key=lambda h: h[0][4:])), pooling, identity)
+    load_weights(network.trunk, {k: v for k, v in tensors.items() if not k.startswith(("head_", "mean_"))}, path)
+    for layer, head in network.heads.items():
+        factor = tensors["mean_activation." + layer] if normalise else torch.ones(heads[layer])
+        weight = tensors[f"head_{layer}.weight"] / factor.reshape(-1, 1, 1, 1)
+        head.load_state_dict({"weight": weight, "bias": tensors[f"head_{layer}.bias"] / factor})
+    return network.compress() if compress else network
+
+
+VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision's IMAGENET1K_V1
+CONNECT_SECONDS = 3.0  # after that the network counts as absent
+
+
+def vgg19_file() -> Path:
+    """Return where torch keeps torchvision's VGG-19 once it is downloaded."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG19_URL).name
+
+
+def reachable(url: str, seconds: float = CONNECT_SECONDS) -> bool:
+    """Return whether the host of a URL answers within some seconds."""
+    host = url.split("/")[2]
+    try:
+        socket.create_connection((host.split(":")[0], 443), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def fetch_vgg19() -> Path:
+    """Return torchvision's VGG-19 weights file, downloaded with progress and hash check on first use.
+
+    Raises UserError where there is no network or the download fails.
+    """
+    path = vgg19_file()
+    if not path.exists():
+        advice = "use loss_network=vgg19_slim, which ships with the package, or loss_network.weights=FILE"
+        if not reachable(VGG19_URL):
+            raise UserError(f"VGG-19 is not in {path.parent} and {VGG19_URL} cannot be reached; {advice}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(VGG19_URL, str(path), hash_prefix=path.stem.split("-")[1])
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"downloading {VGG19_URL} failed: {error}; {advice}") from error
+    return path
+
+
+def choose_loss_network(name: str, on_gpu: bool) -> tuple[str, str]:
+    """Return which network ``auto`` stands for, and a warning or nothing; other names stand for themselves."""
+    if name != "auto":
+        return name, ""
+    if not on_gpu:
+        return "vgg19_slim", ""
+    if vgg19_file().exists() or reachable(VGG19_URL):
+        return "vgg19", ""
+    return "vgg19_slim", "VGG-19 is neither cached nor to be fetched: training with vgg19_slim"
+
+
+LOSS_NETWORKS = ("vgg19", "vgg19_slim", "teachers")
+
+
+def create_loss_network(
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    shallow: str | Path | None = None,
+    deep: str | Path | None = None,
+    pooling: str = "max",
+    normalise: bool = False,
+    photographs: Iterable[Tensor] = (),
+) -> LossNetwork:
+    """Return a frozen loss network by name: vgg19, vgg19_slim or teachers.
+
+    Args:
+        name: `LOSS_NETWORKS` has the names; ``auto`` is resolved by `choose_loss_network`.
+        weights: a file in place of the shipped or downloaded one.
+        shallow: for teachers, the file whose layers come first.
+        deep: for teachers, the file that has the other layers.
+        pooling: max or average.
+        normalise: divide each filter by its mean activation over photographs.
+        photographs: RGB (1, 3, H, W) in [0, 1], from which factors are computed where the weights record none.
+
+    Raises UserError where the name is unknown or a file is missing or does not fit.
+    """
+    if name not in LOSS_NETWORKS:
+        raise UserError(f"unknown loss network {name!r}: {nearest(name, LOSS_NETWORKS)}")
+    if name == "vgg19_slim":
+        return freeze(load_slim_vgg(weights or VGG19_SLIM, pooling, normalise))
+    network: LossNetwork
+    if name == "vgg19":
+        network = load_torchvision_vgg19(weights or fetch_vgg19(), pooling)
+    else:
+        if shallow is None or deep is None:
+            raise UserError("loss_network=teachers needs loss_network.shallow=FILE and loss_network.deep=FILE")
+        first, second = load_converted_vgg(shallow, pooling), load_converted_vgg(deep, pooling)
+        network = MergedLossNetwork(
+            [(first, first.layers), (second, [layer for layer in second.layers if layer not in first.layers])]
+        )
+    if normalise:
+        network = NormalisedLossNetwork(network, mean_activation_factors(network, photographs))
+    return freeze(network)
+
+
+def mean_activation_factors(network: LossNetwork, photographs: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Return a network's mean activations, computed once and kept beside the downloads under its identity."""
+    digest = hashlib.sha256(network.identity.encode()).hexdigest()[:16]
+    path = cache_folder() / "mean_activations" / f"{digest}.safetensors"
+    if path.exists():
+        return read_safetensors(path)[0]
+    factors = network.mean_activations(photographs, [layer for layer in network.layers if layer.startswith("relu")])
+    if not factors or not all(len(f) for f in factors.values()):
+        raise UserError("normalising a loss network needs photographs")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    save_file({k: v.contiguous() for k, v in factors.items()}, temporary)
+    temporary.replace(path)
+    return factors

@@ -1,0 +1,164 @@
+"""The perceptual loss of Gatys et al. (CVPR 2016): content, Gram style, total variation.
+
+One `PerceptualLoss` serves the trainer and the per-image optimiser. All terms are computed in float32 or better,
+whatever precision the features come in, and are means over the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nst_fast.errors import UserError
+from nst_fast.loss_network import LossNetwork
+
+# A flat wall has almost no features: dividing by its own energy alone would make it worth more than any photograph.
+CONTENT_FLOOR = 0.1  # of the painting's energy at the same layer
+
+
+def in_full_precision(x: Tensor) -> Tensor:
+    """Return x in float32, or as it is in float64."""
+    return x if x.dtype.itemsize >= 4 else x.float()
+
+
+def gram_matrix(features: Tensor) -> Tensor:
+    """Return G = F Fᵀ / (H W), shape (N, C, C), of features (N, C, H, W), in float32 or better.
+
+    Gatys et al. 2016, equation 3, divided by the number of positions so that pictures of any size compare.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        flat = in_full_precision(features).flatten(2)
+        return flat @ flat.transpose(1, 2) / flat.shape[2]
+
+
+def total_variation(image: Tensor) -> Tensor:
+    """Return the mean squared difference of neighbouring pixels of (N, 3, H, W), summed over directions, shape (N,)."""
+    image = in_full_precision(image)
+    across = (image[..., :, 1:] - image[..., :, :-1]).square().flatten(1)
+    down = (image[..., 1:, :] - image[..., :-1, :]).square().flatten(1)
+    return across.sum(1) / max(across.shape[1], 1) + down.sum(1) / max(down.shape[1], 1)
+
+
+class PerceptualLoss(nn.Module):
+    """Weigh content, style and total variation of a stylized image, as a frozen loss network sees it.
+
+    Args:
+        loss_network: maps RGB (N, 3, H, W) in [0, 1] to named features.
+        content_layers: weight of each content layer.
+        style_layers: weight of each style layer.
+        content_weight: α in Gatys' paper.
+        style_weight: β.
+        tv_weight: weight of `total_variation`.
+
+    Raises UserError where the loss network lacks a layer. Subclasses state how a term is measured.
+    """
+
+    def __init__(
+        self,
+        loss_network: LossNetwork,
+        content_layers: Mapping[str, float],
+        style_layers: Mapping[str, float],
+        content_weight: float,
+        style_weight: float,
+        tv_weight: float,
+    ) -> None:
+        super().__init__()
+        loss_network.check_layers([*content_layers, *style_layers])
+        self.loss_network = loss_network
+        self.content_layers, self.style_layers = dict(content_layers), dict(style_layers)
+        self.content_weight, self.style_weight, self.tv_weight = content_weight, style_weight, tv_weight
+        self.style_targets: dict[str, Tensor] = {}
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers whose Gram matrices `set_style` needs."""
+        return list(dict.fromkeys([*self.content_layers, *self.style_layers]))
+
+    def set_style(self, grams: Mapping[str, Tensor]) -> None:
+        """Take the painting's Gram matrices, {layer: (C, C)}, of every layer in `layers`."""
+        missing = [layer for layer in self.layers if layer not in grams]
+        if missing:
+            raise UserError(f"the style targets lack layer {missing[0]}; they have {', '.join(grams)}")
+        for layer in self.layers:
+            self.register_buffer("style_" + layer, grams[layer][None], persistent=False)
+
+    def content_features(self, content: Tensor) -> dict[str, Tensor]:
+        """Return the content targets {layer: features} of a content image (N, 3, H, W)."""
+        with torch.no_grad():
+            return self.loss_network(content, list(self.content_layers))
+
+    def forward(self, image: Tensor, content_features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the scalars ``content``, ``style`` and ``tv``, not yet weighted, and their weighted sum ``total``."""
+        features = self.loss_network(image, self.layers)
+        with torch.autocast(image.device.type, enabled=False):
+            content, style = image.new_zeros(()), image.new_zeros(())
+            for layer, weight in self.content_layers.items():
+                x, target = in_full_precision(features[layer]), in_full_precision(content_features[layer])
+                energy = self.get_buffer("style_" + layer).diagonal(dim1=1, dim2=2).mean()
+                content = content + weight * self.content_term(x, target, energy).mean()
+            for layer, weight in self.style_layers.items():
+                term = self.style_term(gram_matrix(features[layer]), self.get_buffer("style_" + layer))
+                style = style + weight * term.mean()
+            tv = total_variation(image).mean()
+            total = self.content_weight * content + self.style_weight * style + self.tv_weight * tv
+        return {"content": content, "style": style, "tv": tv, "total": total}
+
+    def content_term(self, features: Tensor, target: Tensor, energy: Tensor) -> Tensor:
+        """Return each picture's content loss at one layer, shape (N,); ``energy``: the painting's mean square there."""
+        raise NotImplementedError
+
+    def style_term(self, gram: Tensor, target: Tensor) -> Tensor:
+        """Return each picture's style loss at one layer, shape (N,), from Gram matrices (N, C, C) and (1, C, C)."""
+        raise NotImplementedError
+
+
+class GatysLoss(PerceptualLoss):
+    """The paper's own: ½ Σ (F − P)², and Σ (G/M − A/M)² / (4 N²) (Gatys et al. 2016, equations 1 and 4).
+
+    Where photograph and painting have equally many positions M this is the paper's equation 4; where they have not, the
+    paper's form would compare sums over differently many positions.
+    """
+
+    def content_term(self, features: Tensor, target: Tensor, energy: Tensor) -> Tensor:
+        """Return ½ Σ (F − P)²."""
+        return 0.5 * (features - target).square().sum((1, 2, 3))
+
+    def style_term(self, gram: Tensor, target: Tensor) -> Tensor:
+        """Return Σ (G/M − A/M)² / (4 N²), N the number of filters."""
+        return (gram - target).square().sum((1, 2)) / (4 * gram.shape[1] ** 2)
+
+
+class JohnsonLoss(PerceptualLoss):
+    """Mean squared errors of features and of Gram matrices over C H W (Johnson et al. 2016, as pytorch/examples)."""
+
+    def content_term(self, features: Tensor, target: Tensor, energy: Tensor) -> Tensor:
+        """Return the mean of (F − P)²."""
+        return (features - target).square().mean((1, 2, 3))
+
+    def style_term(self, gram: Tensor, target: Tensor) -> Tensor:
+        """Return the mean of (G − A)², both divided by C."""
+        return ((gram - target) / gram.shape[1]).square().mean((1, 2))
+
+
+class BalancedLoss(PerceptualLoss):
+    """Gatys' terms, each divided by its target's energy, so that a weight means the same everywhere.
+
+    Gatys' α·½ Σ (F − P)² with α = 1 / (½ Σ P²) is the relative squared error ‖F − P‖² / ‖P‖², and his
+    β·Σ (G − A)² / (4 N² M²) with β = 4 N² M² / Σ A² is ‖G − A‖² / ‖A‖². Both are 0 for a perfect match and near 1 for
+    a picture without features, for any painting, layer, loss network and size. The content energy has a floor of
+    `CONTENT_FLOOR` times the painting's at that layer.
+    """
+
+    def content_term(self, features: Tensor, target: Tensor, energy: Tensor) -> Tensor:
+        """Return ‖F − P‖² / (‖P‖² + floor)."""
+        difference = (features - target).square().mean((1, 2, 3))
+        return difference / (target.square().mean((1, 2, 3)) + CONTENT_FLOOR * energy)
+
+    def style_term(self, gram: Tensor, target: Tensor) -> Tensor:
+        """Return ‖G − A‖² / ‖A‖²."""
+        return (gram - target).square().sum((1, 2)) / target.square().sum((1, 2))
+
+
+LOSSES: dict[str, type[PerceptualLoss]] = {"balanced": BalancedLoss, "gatys": GatysLoss, "johnson": JohnsonLoss}

@@ -1,0 +1,112 @@
+"""Transformation networks: content image in, stylized image out, both RGB (N, 3, H, W) in [0, 1]."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nst_fast.assets import nearest
+from nst_fast.errors import UserError
+
+
+def norm(channels: int) -> nn.InstanceNorm2d:
+    """Return an affine instance norm (Ulyanov et al. 2016) that keeps no running statistics."""
+    return nn.InstanceNorm2d(channels, affine=True)
+
+
+def conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution with reflection padding, so that borders do not darken."""
+    return nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, padding_mode="reflect")
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions around an identity, no rectification after the addition (Gross & Wilber 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv(channels, channels, 3),
+            norm(channels),
+            nn.ReLU(),
+            conv(channels, channels, 3),
+            norm(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x + body(x)."""
+        return x + self.body(x)
+
+
+class TransformationNetwork(nn.Module):
+    """A fully convolutional network whose output is cropped to its input's size inside the graph.
+
+    Attributes:
+        stride: total down-sampling; odd sizes are padded up to a multiple of it and cropped back.
+        min_size: smallest height and width in pixels that reflection padding allows.
+    """
+
+    stride: ClassVar[int] = 4
+    min_size: ClassVar[int] = 16
+    body: nn.Module
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the stylized image: same shape, near [0, 1] but not clamped."""
+        height, width = image.shape[2:]
+        return self.body(image)[:, :, :height, :width]
+
+
+class JohnsonNetwork(TransformationNetwork):
+    """The field's standard network (Johnson et al. 2016, supplement), as pytorch/examples trains it.
+
+    Nearest-neighbour upsampling before a convolution replaces the paper's transposed convolutions (Odena et al. 2016);
+    instance norm replaces batch norm. ``width=32`` is the published one, with 1,679,235 parameters.
+    """
+
+    def __init__(self, width: int = 32, blocks: int = 5) -> None:
+        super().__init__()
+        w1, w2, w4 = width, 2 * width, 4 * width
+        self.body = nn.Sequential(
+            *(conv(3, w1, 9), norm(w1), nn.ReLU()),
+            *(conv(w1, w2, 3, stride=2), norm(w2), nn.ReLU()),
+            *(conv(w2, w4, 3, stride=2), norm(w4), nn.ReLU()),
+            *(Residual(w4) for _ in range(blocks)),
+            *(nn.Upsample(scale_factor=2), conv(w4, w2, 3), norm(w2), nn.ReLU()),
+            *(nn.Upsample(scale_factor=2), conv(w2, w1, 3), norm(w1), nn.ReLU()),
+            conv(w1, 3, 9),
+        )
+
+
+class FastNetwork(TransformationNetwork):
+    """A small network that works at a quarter of the resolution: pixel-unshuffle in, nearest upsampling out.
+
+    Nearest upsampling and a 5×5 convolution at the end, not pixel-shuffle, which leaves a two-pixel grid in flat skies.
+    """
+
+    def __init__(self, width: int = 64, blocks: int = 5) -> None:
+        super().__init__()
+        half, full = width // 2, width // 4
+        self.body = nn.Sequential(
+            *(nn.PixelUnshuffle(4), conv(48, width, 3), norm(width), nn.ReLU()),
+            *(Residual(width) for _ in range(blocks)),
+            *(nn.Upsample(scale_factor=2), conv(width, half, 3), norm(half), nn.ReLU()),
+            *(nn.Upsample(scale_factor=2), conv(half, full, 3), norm(full), nn.ReLU()),
+            conv(full, 3, 5),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the stylized image: same shape, near [0, 1] but not clamped."""
+        height, width = image.shape[2:]
+        padded = F.pad(image, (0, -width % 4, 0, -height % 4), mode="replicate")
+        return self.body(padded)[:, :, :height, :width]
+
+
+NETWORKS: dict[str, type[JohnsonNetwork] | type[FastNetwork]] = {"fast": FastNetwork, "johnson": JohnsonNetwork}
+
+
+def create_network(name: str, width: int, blocks: int) -> TransformationNetwork:
+    """Return a new transformation network; UserError names the nearest where the name is unknown."""
+    if name not in NETWORKS:
+        raise UserError(f"unknown network {name!r}: {nearest(name, NETWORKS)}")
+    return NETWORKS[name](width, blocks)

@@ -1,0 +1,116 @@
+"""Export a transformation network to one self-describing ONNX file, and check it against torch."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from nst_fast.errors import UserError
+from nst_fast.images import write_atomically
+from nst_fast.networks import TransformationNetwork
+from nst_fast.stylizer import METADATA_PREFIX, Stylizer
+
+OPSET = 18
+PARITY_SIZES = ((37, 53), (64, 64), (101, 75))  # height, width in pixels: odd ones on purpose
+
+
+class Uint8Network(nn.Module):
+    """uint8 (N, H, W, 3) RGB in and out: scaling, clamping and rounding belong to the graph."""
+
+    def __init__(self, network: TransformationNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the stylized pictures: clipped, then rounded."""
+        stylized = self.network(image.permute(0, 3, 1, 2).float() / 255)
+        return (stylized.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class FloatNetwork(nn.Module):
+    """float32 (N, 3, H, W) RGB in [0, 1] in and out, for hosts that want it."""
+
+    def __init__(self, network: TransformationNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the stylized pictures, clipped."""
+        return self.network(image).clamp(0, 1)
+
+
+def to_onnx(network: TransformationNetwork, metadata: Mapping[str, str], float_nchw: bool = False) -> onnx.ModelProto:
+    """Return the checked graph ``image`` → ``stylized`` with N, H and W free and the metadata in it."""
+    module = (FloatNetwork if float_nchw else Uint8Network)(network).eval()
+    if float_nchw:
+        example, axes = torch.rand(2, 3, 64, 80), {0: "N", 2: "H", 3: "W"}
+    else:
+        example, axes = torch.zeros(2, 64, 80, 3, dtype=torch.uint8), {0: "N", 1: "H", 2: "W"}
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # The tracing exporter keeps each instance norm one InstanceNormalization node, which tiling relies on;
+        # torch warns that the other one is newer.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            (example,),
+            buffer,  # type: ignore[arg-type]
+            input_names=["image"],
+            output_names=["stylized"],
+            dynamic_axes={"image": axes, "stylized": axes},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    model = onnx.load_from_string(buffer.getvalue())
+    for key, value in metadata.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = METADATA_PREFIX + key, str(value)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def check_parity(network: TransformationNetwork, path: str | Path) -> int:
+    """Return how far the file on onnxruntime is from torch at most, in steps of 1/255; more than 1 raises."""
+    stylizer, worst = Stylizer(path), 0
+    module = Uint8Network(network).eval()
+    rng = np.random.default_rng(0)
+    for height, width in PARITY_SIZES:
+        pictures = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        with torch.no_grad():
+            expected = module(torch.from_numpy(pictures)).numpy()
+        got = stylizer.stylize_array(pictures)
+        if got.shape != expected.shape:
+            raise RuntimeError(f"the exported model gave {got.shape} for {expected.shape}")
+        worst = max(worst, int(np.abs(got.astype(int) - expected).max()))
+    if worst > 1:
+        raise RuntimeError(f"the exported model differs from torch by {worst}/255; at most 1/255 is allowed")
+    return worst
+
+
+def export(
+    network: TransformationNetwork, path: str | Path, metadata: Mapping[str, str], float_nchw: bool = False
+) -> Path:
+    """Write the network as one ONNX file, after `onnx.checker` and the parity check, and return its path.
+
+    Raises UserError where the place cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise UserError(f"cannot export to {path}: the name must end in .onnx")
+    network = network.cpu().float().eval()
+    metadata = {**metadata, "min_size": str(network.min_size)}
+    content = to_onnx(network, metadata, float_nchw).SerializeToString()
+    with tempfile.TemporaryDirectory() as folder:
+        checked = Path(folder) / "uint8.onnx"
+        checked.write_bytes(to_onnx(network, metadata).SerializeToString() if float_nchw else content)
+        check_parity(network, checked)
+    write_atomically(path, content)
+    return path

@@ -1,0 +1,172 @@
+"""Style targets: a painting's Gram matrices, which is all of it that training needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor
+
+from nst_fast.assets import ASSETS, cache_folder
+from nst_fast.errors import UserError
+from nst_fast.images import load_image, resize_short_side, write_atomically
+from nst_fast.loss_network import LossNetwork, read_safetensors
+from nst_fast.losses import gram_matrix
+
+FORMAT = "nst_fast style targets 1"
+
+
+@dataclass(frozen=True)
+class StyleTargets:
+    """Gram matrices {size: {layer: (C, C)}} of one painting as one loss network sees it.
+
+    Attributes:
+        loss_network: identity of the loss network, its name and the sha256 of its weights.
+        image_sha256: sha256 of the painting's file.
+        grams: for each size (short side of the painting, px) and layer.
+    """
+
+    loss_network: str
+    image_sha256: str
+    grams: Mapping[int, Mapping[str, Tensor]]
+
+    def save(self, path: str | Path) -> None:
+        """Write safetensors that hold the upper triangles in float32; raises UserError where it cannot."""
+        tensors = {
+            f"{size}.{layer}": gram[tuple(torch.triu_indices(*gram.shape))].float().contiguous()
+            for size, grams in self.grams.items()
+            for layer, gram in grams.items()
+        }
+        metadata = {"format": FORMAT, "loss_network": self.loss_network, "image_sha256": self.image_sha256}
+        write_atomically(Path(path), save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> StyleTargets:
+        """Read a file that `save` wrote; raises UserError where it is something else."""
+        tensors, metadata = read_safetensors(path)
+        if metadata.get("format") != FORMAT:
+            raise UserError(f"{path} holds no style targets: its format is {json.dumps(metadata.get('format'))}")
+        grams: dict[int, dict[str, Tensor]] = {}
+        for name, triangle in tensors.items():
+            size, layer = name.split(".", 1)
+            channels = int(((8 * len(triangle) + 1) ** 0.5 - 1) / 2)
+            gram = torch.zeros(channels, channels)
+            rows, columns = torch.triu_indices(channels, channels)
+            gram[rows, columns] = triangle
+            gram[columns, rows] = triangle
+            grams.setdefault(int(size), {})[layer] = gram
+        return cls(metadata["loss_network"], metadata["image_sha256"], grams)
+
+    def at(self, size: int, loss_network: str, image_sha256: str | None = None) -> Mapping[str, Tensor]:
+        """Return {layer: Gram matrix} at a size, or refuse: UserError where size, loss network or picture differ."""
+        if self.loss_network != loss_network:
+            raise UserError(
+                f"the style targets were made with loss network {self.loss_network}, this run has {loss_network}; "
+                "give the picture itself with style.image=FILE"
+            )
+        if image_sha256 is not None and self.image_sha256 != image_sha256:
+            raise UserError(f"the style targets are of a picture with sha256 {self.image_sha256}, not {image_sha256}")
+        if size not in self.grams:
+            sizes = ", ".join(str(s) for s in sorted(self.grams))
+            raise UserError(
+                f"the style targets have sizes {sizes}, not style.size={size}; give the picture with style.image=FILE"
+            )
+        return self.grams[size]
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return a picture as float32 (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(255).contiguous()
+
+
+@torch.no_grad()
+def painting_grams(
+    painting: Image.Image, loss_network: LossNetwork, layers: Iterable[str], size: int
+) -> dict[str, Tensor]:
+    """Return {layer: (C, C)} of a painting at a short side in pixels, its proportions kept; any device, on the CPU."""
+    device = next(loss_network.parameters()).device
+    image = to_tensor(resize_short_side(painting, size)).to(device)
+    return {layer: gram_matrix(f)[0].cpu() for layer, f in loss_network(image, list(layers)).items()}
+
+
+def make_style_targets(
+    image: str | Path, loss_network: LossNetwork, sizes: Iterable[int], layers: Iterable[str] | None = None
+) -> StyleTargets:
+    """Return the style targets of a picture file at several sizes, for all of the network's layers unless told."""
+    painting = load_image(image)
+    wanted = list(layers if layers is not None else loss_network.layers)
+    grams = {size: painting_grams(painting, loss_network, wanted, size) for size in sizes}
+    return StyleTargets(loss_network.identity, sha256_of(image), grams)
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the sha256 of a file as hexadecimal digits."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def fetch_painting(url: str, sha256: str) -> Path:
+    """Return a painting's file: from the folder NST_FAST_STYLES, the cache, or its pinned address, hash checked.
+
+    Raises UserError where it cannot be had or its sha256 differs.
+    """
+    import pooch  # here: most runs train from style targets and fetch nothing
+
+    name = url.rsplit("/", 1)[1]
+    own = os.environ.get("NST_FAST_STYLES")
+    if own:
+        path = Path(own).expanduser() / name
+        if not path.is_file():
+            raise UserError(f"NST_FAST_STYLES={own} has no {name}")
+        if sha256_of(path) != sha256:
+            raise UserError(f"{path} is another picture: its sha256 is {sha256_of(path)}, {sha256} is needed")
+        return path
+    folder = cache_folder() / "styles"
+    try:
+        downloader = pooch.HTTPDownloader(timeout=(5, 60))
+        return Path(pooch.retrieve(url, f"sha256:{sha256}", name, folder, downloader=downloader))
+    except Exception as error:  # requests and pooch raise many kinds
+        raise UserError(
+            f"the painting is needed and {url} cannot be fetched ({type(error).__name__}); "
+            "give a file with style.image=FILE, or a folder with NST_FAST_STYLES=FOLDER"
+        ) from error
+
+
+def style_grams(
+    loss_network: LossNetwork,
+    layers: Iterable[str],
+    *,
+    name: str,
+    size: int,
+    image: str | Path | None = None,
+    targets: str | Path | None = None,
+    url: str | None = None,
+    sha256: str | None = None,
+) -> tuple[Mapping[str, Tensor], str]:
+    """Return a style's Gram matrices {layer: (C, C)} and its picture's sha256.
+
+    They come from the picture, a style target file, the shipped target file where it fits the loss network, layers and
+    size, or else from the picture fetched from its address, in this order. Raises UserError where none can be had.
+    """
+    wanted = list(layers)
+    shipped_targets = ASSETS / "style_targets" / f"{name}.safetensors"
+    if image is None and targets is not None:
+        made = StyleTargets.load(targets)
+        return made.at(size, loss_network.identity, sha256), made.image_sha256
+    if image is None and shipped_targets.is_file():
+        made = StyleTargets.load(shipped_targets)
+        fits = made.loss_network == loss_network.identity and size in made.grams and made.image_sha256 == sha256
+        if fits and set(wanted) <= set(made.grams[size]):
+            return made.grams[size], made.image_sha256
+    if image is None and url is not None and sha256 is not None:
+        image = fetch_painting(url, sha256)
+    if image is None:
+        raise UserError("a picture is needed: style=custom style.image=FILE")
+    return painting_grams(load_image(image), loss_network, wanted, size), sha256_of(image)

@@ -1,0 +1,168 @@
+"""The LightningModule that trains one transformation network on one style."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nst_fast import __version__
+from nst_fast.errors import UserError
+from nst_fast.images import save_image
+from nst_fast.losses import PerceptualLoss
+from nst_fast.networks import TransformationNetwork
+
+CHECKPOINT_KEY = "nst_fast"
+MOST_SKIPPED_IN_A_ROW = 20  # steps; past this the run is broken, not unlucky
+
+
+class StyleTransfer(pl.LightningModule):
+    """Train a transformation network against a frozen perceptual loss.
+
+    Args:
+        network: the transformation network.
+        perceptual_loss: with its style targets set; never stored in checkpoints.
+        learning_rate: Adam's, the peak of one cycle.
+        max_steps: length of the cycle.
+        gradient_clip: largest gradient norm.
+        description: plain types to store in checkpoints: the resolved config and what was chosen.
+    """
+
+    def __init__(
+        self,
+        network: TransformationNetwork,
+        perceptual_loss: PerceptualLoss,
+        learning_rate: float,
+        max_steps: int,
+        gradient_clip: float,
+        description: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+        self.perceptual_loss = perceptual_loss
+        self.learning_rate, self.max_steps, self.gradient_clip = learning_rate, max_steps, gradient_clip
+        self.description = description
+        self.automatic_optimization = False  # a non-finite step is skipped whole: no update, no momentum
+        self.strict_loading = False  # the frozen loss network is not in checkpoints
+        self.batches_seen, self.skipped_steps, self.skipped_in_a_row = 0, 0, 0
+        self.seconds = 0.0  # of training, over all sessions of a resumed run
+        self.started = self.clock = 0.0
+        self.first_batch = 0
+        self.samples_folder: Path | None = None
+        self.validation_losses: dict[str, float] = {}
+
+    def configure_optimizers(self) -> Any:
+        """Return Adam on one cycle: warm-up over the first tenth, then down to nothing."""
+        optimizer = torch.optim.Adam(self.network.parameters(), self.learning_rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, total_steps=self.max_steps + 1, pct_start=0.1
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def stylize(self, content: Tensor) -> Tensor:
+        """Return stylized images (N, 3, H, W), float32, not clamped."""
+        return self.network(content.contiguous(memory_format=torch.channels_last)).float()
+
+    def losses(self, content: Tensor, stylized: Tensor) -> dict[str, Tensor]:
+        """Return the perceptual loss's terms for a batch."""
+        return self.perceptual_loss(stylized, self.perceptual_loss.content_features(content))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Take one optimiser step on content images (N, 3, H, W) uint8, or skip it where it is not finite."""
+        content = (batch.float() / 255).contiguous(memory_format=torch.channels_last)
+        terms = self.losses(content, self.stylize(content))
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(terms["total"])
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
+        self.batches_seen += 1
+        if torch.isfinite(norm):
+            optimizer.step()
+            schedule: Any = self.lr_schedulers()
+            schedule.step()
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped_steps += 1
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+                raise UserError(
+                    f"{MOST_SKIPPED_IN_A_ROW} steps in a row gave no finite gradient at step {self.global_step}; "
+                    "try a lower trainer.learning_rate, or trainer.precision=32-true"
+                )
+        self.log_dict({f"train/{name}_loss": value.detach() for name, value in terms.items()})
+        self.log("train/gradient_norm", norm)
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        self.log("images_per_second", (self.batches_seen - self.first_batch) * len(batch) / (now - self.started))
+
+    def on_train_start(self) -> None:
+        """Start the clocks."""
+        self.started = self.clock = time.perf_counter()
+        self.first_batch = self.batches_seen
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log the losses of the clamped pictures, as a viewer sees them, and keep the first ones as a strip."""
+        content = (batch.float() / 255).contiguous(memory_format=torch.channels_last)
+        stylized = self.stylize(content).clamp(0, 1)
+        for name, value in self.losses(content, stylized).items():
+            self.log(f"val/{name}_loss", value, batch_size=len(batch), prog_bar=False)
+        if batch_idx == 0:
+            self.save_strip(content, stylized)
+
+    def on_validation_epoch_end(self) -> None:
+        """Remember the newest validation losses for the summary and the model's metadata."""
+        metrics = self.trainer.callback_metrics
+        self.validation_losses = {k: float(v) for k, v in metrics.items() if k.startswith("val/")}
+
+    def save_strip(self, content: Tensor, stylized: Tensor) -> None:
+        """Write content images above their stylized ones, to TensorBoard and as PNG."""
+        strip = torch.cat([torch.cat(list(row), dim=2) for row in (content, stylized)], dim=1).float()
+        for logger in self.loggers:
+            logger.experiment.add_image("val/strip", strip, self.global_step)  # type: ignore[attr-defined]
+        if self.samples_folder is not None and self.trainer.is_global_zero:
+            pixels = (strip * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            name = f"step_{self.global_step:06d}.png"
+            save_image(Image.fromarray(np.ascontiguousarray(pixels)), self.samples_folder / name)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Drop the frozen loss network and add the description; plain types and tensors only."""
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in weights.items() if not k.startswith("perceptual_loss.")}
+        checkpoint[CHECKPOINT_KEY] = {
+            **self.description,
+            "version": __version__,
+            "step": self.global_step,
+            "batches_seen": self.batches_seen,
+            "skipped_steps": self.skipped_steps,
+            "seconds": self.seconds,
+            "validation_losses": self.validation_losses,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the counters up where the checkpoint left them."""
+        ours = checkpoint[CHECKPOINT_KEY]
+        self.batches_seen, self.skipped_steps = ours["batches_seen"], ours["skipped_steps"]
+        self.seconds, self.validation_losses = ours["seconds"], ours["validation_losses"]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return a checkpoint of ours, loaded without unpickling code.
+
+    Raises UserError where it is missing, damaged or another project's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile pickle can fail in any way
+        raise UserError(f"{path} is no checkpoint that can be loaded safely: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise UserError(f"{path} is a checkpoint of another project; one that `train` wrote is needed")
+    return checkpoint

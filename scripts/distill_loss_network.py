@@ -1,0 +1,523 @@
+"""Distil vgg19_slim, the loss network that ships with the package, from VGG-19 teachers.
+
+    python scripts/distill_loss_network.py                       # resumes runs/distill where it stopped
+    python scripts/distill_loss_network.py steps=300 run=runs/try output=try.safetensors
+
+The student's heads are matched to the teachers' features and to their Gram matrices on photographs, paintings, noise
+and perturbations and, half of every batch, on pictures made against the student while it learns: by style networks in
+training on it and by pictures being optimised on it. Where such pictures walk, the student is corrected.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from nst_fast.loss_network import (
+    LossNetwork,
+    MergedLossNetwork,
+    SlimVGG,
+    freeze,
+    load_converted_vgg,
+    load_slim_vgg,
+    load_torchvision_vgg19,
+    save_slim_vgg,
+)
+from nst_fast.losses import gram_matrix, total_variation
+from nst_fast.networks import FastNetwork
+
+ROOT = Path(__file__).resolve().parent.parent
+STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+CONTENT_LAYER = "relu4_2"
+PICTURES = {".jpg", ".jpeg", ".png"}
+
+
+# Pictures
+
+
+def read_pictures(folder: str | Path, short_side: int) -> dict[str, Tensor]:
+    """Return {name: uint8 (3, H, W)} of every picture in a folder, at the given short side in pixels."""
+    pictures = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix.lower() in PICTURES:
+            image = Image.open(path).convert("RGB")
+            ratio = short_side / min(image.size)
+            image = image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.LANCZOS)
+            pictures[path.stem] = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    if not pictures:
+        raise SystemExit(f"no pictures in {folder}")
+    return pictures
+
+
+def crop(picture: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """Return a random crop, scaled by 0.6 to 1.5 and perhaps mirrored: float (3, size, size) in [0, 1]."""
+    side = min(round(size / math.exp(rng.uniform(math.log(0.6), math.log(1.5)))), *picture.shape[1:])
+    top, left = rng.integers(picture.shape[1] - side + 1), rng.integers(picture.shape[2] - side + 1)
+    window = picture[:, top : top + side, left : left + side].float().div(255)[None]
+    window = F.interpolate(window, size=(size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    return window.flip(2) if rng.random() < 0.5 else window
+
+
+def procedural(size: int, rng: np.random.Generator) -> Tensor:
+    """Return noise of a random spectrum, a grating, a checkerboard, a gradient or a flat colour."""
+    g = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    y, x = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
+    colours = torch.rand(2, 3, 1, 1, generator=g)
+    kind = rng.integers(4)
+    if kind == 0:
+        frequency = torch.fft.fftfreq(size)[:, None].square() + torch.fft.rfftfreq(size)[None].square()
+        spectrum = torch.fft.rfft2(torch.randn(3, size, size, generator=g))
+        noise = torch.fft.irfft2(spectrum * (frequency + 1e-4) ** (-rng.uniform(0, 1)), s=(size, size))
+        noise = noise / noise.std() * rng.uniform(0.02, 0.35)
+        return (noise + colours[0]).clamp(0, 1)
+    if kind == 1:
+        angle, waves = rng.uniform(0, math.pi), math.exp(rng.uniform(0, math.log(size / 2)))
+        mask = 0.5 + 0.5 * torch.sin(2 * math.pi * waves * (x * math.cos(angle) + y * math.sin(angle)))
+        mask = mask if rng.random() < 0.5 else mask.round()
+    elif kind == 2:
+        step = int(rng.integers(1, 9))
+        index = torch.arange(size) // step
+        mask = ((index[:, None] + index[None]) % 2).float()
+    else:
+        mask = x * rng.uniform(0, 1) + y * rng.uniform(0, 1)
+    return colours[0] * mask + colours[1] * (1 - mask)
+
+
+def perturb(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return the picture blurred, noisy, recoloured, contrasted or coarsened."""
+    g = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    size = image.shape[1]
+    match rng.integers(5):
+        case 0:
+            image = image + torch.randn(image.shape, generator=g) * rng.uniform(0.01, 0.3)
+        case 1:
+            small = F.interpolate(image[None], scale_factor=1 / int(rng.integers(2, 7)), mode="area")
+            image = F.interpolate(small, size=(size, size), mode="nearest" if rng.random() < 0.3 else "bilinear")[0]
+        case 2:
+            mix = torch.eye(3) + torch.randn(3, 3, generator=g) * 0.5
+            image = torch.einsum("dc,chw->dhw", mix / mix.sum(1, keepdim=True).clamp_min(0.5), image)
+        case 3:
+            image = (image - rng.uniform(0.2, 0.8)) * rng.uniform(0.2, 3.0) + rng.uniform(0.2, 0.8)
+        case _:
+            smooth = F.avg_pool2d(image[None], 3, 1, 1)[0]
+            image = image + (image - smooth) * rng.uniform(0.5, 3.0)
+    return image.clamp(0, 1)
+
+
+class Mixture:
+    """The pictures that no adversary made: a function of (seed, step) alone."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self.photographs = list(read_pictures(cfg.photographs, cfg.short_side).values())
+        held_out = set(cfg.held_out_paintings)
+        paintings = {k: v for k, v in read_pictures(cfg.paintings, 2 * cfg.short_side).items() if k not in held_out}
+        self.paintings = list(paintings.values())
+
+    def photograph(self, size: int, rng: np.random.Generator) -> Tensor:
+        return crop(self.photographs[rng.integers(len(self.photographs))], size, rng)
+
+    def batch(self, count: int, size: int, rng: np.random.Generator) -> Tensor:
+        images = []
+        for _ in range(count):
+            kind = rng.choice(list(self.cfg.sources), p=list(self.cfg.sources.values()))
+            if kind == "photograph":
+                image = self.photograph(size, rng)
+            elif kind == "painting":
+                image = crop(self.paintings[rng.integers(len(self.paintings))], size, rng)
+            else:
+                image = procedural(size, rng)
+            images.append(perturb(image, rng) if rng.random() < self.cfg.perturbed else image)
+        return torch.stack(images)
+
+
+# Adversaries
+
+
+class StyleTask:
+    """What an adversary aims at: a painting at some size, the student's view of it, and weights."""
+
+    def __init__(self, mixture: Mixture, cfg: DictConfig, rng: np.random.Generator) -> None:
+        painting = mixture.paintings[rng.integers(len(mixture.paintings))]
+        short = int(rng.integers(160, 2 * cfg.short_side))
+        ratio = short / min(painting.shape[1:])
+        size = (round(painting.shape[1] * ratio), round(painting.shape[2] * ratio))
+        self.painting = F.interpolate(painting[None].float() / 255, size=size, mode="bilinear", antialias=True)
+        self.style_weight = math.exp(rng.uniform(*(math.log(w) for w in cfg.style_weight)))
+        self.targets: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def refresh(self, student: SlimVGG, device: torch.device) -> None:
+        features = student.estimates(self.painting.to(device), STYLE_LAYERS)
+        self.targets = {layer: gram_matrix(f) for layer, f in features.items()}
+
+    def loss(self, student: SlimVGG, image: Tensor, content: Tensor) -> Tensor:
+        """Return the balanced perceptual loss of a picture as the student sees it."""
+        features = student.estimates(image, [*STYLE_LAYERS, CONTENT_LAYER])
+        with torch.no_grad():
+            target = student.estimates(content, [CONTENT_LAYER])[CONTENT_LAYER].float()
+        error = (features[CONTENT_LAYER].float() - target).square().mean((1, 2, 3)) / target.square().mean((1, 2, 3))
+        style = sum(relative_gram_error(gram_matrix(features[k]), self.targets[k]).mean() for k in STYLE_LAYERS)
+        return (
+            error.mean() + self.style_weight * style / len(STYLE_LAYERS) + 0.5 * total_variation(image.float()).mean()
+        )
+
+
+class StyleNetworkAdversary:
+    """A style network that trains on the student, one step a call, and starts over now and then."""
+
+    def __init__(self, mixture: Mixture, cfg: DictConfig, device: torch.device) -> None:
+        self.mixture, self.cfg, self.device = mixture, cfg, device
+        self.left = 0
+
+    def restart(self, rng: np.random.Generator) -> None:
+        torch.manual_seed(int(rng.integers(2**62)))
+        self.network = FastNetwork(self.cfg.style_network_width, blocks=int(rng.integers(2, 6)))
+        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.parameters = list(self.network.parameters())
+        self.optimizer = torch.optim.Adam(self.parameters, lr=3e-3)
+        self.task = StyleTask(self.mixture, self.cfg, rng)
+        self.left = int(rng.integers(*self.cfg.style_network_steps))
+
+    def pictures(self, student: SlimVGG, count: int, size: int, rng: np.random.Generator) -> Tensor:
+        if not self.left:
+            self.restart(rng)
+        if self.left % 40 == 0 or not self.task.targets:
+            self.task.refresh(student, self.device)
+        self.left -= 1
+        content = torch.stack([self.mixture.photograph(size, rng) for _ in range(count)]).to(self.device)
+        image = self.network(content.contiguous(memory_format=torch.channels_last))
+        loss = self.task.loss(student, image, content)
+        if torch.isfinite(loss):
+            for parameter, gradient in zip(self.parameters, torch.autograd.grad(loss, self.parameters), strict=True):
+                parameter.grad = gradient
+            self.optimizer.step()
+        return image.detach().float().clamp(0, 1)
+
+
+class CanvasAdversary:
+    """Pictures that are optimised on the student from a photograph or from noise, one step a call."""
+
+    def __init__(self, mixture: Mixture, cfg: DictConfig, device: torch.device) -> None:
+        self.mixture, self.cfg, self.device = mixture, cfg, device
+        self.left = 0
+
+    def restart(self, count: int, size: int, rng: np.random.Generator) -> None:
+        self.task = StyleTask(self.mixture, self.cfg, rng)
+        self.content = torch.stack([self.mixture.photograph(size, rng) for _ in range(count)]).to(self.device)
+        noise = torch.from_numpy(rng.random(self.content.shape, dtype=np.float32)).to(self.device)
+        self.canvas = (noise if rng.random() < 0.5 else self.content.clone()).requires_grad_(True)
+        self.optimizer = torch.optim.Adam([self.canvas], lr=math.exp(rng.uniform(math.log(0.005), math.log(0.05))))
+        self.left = int(rng.integers(*self.cfg.canvas_steps))
+
+    def pictures(self, student: SlimVGG, count: int, size: int, rng: np.random.Generator) -> Tensor:
+        if not self.left or self.canvas.shape[2] != size:
+            self.restart(count, size, rng)
+        if self.left % 40 == 0 or not self.task.targets:
+            self.task.refresh(student, self.device)
+        self.left -= 1
+        loss = self.task.loss(student, self.canvas, self.content)
+        (self.canvas.grad,) = torch.autograd.grad(loss, [self.canvas])
+        self.optimizer.step()
+        with torch.no_grad():
+            self.canvas.clamp_(0, 1)
+        return self.canvas.detach().clone()
+
+
+# Matching
+
+
+def relative_gram_error(gram: Tensor, target: Tensor) -> Tensor:
+    """Return ‖G − A‖² / ‖A‖² for each picture."""
+    return (gram - target).square().sum((1, 2)) / target.square().sum((1, 2))
+
+
+def matching_errors(student: SlimVGG, teachers: LossNetwork, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return {layer: (relative feature error, relative Gram error)}, one figure a picture."""
+    layers = student.layers
+    with torch.no_grad():
+        truth = {k: t.float() for k, t in teachers(images, layers).items()}
+    errors = {}
+    for layer, estimate in student.estimates(images, layers).items():
+        t, s = truth[layer], estimate.float()
+        feature = (s - t).square().mean((1, 2, 3)) / (t.square().mean((1, 2, 3)) + 1e-2)
+        errors[layer] = (feature, relative_gram_error(gram_matrix(s), gram_matrix(t)))
+    return errors
+
+
+def load_teacher(path: str) -> LossNetwork:
+    """Return a teacher from either weights format."""
+    resolved = Path(path) if Path(path).is_absolute() else ROOT / path
+    return load_converted_vgg(resolved) if resolved.suffix == ".safetensors" else load_torchvision_vgg19(resolved)
+
+
+def load_teachers(cfg: DictConfig) -> LossNetwork:
+    return freeze(MergedLossNetwork([(load_teacher(t.path), list(t.layers)) for t in cfg.teachers]))
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    native = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and native))
+
+
+class ScaledSlimVGG(SlimVGG):
+    """The student in training: its heads estimate each channel in units of that channel's root mean square.
+
+    Edge filters fire rarely and strongly; heads that must grow to their size learn slowly.
+    """
+
+    def start(self, images: Tensor, truth: dict[str, Tensor]) -> None:
+        """Give every convolution zero mean and unit variance on some images, and fit the heads by ridge regression."""
+        x, block = self.trunk.preprocess(images), "1"
+        for name, convolution in self.trunk.convolutions.items():
+            torch.nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            torch.nn.init.zeros_(convolution.bias)
+            x, block = (F.max_pool2d(x, 2) if name[0] != block else x), name[0]
+            y = convolution(x)
+            mean, deviation = y.mean((0, 2, 3)), y.std((0, 2, 3))
+            convolution.weight /= deviation[:, None, None, None]
+            convolution.bias.copy_(0.3 * torch.randn(len(mean)) - mean / deviation)
+            x = F.relu(convolution(x))
+        for layer, features in self.trunk(images, self.layers).items():
+            scale = truth[layer].square().mean((0, 2, 3)).sqrt().clamp_min(1e-2)
+            self.register_buffer("scale_" + layer, scale[:, None, None])
+            s, t = to_positions(features), to_positions(truth[layer] / scale[:, None, None])
+            s = torch.cat([s, torch.ones(len(s), 1)], 1)
+            normal = s.T @ s
+            ridge = 1e-3 * normal.diagonal().mean() * torch.eye(len(normal))
+            weights = torch.linalg.solve(normal + ridge, s.T @ t).float().T
+            self.heads[layer].weight.copy_(weights[:, :-1, None, None])
+            self.heads[layer].bias.copy_(weights[:, -1])
+
+    def estimates(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        features = self.trunk(image, wanted)
+        return {k: self.heads[k](features[k]).float() * self.get_buffer("scale_" + k) for k in wanted}
+
+    def folded(self) -> SlimVGG:
+        """Return the student with the scales multiplied into its heads."""
+        widths = [[c.out_channels for n, c in self.trunk.convolutions.items() if n[0] == str(b)] for b in range(1, 6)]
+        plain = SlimVGG(widths, {layer: head.out_channels for layer, head in self.heads.items()})
+        plain.trunk.load_state_dict(self.trunk.state_dict())
+        for layer, head in self.heads.items():
+            scale = self.get_buffer("scale_" + layer)
+            plain.heads[layer].weight.data = head.weight.data * scale[..., None]
+            plain.heads[layer].bias.data = head.bias.data * scale.flatten()
+        return plain
+
+
+@torch.no_grad()
+def new_student(cfg: DictConfig, teachers: LossNetwork, mixture: Mixture) -> ScaledSlimVGG:
+    torch.manual_seed(cfg.seed)
+    rng = np.random.default_rng(cfg.seed)
+    images = torch.stack([mixture.photograph(128, rng) for _ in range(48)])
+    truth = teachers(images, teachers.layers)
+    widths = OmegaConf.to_container(cfg.widths)
+    student = ScaledSlimVGG(widths, {layer: t.shape[1] for layer, t in truth.items()})  # type: ignore[arg-type]
+    # Pixels to about zero mean and unit variance; the convolutions learn the rest.
+    student.trunk.preprocess.weight.data = torch.eye(3)[:, :, None, None] * 4
+    student.trunk.preprocess.bias.data = torch.full((3,), -1.8)
+    student.trunk.preprocess.requires_grad_(False)
+    student.start(images, truth)
+    return student
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """Return a channels-last convolution weight as the matrix (out, kernel and in) that shares its memory."""
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+class Optimizer:
+    """Muon (Jordan et al. 2024) for the convolutions, seen as matrices, AdamW for the biases, one cycle for both."""
+
+    def __init__(self, student: SlimVGG, learning_rate: float, steps: int) -> None:
+        self.parameters = [p for p in student.parameters() if p.requires_grad]
+        self.weights = [p for p in self.parameters if p.dim() == 4]
+        self.matrices = [torch.nn.Parameter(as_matrix(p.data)) for p in self.weights]
+        assert all(m.data_ptr() == w.data_ptr() for m, w in zip(self.matrices, self.weights, strict=True))
+        biases = [p for p in self.parameters if p.dim() != 4]
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.Muon(self.matrices, learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(biases, learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        )
+        self.schedules = [
+            torch.optim.lr_scheduler.OneCycleLR(o, learning_rate, steps + 1, pct_start=0.05, cycle_momentum=False)
+            for o in self.optimizers
+        ]
+
+    def step(self, loss: Tensor) -> None:
+        if torch.isfinite(loss):
+            grads = torch.autograd.grad(loss, self.parameters)
+            norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in grads]))
+            if torch.isfinite(norm):
+                for parameter, grad in zip(self.parameters, grads, strict=True):
+                    parameter.grad = grad / norm.clamp_min(1)
+                for matrix, weight in zip(self.matrices, self.weights, strict=True):
+                    matrix.grad, weight.grad = as_matrix(weight.grad), None  # type: ignore[arg-type]
+                for optimizer in self.optimizers:
+                    optimizer.step()
+        for schedule in self.schedules:
+            schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(i): part.state_dict() for i, part in enumerate([*self.optimizers, *self.schedules])}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for i, part in enumerate([*self.optimizers, *self.schedules]):
+            part.load_state_dict(state[str(i)])
+
+
+def distil(cfg: DictConfig) -> ScaledSlimVGG:
+    """Train the student, or go on from its saved state, and return it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = Path(cfg.run)
+    run.mkdir(parents=True, exist_ok=True)
+    teachers = load_teachers(cfg).to(device)
+    mixture = Mixture(cfg)
+    student = new_student(cfg, load_teachers(cfg), mixture)
+    student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = Optimizer(student, cfg.learning_rate, cfg.steps)
+    first, seconds = 0, 0.0
+    state_file = run / "state.pt"
+    if state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        student.load_state_dict(state["student"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, seconds = state["step"], state["seconds"]
+
+    networks = [StyleNetworkAdversary(mixture, cfg, device) for _ in range(cfg.style_networks)]
+    canvases = [CanvasAdversary(mixture, cfg, device) for _ in cfg.batches]
+    context = autocast(cfg.precision, device)
+    start, log = time.perf_counter() - seconds, (run / "log.jsonl").open("a")
+    running: dict[str, float] = {}
+    columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
+    with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("distil", total=cfg.steps, completed=first, loss="")
+        for step in range(first, cfg.steps):
+            rng = np.random.default_rng((cfg.seed, step))
+            shape = int(rng.integers(len(cfg.batches)))
+            count, size = cfg.batches[shape]
+            with context:
+                adversary = canvases[shape] if step % 3 == 2 else networks[step % len(networks)]
+                made = adversary.pictures(student, count // 2, size, rng)
+                clean = mixture.batch(count - count // 2, size, rng).to(device)
+                images = torch.cat([made, clean]).contiguous(memory_format=torch.channels_last)
+                errors = matching_errors(student, teachers, images)
+            # g / (1 + g): one picture whose Gram matrix is far off must not outweigh the rest of the batch
+            terms = [cfg.layer_weights[k] * (f + cfg.gram_weight * g / (1 + g)).mean() for k, (f, g) in errors.items()]
+            loss = torch.stack(terms).sum()
+            optimizer.step(loss)
+            for layer, (feature, gram) in errors.items():
+                for name, value in (("feature", feature), ("gram", gram)):
+                    for group, part in (("made", value[: count // 2]), ("clean", value[count // 2 :])):
+                        key = f"{group}/{name}/{layer}"
+                        running[key] = running.get(key, 0.0) * 0.99 + 0.01 * float(part.mean())
+            progress.update(bar, advance=1, loss=f"loss {float(loss):.3f}")
+            if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
+                seconds = time.perf_counter() - start
+                state = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
+                state |= {"step": step + 1, "seconds": seconds}
+                torch.save(state, state_file.with_suffix(".tmp"))
+                state_file.with_suffix(".tmp").replace(state_file)
+                log.write(json.dumps({"step": step + 1, "seconds": seconds, **running}) + "\n")
+                log.flush()
+    return student
+
+
+# Report
+
+
+def to_positions(features: Tensor) -> Tensor:
+    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1]).double()
+
+
+@torch.no_grad()
+def fidelity(cfg: DictConfig, student: SlimVGG, photographs: int = 200) -> dict[str, float]:
+    """Return each layer's R² on validation photographs at 256 px, after a 1×1 map with bias by least squares."""
+    teacher = load_teachers(cfg)
+    estimated = {}
+    for t in cfg.teachers:
+        from nst_fast.loss_network import read_safetensors
+
+        path = Path(t.path) if Path(t.path).is_absolute() else ROOT / t.path
+        if path.suffix == ".safetensors":
+            tensors, _ = read_safetensors(path)
+            for layer in t.layers:
+                if f"to_vgg19.conv{layer[4:]}.weight" in tensors and layer != CONTENT_LAYER:
+                    key = f"to_vgg19.conv{layer[4:]}"
+                    estimated[layer] = (tensors[key + ".weight"], tensors[key + ".bias"])
+
+    def pairs(folder: str, count: int) -> Any:
+        names = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in PICTURES)
+        for path in names[:: max(1, len(names) // count)][:count]:
+            image = Image.open(path).convert("RGB")
+            ratio = 256 / min(image.size)
+            image = image.resize((max(256, round(image.width * ratio)), max(256, round(image.height * ratio))), 1)
+            left, top = (image.width - 256) // 2, (image.height - 256) // 2
+            x = torch.from_numpy(np.array(image.crop((left, top, left + 256, top + 256)))).permute(2, 0, 1)[None] / 255
+            truth = teacher(x, student.layers)
+            truth |= {k: F.relu(F.conv2d(truth[k], *wb)) for k, wb in estimated.items()}
+            yield student(x, student.layers), truth
+
+    normal: dict[str, list[Tensor]] = {}
+    for seen, truth in pairs(cfg.photographs, photographs):
+        for layer in student.layers:
+            s, t = to_positions(seen[layer]), to_positions(truth[layer])
+            s = torch.cat([s, torch.ones(len(s), 1)], 1)
+            if layer not in normal:
+                normal[layer] = [
+                    torch.zeros(s.shape[1], s.shape[1]).double(),
+                    torch.zeros(s.shape[1], t.shape[1]).double(),
+                ]
+            normal[layer][0] += s.T @ s
+            normal[layer][1] += s.T @ t
+    maps = {k: torch.linalg.lstsq(a, b, driver="gelsd").solution for k, (a, b) in normal.items()}
+    sums: dict[str, list[Any]] = {}
+    for seen, truth in pairs(cfg.validation, 10**6):
+        for layer in student.layers:
+            s, t = to_positions(seen[layer]), to_positions(truth[layer])
+            error = (torch.cat([s, torch.ones(len(s), 1)], 1) @ maps[layer] - t).square().sum()
+            a = sums.setdefault(layer, [0.0, 0.0, 0.0, 0])
+            a[0] += float(error)
+            a[1] += float(t.square().sum())
+            a[2] = a[2] + t.sum(0)
+            a[3] += len(t)
+    return {k: 1 - e / (q - float((m / n).square().sum() * n)) for k, (e, q, m, n) in sums.items()}
+
+
+def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    cfg = OmegaConf.merge(
+        OmegaConf.load(ROOT / "configs" / "distill_loss_network.yaml"), OmegaConf.from_cli(sys.argv[1:])
+    )
+    student = distil(cfg).cpu().folded().eval().requires_grad_(False)
+    photographs = read_pictures(cfg.photographs, 256)
+    sample = [p[None].float() / 255 for p in list(photographs.values())[:: max(1, len(photographs) // 100)]]
+    factors = SlimVGG.mean_activations(student, sample, student.layers)
+    Path(cfg.output).parent.mkdir(parents=True, exist_ok=True)
+    save_slim_vgg(student, cfg.output, {"widths": OmegaConf.to_container(cfg.widths)}, factors)
+    shipped = load_slim_vgg(cfg.output)
+    r2 = fidelity(cfg, shipped)
+    print(
+        json.dumps(
+            {"fidelity": r2, "log": json.loads((Path(cfg.run) / "log.jsonl").read_text().splitlines()[-1])}, indent=1
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
