@@ -10,6 +10,7 @@ training on it and by pictures being optimised on it. Where such pictures walk, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -34,6 +35,7 @@ from nst_fast.loss_network import (
     load_converted_vgg,
     load_slim_vgg,
     load_torchvision_vgg19,
+    read_safetensors,
     save_slim_vgg,
 )
 from nst_fast.losses import gram_matrix, total_variation
@@ -260,8 +262,8 @@ def matching_errors(student: SlimVGG, teachers: LossNetwork, images: Tensor) -> 
 
 def load_teacher(path: str) -> LossNetwork:
     """Return a teacher from either weights format."""
-    resolved = Path(path) if Path(path).is_absolute() else ROOT / path
-    return load_converted_vgg(resolved) if resolved.suffix == ".safetensors" else load_torchvision_vgg19(resolved)
+    file = ROOT / path
+    return load_converted_vgg(file) if file.suffix == ".safetensors" else load_torchvision_vgg19(file)
 
 
 def load_teachers(cfg: DictConfig) -> LossNetwork:
@@ -447,17 +449,14 @@ def to_positions(features: Tensor) -> Tensor:
 def fidelity(cfg: DictConfig, student: SlimVGG, photographs: int = 200) -> dict[str, float]:
     """Return each layer's R² on validation photographs at 256 px, after a 1×1 map with bias by least squares."""
     teacher = load_teachers(cfg)
+    # A narrow teacher's own maps, followed by ReLU, estimate the full-width network's features.
     estimated = {}
     for t in cfg.teachers:
-        from nst_fast.loss_network import read_safetensors
-
-        path = Path(t.path) if Path(t.path).is_absolute() else ROOT / t.path
-        if path.suffix == ".safetensors":
-            tensors, _ = read_safetensors(path)
-            for layer in t.layers:
-                if f"to_vgg19.conv{layer[4:]}.weight" in tensors and layer != CONTENT_LAYER:
-                    key = f"to_vgg19.conv{layer[4:]}"
-                    estimated[layer] = (tensors[key + ".weight"], tensors[key + ".bias"])
+        tensors = read_safetensors(ROOT / t.path)[0] if t.path.endswith(".safetensors") else {}
+        for layer in t.layers:
+            key = f"to_vgg19.conv{layer[4:]}"
+            if key + ".weight" in tensors:
+                estimated[layer] = (tensors[key + ".weight"], tensors[key + ".bias"])
 
     def pairs(folder: str, count: int) -> Any:
         names = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in PICTURES)
@@ -497,26 +496,99 @@ def fidelity(cfg: DictConfig, student: SlimVGG, photographs: int = 200) -> dict[
     return {k: 1 - e / (q - float((m / n).square().sum() * n)) for k, (e, q, m, n) in sums.items()}
 
 
+def multiply_adds(widths: Sequence[Sequence[int]], heads: dict[str, int]) -> float:
+    """Return multiply-adds per pixel of the picture, trunk and compressed heads."""
+    total, channels, pixels = 0.0, 3, 1.0
+    for block, block_widths in enumerate(widths, start=1):
+        for index, width in enumerate(block_widths, start=1):
+            total += 9 * channels * width * pixels
+            total += width * (width + 1) * pixels if f"relu{block}_{index}" in heads else 0
+            channels = width
+        pixels /= 4
+    return total
+
+
+def write_report(cfg: DictConfig, student: SlimVGG, factors: dict[str, Tensor]) -> None:
+    """Write what was trained and how well it matches, as JSON and as a page beside it."""
+    log = [json.loads(line) for line in (Path(cfg.run) / "log.jsonl").read_text().splitlines()]
+    widths: Any = OmegaConf.to_container(cfg.widths)
+    r2 = fidelity(cfg, load_slim_vgg(cfg.output))
+    heads = {layer: len(f) for layer, f in factors.items()}
+    last = log[-1]
+    report = {
+        "fidelity_r2": r2,
+        "relative_errors_in_training": {k: v for k, v in last.items() if "/" in k},
+        "widths": widths,
+        "multiply_adds_per_pixel": multiply_adds(widths, heads),
+        "vgg19_multiply_adds_per_pixel": multiply_adds([[64] * 2, [128] * 2, [256] * 4, [512] * 4, [512]], {}),
+        "bytes": Path(cfg.output).stat().st_size,
+        "steps": last["step"],
+        "seconds": last["seconds"],
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "torch": torch.__version__,
+        "teachers": [Path(t.path).name for t in cfg.teachers],
+        "seed": cfg.seed,
+        "sha256": student_sha256(cfg.output),
+    }
+    path = Path(cfg.report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    source = {layer: Path(t.path).stem for t in cfg.teachers for layer in t.layers}
+    rows = []
+    for layer in heads:
+        clean, made = last[f"clean/gram/{layer}"], last[f"made/gram/{layer}"]
+        rows.append(f"| {layer} | {source[layer]} | {r2[layer]:.3f} | {clean:.3f} | {made:.3f} |")
+    trunk = " \\| ".join(",".join(map(str, block)) for block in widths)
+    slim, full = report["multiply_adds_per_pixel"] / 1e3, report["vgg19_multiply_adds_per_pixel"] / 1e3
+    page = f"""# vgg19_slim
+
+Written by `python scripts/distill_loss_network.py`; the figures are in `{path.name}`.
+
+A VGG of 3×3 convolutions {trunk} with max pooling between, trained from
+scratch. 1×1 heads estimate the teachers' features; they are stored in the teachers' channels and folded into a metric
+of the trunk's own channels when the file is loaded, which leaves every content and Gram distance as it is and makes the
+loss cheap.
+
+- {report["bytes"] / 1e6:.2f} MB as float16; {slim:.1f} k multiply-adds a pixel against
+  {full:.0f} k of VGG-19 to conv5_1.
+  Measured times: `benchmarks/loss_network.json`.
+- {last["step"]} steps of 131–147 k pixels in {last["seconds"] / 60:.0f} minutes on
+  {report["device"]}, {report["threads"]} threads.
+
+R²: a 1×1 map with bias by least squares on 200 training photographs at 256², scored on the validation photographs,
+pooled over channels and positions. Gram error: ‖G − A‖² / ‖A‖² near the end of training, on pictures that no adversary
+made (photographs, paintings, noise, perturbations) and on pictures made against the student: by style networks in
+training on it and by pictures being optimised on it.
+
+| layer | teacher | R² | Gram error, other pictures | Gram error, adversaries' pictures |
+|---|---|---|---|---|
+""" + "\n".join(rows)
+    path.with_suffix(".md").write_text(page + "\n")
+
+
+def student_sha256(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
 def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
-    cfg = OmegaConf.merge(
+    cfg: Any = OmegaConf.merge(
         OmegaConf.load(ROOT / "configs" / "distill_loss_network.yaml"), OmegaConf.from_cli(sys.argv[1:])
     )
     student = distil(cfg).cpu().folded().eval().requires_grad_(False)
-    photographs = read_pictures(cfg.photographs, 256)
-    sample = [p[None].float() / 255 for p in list(photographs.values())[:: max(1, len(photographs) // 100)]]
-    factors = SlimVGG.mean_activations(student, sample, student.layers)
+    photographs = list(read_pictures(cfg.photographs, 256).values())
+    sample = [p[None].float() / 255 for p in photographs[:: max(1, len(photographs) // 100)]]
+    factors = student.mean_activations(sample, student.layers)
     Path(cfg.output).parent.mkdir(parents=True, exist_ok=True)
-    save_slim_vgg(student, cfg.output, {"widths": OmegaConf.to_container(cfg.widths)}, factors)
-    shipped = load_slim_vgg(cfg.output)
-    r2 = fidelity(cfg, shipped)
-    print(
-        json.dumps(
-            {"fidelity": r2, "log": json.loads((Path(cfg.run) / "log.jsonl").read_text().splitlines()[-1])}, indent=1
-        )
-    )
+    origin = "distilled by nst_fast from " + " and ".join(Path(t.path).stem for t in cfg.teachers)
+    licence = "VGG-19: Simonyan & Zisserman, CC BY 4.0; quarter-width VGG-19: Wang et al., MIT"
+    metadata = {"origin": origin, "teachers_licence": licence}
+    save_slim_vgg(student, cfg.output, metadata, factors)
+    write_report(cfg, student, factors)
+    print(f"{cfg.output}\n{cfg.report}")
 
 
 if __name__ == "__main__":

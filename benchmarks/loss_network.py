@@ -1,0 +1,81 @@
+"""Forward and backward of vgg19_slim against full-width VGG-19, both in one run: python benchmarks/loss_network.py
+
+VGG-19 has random weights, which cost the same. Both run to relu5_1 in channels-last memory at 256², batch 4, and give
+the taps of the default loss; the gradient goes to the picture. Rounds alternate; the ratio is of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from nst_fast.commands.export import source_commit
+from nst_fast.loss_network import VGG, VGG19_WIDTHS, LossNetwork, create_loss_network, freeze
+
+LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu4_2", "relu5_1"]
+
+
+def seconds(network: LossNetwork, picture: torch.Tensor, precision: torch.dtype) -> float:
+    """Return the time of one forward and backward pass."""
+    x = picture.clone(memory_format=torch.channels_last).requires_grad_(True)
+    device = picture.device.type
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    with torch.autocast(device, precision, enabled=precision != torch.float32):
+        features = list(network(x, LAYERS).values())
+    torch.autograd.backward(features, [torch.ones_like(f) for f in features])
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("loss_network.json"))
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    networks = {
+        "vgg19": freeze(VGG(VGG19_WIDTHS)).to(device),
+        "vgg19_slim": create_loss_network("vgg19_slim").to(device),
+    }
+    picture = torch.rand(options.batch, 3, options.size, options.size, device=device)
+    results = {}
+    for precision in (torch.float32, torch.bfloat16):
+        times: dict[str, list[float]] = {name: [] for name in networks}
+        for turn in range(options.rounds + 2):
+            for name, network in networks.items():
+                taken = seconds(network, picture, precision)
+                if turn >= 2:  # the first two warm up
+                    times[name].append(taken)
+        results[str(precision).removeprefix("torch.")] = {
+            name: {"median_seconds": statistics.median(t), "fastest": min(t), "slowest": max(t)}
+            for name, t in times.items()
+        } | {"ratio": statistics.median(times["vgg19"]) / statistics.median(times["vgg19_slim"])}
+    report = {
+        "what": "forward and backward to relu5_1, all taps of the default loss",
+        "batch": options.batch,
+        "size": options.size,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": source_commit(),
+        "date": date.today().isoformat(),
+        "results": results,
+    }
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Compute the style targets that ship with the package: Gram matrices of each painting as vgg19_slim sees it.
+
+    python scripts/make_style_targets.py            # remake all after vgg19_slim has changed; fetches the paintings
+    python scripts/make_style_targets.py my.jpg -o my.safetensors --size 256 --size 384
+
+Train from such a file with: train style=custom style.targets=my.safetensors style.size=256
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from nst_fast.assets import ASSETS, shipped
+from nst_fast.loss_network import create_loss_network
+from nst_fast.style_targets import fetch_painting, make_style_targets
+
+SIZES = (256, 384, 512)  # px, short side of the painting
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "picture", nargs="?", type=Path, help="a picture of your own (default: every style in configs/)"
+    )
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--size", type=int, action="append", help=f"px, may be repeated (default: {SIZES})")
+    options = parser.parse_args()
+    sizes = options.size or SIZES
+    network = create_loss_network("vgg19_slim")
+    if options.picture:
+        jobs = {options.output or options.picture.with_suffix(".safetensors"): options.picture}
+    else:
+        styles = [OmegaConf.load(path) for path in sorted((shipped("configs") / "style").glob("*.yaml"))]
+        jobs = {
+            ASSETS / "style_targets" / f"{style.name}.safetensors": fetch_painting(style.url, style.sha256)
+            for style in styles
+            if style.url
+        }
+    for output, picture in jobs.items():
+        make_style_targets(picture, network, sizes).save(output)
+        print(f"{output}: {output.stat().st_size / 1000:.0f} kB, sizes {', '.join(map(str, sizes))}")
+
+
+if __name__ == "__main__":
+    main()
