@@ -157,13 +157,14 @@ def train(cfg: Any) -> Path:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     resolve(cfg, console)
     pl.seed_everything(cfg.seed, verbose=False)
+    # First of all that draws random numbers: the same seed starts alike whatever the loss network.
+    network = create_network(cfg.network.name, cfg.network.width, cfg.network.blocks)
     resume = None
     if cfg.resume is not None:
         read_checkpoint(cfg.resume)
         resume = cfg.resume
     perceptual_loss, recorded = create_perceptual_loss(cfg)
     data = create_data(cfg, console)
-    network = create_network(cfg.network.name, cfg.network.width, cfg.network.blocks)
 
     started = datetime.now()
     output = Path(cfg.output or Path("runs", "train", cfg.style.name, started.strftime("%Y-%m-%d_%H-%M-%S")))
