@@ -66,7 +66,9 @@ def main() -> None:
         "what": "forward and backward to relu5_1, all taps of the default loss",
         "batch": options.batch,
         "size": options.size,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else torch.cpu.get_capabilities()["cpu_name"],
+        "device": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"CPU {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "commit": source_commit(),

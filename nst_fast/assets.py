@@ -30,7 +30,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint for an unknown name: the nearest known one, and all of them."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return (f"did you mean {close[0]}? " if close else "") + f"there are {', '.join(known)}"
+    return (f"did you mean {close[0]}? " if close else "") + f"there are {', '.join(known) or 'none'}"
 
 
 def shipped_models() -> dict[str, Path]:
@@ -40,10 +40,10 @@ def shipped_models() -> dict[str, Path]:
 
 def find_model(name: str) -> Path:
     """Return the file of a model given as a path or by the name of a shipped one; raises UserError."""
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path):
         return path
     models = shipped_models()
     if name in models:
         return models[name]
-    raise UserError(f"no model {name!r}: no such file, and of the shipped models {nearest(name, models)}")
+    raise UserError(f"no model at {name!r}, and none of that name ships: {nearest(name, models)}")

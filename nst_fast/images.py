@@ -27,11 +27,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if "A" in image.mode or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    if image.mode == "P":
+        image = image.convert("RGB")
     if profile and image.mode in ("RGB", "CMYK", "L"):
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             image = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
-        except ImageCms.PyCMSError:
+        except (ImageCms.PyCMSError, OSError):
             pass  # a broken profile, or one for another mode: the numbers are the best guess there is
     return image.convert("RGB")
 
@@ -42,7 +44,7 @@ def load_image(path: str | Path) -> Image.Image:
     Raises UserError where it is missing or cannot be decoded.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file this never raises, whatever the name
         raise UserError(f"no picture at {path}")
     try:
         with Image.open(path) as image:
@@ -70,7 +72,10 @@ def save_image(image: Image.Image, path: str | Path, quality: int = 95) -> None:
         raise UserError(f"cannot write {path}: {path.suffix or 'no suffix'} is no picture format; use .png or .jpg")
     encoded = io.BytesIO()
     options = {"quality": quality, "subsampling": 0} if path.suffix.lower() in (".jpg", ".jpeg") else {}
-    image.save(encoded, format=Image.registered_extensions()[path.suffix.lower()], **options)
+    try:
+        image.save(encoded, format=Image.registered_extensions()[path.suffix.lower()], **options)
+    except Exception as error:  # formats that Pillow only reads, sizes that a format cannot hold
+        raise UserError(f"cannot write {path}: {str(error) or type(error).__name__}") from error
     write_atomically(path, encoded.getvalue())
 
 
@@ -99,7 +104,7 @@ def find_pictures(folder: str | Path) -> list[Path]:
     Raises UserError where the folder is missing or holds none.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"no folder at {folder}")
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:

@@ -129,6 +129,7 @@ def fetch_painting(url: str, sha256: str) -> Path:
             raise UserError(f"{path} is another picture: its sha256 is {sha256_of(path)}, {sha256} is needed")
         return path
     folder = cache_folder() / "styles"
+    pooch.get_logger().setLevel("WARNING")
     try:
         downloader = pooch.HTTPDownloader(timeout=(5, 60))
         return Path(pooch.retrieve(url, f"sha256:{sha256}", name, folder, downloader=downloader))
@@ -157,6 +158,7 @@ def style_grams(
     """
     wanted = list(layers)
     shipped_targets = ASSETS / "style_targets" / f"{name}.safetensors"
+    offline = ""
     if image is None and targets is not None:
         made = StyleTargets.load(targets)
         return made.at(size, loss_network.identity, sha256), made.image_sha256
@@ -165,8 +167,13 @@ def style_grams(
         fits = made.loss_network == loss_network.identity and size in made.grams and made.image_sha256 == sha256
         if fits and set(wanted) <= set(made.grams[size]):
             return made.grams[size], made.image_sha256
+        sizes = ", ".join(map(str, sorted(made.grams)))
+        offline = f"; loss_network=vgg19_slim at style.size {sizes} needs no picture"
     if image is None and url is not None and sha256 is not None:
-        image = fetch_painting(url, sha256)
+        try:
+            image = fetch_painting(url, sha256)
+        except UserError as error:
+            raise UserError(f"{error}{offline}") from error
     if image is None:
         raise UserError("a picture is needed: style=custom style.image=FILE")
     return painting_grams(load_image(image), loss_network, wanted, size), sha256_of(image)

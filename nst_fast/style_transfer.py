@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -157,12 +158,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises UserError where it is missing, damaged or another project's.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no checkpoint at {path}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle can fail in any way
-        raise UserError(f"{path} is no checkpoint that can be loaded safely: {str(error).splitlines()[0]}") from error
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
+        raise UserError(
+            f"{path} is no PyTorch checkpoint, or not one that loads safely ({type(error).__name__})"
+        ) from error
+    ours = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(ours, dict) or not {"config", "step", "loss_network"} <= ours.keys():
         raise UserError(f"{path} is a checkpoint of another project; one that `train` wrote is needed")
     return checkpoint

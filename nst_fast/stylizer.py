@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Stylizer:
 
     def __init__(self, model: str | Path, threads: int = 0) -> None:
         path = Path(model)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"no model at {path}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -35,7 +36,7 @@ class Stylizer:
         try:
             self.session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{path} is no ONNX model that onnxruntime can load: {reason}") from error
         metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
         inputs = self.session.get_inputs()

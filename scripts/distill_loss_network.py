@@ -35,6 +35,7 @@ from nst_fast.loss_network import (
     load_converted_vgg,
     load_slim_vgg,
     load_torchvision_vgg19,
+    multiplies_bfloat16,
     read_safetensors,
     save_slim_vgg,
 )
@@ -271,8 +272,8 @@ def load_teachers(cfg: DictConfig) -> LossNetwork:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    native = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" or (precision == "auto" and native))
+    mixed = precision == "bf16" or (precision == "auto" and multiplies_bfloat16(device.type))
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed)
 
 
 class ScaledSlimVGG(SlimVGG):

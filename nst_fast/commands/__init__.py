@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ def run(command: Callable[[list[str]], int | None], name: str, usage: str) -> No
     if "--version" in arguments:
         print(f"{name} (nst_fast) {__version__}")
         sys.exit(0)
+    warnings.filterwarnings("ignore", module="PIL")  # a huge or odd picture is no matter for the user's terminal
     try:
         sys.exit(command(arguments) or 0)
     except UserError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -60,7 +59,7 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
                 raise UserError(f"unknown {key} {value!r}: {nearest(value, known)}")
             choices.append(argument)
         elif key in PATH_OPTIONS:
-            paths[key] = None if value == "null" else str(Path(os.path.abspath(Path(value).expanduser())))  # noqa: PTH100
+            paths[key] = None if value == "null" else os.path.abspath(os.path.expanduser(value))
         else:
             values.append(argument)
     with initialize_config_dir(str(folder), version_base="1.3"):

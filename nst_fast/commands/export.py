@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -85,9 +86,10 @@ def main() -> None:
             from nst_fast.style_transfer import CHECKPOINT_KEY, read_checkpoint
         except ModuleNotFoundError as error:
             require_training_packages(error)
-        checkpoint = read_checkpoint(options.checkpoint.expanduser())
+        checkpoint = read_checkpoint(os.path.expanduser(options.checkpoint))
         name = checkpoint[CHECKPOINT_KEY]["config"]["style"]["name"]
-        print(export_checkpoint(checkpoint, (options.output or Path(f"{name}.onnx")).expanduser(), options.float_nchw))
+        output = os.path.expanduser(options.output or f"{name}.onnx")
+        print(export_checkpoint(checkpoint, output, options.float_nchw))
 
     run(command, "nst-export", USAGE)
 

@@ -48,7 +48,7 @@ class TrainingProgress(Callback):
             left = (trainer.max_steps - trainer.global_step) * trainer.train_dataloader.batch_size  # type: ignore[union-attr]
             minutes = left / max(float(metrics["images_per_second"]), 1e-9) / 60
             line = f"step {trainer.global_step} of {trainer.max_steps}  {losses}  {minutes:.1f} minutes left"
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, soft_wrap=True)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Leave the finished bar."""

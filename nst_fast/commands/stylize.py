@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -41,37 +42,47 @@ def stylize(arguments: list[str]) -> int:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args(arguments)
-    if options.threads < 0:
-        raise UserError(f"--threads is {options.threads}; it must be 0 (all cores) or more")
-    source = options.input.expanduser()
+    cores = os.cpu_count() or 1
+    if not 0 <= options.threads <= cores:
+        raise UserError(f"--threads is {options.threads}; 0 (all cores) to {cores} is needed")
+    source = Path(os.path.expanduser(options.input))
+    target = Path(os.path.expanduser(options.output)) if options.output else None
     model = find_model(options.model)
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
-    if not source.is_dir():
+    if not os.path.isdir(source):
         picture = load_image(source)
-        output = options.output or source.with_name(f"{source.stem}.{model.stem}{source.suffix}")
-        if output.is_dir():
+        output = target or source.with_name(f"{source.stem}.{model.stem}{source.suffix}")
+        if os.path.isdir(output):
             output /= source.name
+        refuse_to_overwrite(source, output)
         save_image(Stylizer(model, options.threads)(picture), output)
         print(output)
         return 0
 
     pictures = find_pictures(source)
-    folder = options.output or source.resolve().with_name(f"{source.resolve().name}.{model.stem}")
-    if folder.exists() and not folder.is_dir():
+    folder = target or source.resolve().with_name(f"{source.resolve().name}.{model.stem}")
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"{folder} is a file; the output of a folder must be a folder")
+    refuse_to_overwrite(source, folder)
     stylizer, broken = Stylizer(model, options.threads), 0
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for path in progress.track(pictures, description=f"{len(pictures)} pictures"):
             try:
                 picture = load_image(path)
             except UserError as error:
                 broken += 1
-                console.print(f"stylize: {' '.join(str(error).split())}", style="red", highlight=False, soft_wrap=True)
+                console.print(f"stylize: {' '.join(str(error).split())}", style="red", soft_wrap=True)
                 continue
             save_image(stylizer(picture), folder / path.relative_to(source))
     print(f"{len(pictures) - broken} of {len(pictures)} pictures stylized into {folder}")
     return 1 if broken else 0
+
+
+def refuse_to_overwrite(source: Path, output: Path) -> None:
+    """Raise UserError where the output would replace the input."""
+    if os.path.realpath(source) == os.path.realpath(output):
+        raise UserError(f"the output would replace the input {source}; name another with -o")
 
 
 def main() -> None:

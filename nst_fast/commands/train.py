@@ -50,7 +50,7 @@ def resolve(cfg: Any, console: Console) -> None:
     import torch
 
     from nst_fast.commands.configuration import require_number, require_weights
-    from nst_fast.loss_network import choose_loss_network
+    from nst_fast.loss_network import choose_loss_network, multiplies_bfloat16
 
     for key, least in {"style.size": 16, "data.size": 32, "data.batch_size": 1, "data.num_workers": 0}.items():
         require_number(cfg, key, least)
@@ -71,12 +71,10 @@ def resolve(cfg: Any, console: Console) -> None:
     if cfg.trainer.max_steps is None:
         cfg.trainer.max_steps = cfg.trainer.gpu_steps if gpu else cfg.trainer.cpu_steps
     if cfg.trainer.precision == "auto":
-        # Emulated bf16 is slower than float32; processors that multiply it natively are twice as fast.
-        native = torch.cuda.is_bf16_supported() if gpu else torch.cpu.get_capabilities().get("avx512_bf16", False)
-        cfg.trainer.precision = "bf16-mixed" if native else "32-true"
+        cfg.trainer.precision = "bf16-mixed" if multiplies_bfloat16("cuda" if gpu else "cpu") else "32-true"
     cfg.loss_network.name, warning = choose_loss_network(cfg.loss_network.name, gpu)
     if warning:
-        console.print(f"[yellow]{warning}")
+        console.print(warning, style="yellow")
     if cfg.style.name is None:
         if not (cfg.style.image or cfg.style.targets):
             raise UserError("style=custom needs a picture: style.image=FILE")
@@ -128,7 +126,7 @@ def create_data(cfg: Any, console: Console) -> Any:
     if cfg.data.name == "bundled":
         images = BundledImages(cfg.data.size, cfg.seed, cfg.data.dead_leaves)
     else:
-        with Progress(console=console, transient=True) as progress:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("reading pictures", total=None)
             images = FolderImages(
                 cfg.data.root,
@@ -152,7 +150,7 @@ def train(cfg: Any) -> Path:
     from nst_fast.networks import create_network
     from nst_fast.style_transfer import StyleTransfer, read_checkpoint
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     resolve(cfg, console)
@@ -163,8 +161,8 @@ def train(cfg: Any) -> Path:
     if cfg.resume is not None:
         read_checkpoint(cfg.resume)
         resume = cfg.resume
-    perceptual_loss, recorded = create_perceptual_loss(cfg)
     data = create_data(cfg, console)
+    perceptual_loss, recorded = create_perceptual_loss(cfg)
 
     started = datetime.now()
     output = Path(cfg.output or Path("runs", "train", cfg.style.name, started.strftime("%Y-%m-%d_%H-%M-%S")))
@@ -211,7 +209,6 @@ def train(cfg: Any) -> Path:
         f"style {cfg.style.name} at {cfg.style.size} px, loss network {recorded['loss_network'][:30]}, "
         f"network {cfg.network.name}, data {cfg.data.name}, {cfg.trainer.max_steps} steps of {cfg.data.batch_size} "
         f"on {cfg.trainer.accelerator} in {cfg.trainer.precision} → {output}",
-        highlight=False,
         soft_wrap=True,
     )
     start = time.perf_counter()
@@ -246,11 +243,11 @@ def train(cfg: Any) -> Path:
     }
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     if data.images.skipped:
-        console.print(f"[yellow]{len(data.images.skipped)} pictures could not be read and were left out:")
+        console.print(f"{len(data.images.skipped)} pictures could not be read and were left out:", style="yellow")
         for path, reason in data.images.skipped:
-            console.print(f"  {path}: {reason}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"  {path}: {reason}", soft_wrap=True)
     if module.skipped_steps:
-        console.print(f"[yellow]{module.skipped_steps} steps were not finite and were skipped")
+        console.print(f"{module.skipped_steps} steps were not finite and were skipped", style="yellow")
     return model
 
 

@@ -1,0 +1,94 @@
+"""The transformation networks: sizes, norms, padding and names."""
+
+import pytest
+import torch
+from torch import nn
+
+from nst_fast.errors import UserError
+from nst_fast.networks import NETWORKS, FastNetwork, JohnsonNetwork, create_network
+
+
+def small(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return create_network(name, 8, 1)
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_johnson_has_the_published_number_of_parameters():
+    assert parameters(JohnsonNetwork()) == 1_679_235
+
+
+def test_fast_is_less_than_a_third_of_johnson():
+    assert 3 * parameters(FastNetwork()) < parameters(JohnsonNetwork())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("size", [(16, 16), (17, 23), (33, 64), (50, 41), (19, 18)])
+def test_output_has_exactly_the_shape_of_the_input(name, size):
+    image = torch.rand(2, 3, *size)
+    assert small(name)(image).shape == image.shape
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_picture_of_min_size_gives_finite_numbers(name):
+    network = small(name)
+    image = torch.rand(1, 3, network.min_size, network.min_size)
+    assert torch.isfinite(network(image)).all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_norm_follows_the_last_convolution(name):
+    network, image = small(name).double(), torch.rand(1, 3, 24, 24, dtype=torch.float64)
+    before = network(image)
+    last = [m for m in network.modules() if isinstance(m, nn.Conv2d)][-1]
+    with torch.no_grad():
+        last.weight.mul_(2)
+        last.bias.mul_(2).add_(7)
+    torch.testing.assert_close(network(image), 2 * before + 7)  # a norm would undo both
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_convolution_pads_by_reflection_to_keep_its_size(name):
+    convolutions = [m for m in create_network(name, 32, 5).modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) >= 14
+    for convolution in convolutions:
+        assert convolution.padding_mode == "reflect"
+        assert convolution.padding == tuple((k - 1) // 2 for k in convolution.kernel_size)
+    assert not any(isinstance(m, nn.ConvTranspose2d) for m in create_network(name, 32, 5).modules())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_norm_keeps_statistics_of_earlier_pictures(name):
+    network = small(name)
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    assert norms
+    assert all(isinstance(m, nn.InstanceNorm2d) and m.affine and not m.track_running_stats for m in norms)
+    assert list(network.buffers()) == []
+    images = torch.rand(3, 3, 24, 28)
+    alone = torch.cat([network.eval()(image[None]) for image in images])
+    torch.testing.assert_close(network.train()(images), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_shift_by_the_stride_shifts_the_output(name):
+    network = small(name).double().eval()
+    for module in list(network.modules()):
+        for child_name, child in module.named_children():
+            if isinstance(child, nn.InstanceNorm2d):  # its statistics are the one thing that is not local
+                setattr(module, child_name, nn.Identity())
+    image = torch.rand(1, 3, 132, 132, dtype=torch.float64)
+    step, border = network.stride, 48
+    with torch.no_grad():
+        still, shifted = network(image[:, :, :-step, :-step]), network(image[:, :, step:, step:])
+    inner = still[:, :, border:-border, border:-border]
+    moved = shifted[:, :, border - step : -border - step, border - step : -border - step]
+    torch.testing.assert_close(moved, inner)
+    assert inner.std() > 0
+
+
+def test_unknown_network_is_a_user_error_that_names_the_nearest():
+    with pytest.raises(UserError, match=r"'jonson'.*did you mean johnson\?.*fast, johnson"):
+        create_network("jonson", 32, 5)

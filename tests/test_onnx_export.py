@@ -1,0 +1,149 @@
+"""Exported files: self-contained, of free size, described by their metadata, equal to torch."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from nst_fast.errors import UserError
+from nst_fast.networks import NETWORKS, TransformationNetwork, create_network
+from nst_fast.onnx_export import Uint8Network, check_parity, export
+
+METADATA = {"style": "der_schrei", "title": "Der Schrei — 叫び ☺", "artist": "Edvard Munch (1863–1944)", "empty": ""}
+SIZES = [(16, 16), (17, 23), (64, 33), (101, 75)]
+
+
+def random_network(name: str, seed: int = 0) -> TransformationNetwork:
+    """A small network whose random output covers the range of colours and passes its ends."""
+    torch.manual_seed(seed)
+    network = create_network(name, 8, 2)
+    with torch.no_grad():
+        network.body[-1].weight.mul_(1.5)
+        network.body[-1].bias.add_(0.5)
+    return network.eval()
+
+
+def random_pictures(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def infer(path, pictures: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(["stylized"], {"image": pictures})[0]
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def exported(request, tmp_path_factory):
+    network = random_network(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    return network, export(network, folder / "model.onnx", METADATA)
+
+
+def test_export_writes_one_checked_file_without_external_data(exported):
+    _, path = exported
+    assert list(path.parent.iterdir()) == [path]
+    onnx.checker.check_model(path, full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    assert {o.domain: o.version for o in model.opset_import} == {"": 18}
+    assert model.graph.initializer
+    assert all(t.data_location == onnx.TensorProto.DEFAULT and not t.external_data for t in model.graph.initializer)
+
+
+def test_input_and_output_are_uint8_with_free_sizes(exported):
+    _, path = exported
+    graph = onnx.load(path).graph
+    for value, name in zip([*graph.input, *graph.output], ["image", "stylized"], strict=True):
+        tensor = value.type.tensor_type
+        assert value.name == name
+        assert tensor.elem_type == onnx.TensorProto.UINT8
+        assert [d.dim_param or d.dim_value for d in tensor.shape.dim] == ["N", "H", "W", 3]
+
+
+def test_every_instance_norm_stays_one_node(exported):
+    network, path = exported
+    nodes = [node.op_type for node in onnx.load(path).graph.node]
+    norms = sum(isinstance(m, nn.InstanceNorm2d) for m in network.modules())
+    assert nodes.count("InstanceNormalization") == norms > 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_file_equals_torch_at_any_size_and_batch(exported, size):
+    network, path = exported
+    pictures = random_pictures(3, *size)
+    with torch.no_grad():
+        expected = Uint8Network(network)(torch.from_numpy(pictures)).numpy()
+    got = infer(path, pictures)
+    assert got.dtype == np.uint8
+    assert got.shape == pictures.shape
+    assert len(np.unique(expected)) > 100  # else the comparison would show little
+    np.testing.assert_allclose(got.astype(int), expected, atol=1)
+
+
+def test_a_batch_equals_its_pictures_one_by_one(exported):
+    _, path = exported
+    pictures = random_pictures(3, 40, 50)
+    alone = np.concatenate([infer(path, picture[None]) for picture in pictures])
+    np.testing.assert_allclose(infer(path, pictures).astype(int), alone, atol=1)
+
+
+def test_output_is_scaled_clipped_and_rounded_by_the_graph(exported):
+    network, path = exported
+    pictures = random_pictures(2, 37, 53)
+    scaled = torch.from_numpy(pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    with torch.no_grad():
+        stylized = network(scaled).numpy().transpose(0, 2, 3, 1)
+    assert stylized.min() < 0
+    assert stylized.max() > 1
+    levels = np.clip(stylized, 0, 1) * 255
+    got = infer(path, pictures).astype(int)
+    np.testing.assert_allclose(got, np.rint(levels), atol=1)
+    # Truncation would be half a step too dark on average.
+    assert abs((got - levels).mean()) < 0.1
+
+
+def test_metadata_round_trips_under_one_prefix(exported):
+    network, path = exported
+    stored = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert stored == {f"nst_fast.{k}": v for k, v in {**METADATA, "min_size": str(network.min_size)}.items()}
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map == stored
+
+
+def test_float_variant_equals_the_uint8_one_before_rounding(exported, tmp_path):
+    network, path = exported
+    variant = export(network, tmp_path / "float.onnx", METADATA, float_nchw=True)
+    graph = onnx.load(variant).graph
+    for value in (*graph.input, *graph.output):
+        tensor = value.type.tensor_type
+        assert tensor.elem_type == onnx.TensorProto.FLOAT
+        assert [d.dim_param or d.dim_value for d in tensor.shape.dim] == ["N", 3, "H", "W"]
+    for size in SIZES:
+        pictures = random_pictures(2, *size)
+        stylized = infer(variant, pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+        assert stylized.dtype == np.float32
+        assert 0 <= stylized.min() <= stylized.max() <= 1
+        np.testing.assert_allclose(stylized.transpose(0, 2, 3, 1) * 255, infer(path, pictures), atol=0.51)
+
+
+def test_own_file_passes_the_parity_check_and_another_networks_is_rejected(exported):
+    network, path = exported
+    name = next(k for k, v in NETWORKS.items() if isinstance(network, v))
+    assert check_parity(network, path) <= 1
+    with pytest.raises(RuntimeError, match="differs from torch"):
+        check_parity(random_network(name, seed=1), path)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model", "model.onnx.txt"])
+def test_wrong_suffix_is_a_user_error(tmp_path, name):
+    with pytest.raises(UserError, match=r"\.onnx"):
+        export(random_network("fast"), tmp_path / name, METADATA)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_place_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    with pytest.raises(UserError, match="cannot write"):
+        export(random_network("fast"), tmp_path / "file" / "model.onnx", METADATA)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

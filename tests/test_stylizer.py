@@ -1,0 +1,162 @@
+"""The inference session: exact sizes, small pictures, foreign files, and no torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+from PIL import Image
+
+from nst_fast.errors import UserError
+from nst_fast.networks import create_network
+from nst_fast.onnx_export import export
+from nst_fast.stylizer import Stylizer
+
+PEERS = Path(__file__).resolve().parents[2] / "shared" / "peers"
+
+
+def random_pictures(*shape: int) -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def identity_model(kind: int, shape: list) -> onnx.ModelProto:
+    """A model of another project: its output is its input."""
+    ends = [helper.make_tensor_value_info(name, kind, shape) for name in ("image", "stylized")]
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["stylized"])], "other", ends[:1], ends[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    network = create_network("fast", 8, 1)
+    with torch.no_grad():
+        network.body[-1].bias.add_(0.5)
+    return export(network, tmp_path_factory.mktemp("model") / "tiny.onnx", {"style": "tiny", "title": "Ťiny"})
+
+
+@pytest.fixture(scope="module")
+def stylizer(model):
+    return Stylizer(model, threads=1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (15, 16), (16, 16), (101, 75)])
+def test_output_has_exactly_the_size_of_the_input(stylizer, size):
+    pictures = random_pictures(2, *size)
+    stylized = stylizer.stylize_array(pictures)
+    assert stylized.shape == pictures.shape
+    assert stylized.dtype == np.uint8
+    image = Image.fromarray(pictures[0])
+    assert (stylizer(image).size, stylizer(image).mode) == (image.size, "RGB")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 40), (40, 15), (15, 16)])
+def test_small_picture_is_padded_by_its_edges_and_cropped_back(stylizer, model, size):
+    pictures = random_pictures(1, *size)
+    least = int(stylizer.metadata["min_size"])
+    starts = [max(0, least - length) // 2 for length in size]
+    rows, columns = (
+        np.clip(np.arange(max(length, least)) - start, 0, length - 1)
+        for length, start in zip(size, starts, strict=True)
+    )
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    whole = session.run(None, {"image": pictures[:, rows][:, :, columns]})[0]
+    expected = whole[:, starts[0] : starts[0] + size[0], starts[1] : starts[1] + size[1]]
+    np.testing.assert_array_equal(stylizer.stylize_array(pictures), expected)
+
+
+def test_a_picture_and_its_array_give_the_same(stylizer):
+    pictures = random_pictures(1, 33, 50)
+    stylized = np.asarray(stylizer(Image.fromarray(pictures[0])))
+    np.testing.assert_array_equal(stylized, stylizer.stylize_array(pictures)[0])
+    assert stylized.std() > 1
+
+
+def test_orientation_and_alpha_are_resolved_before_stylizing(stylizer, tmp_path):
+    pixels, exif = random_pictures(20, 30), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.dstack([pixels, np.full((20, 30), 255, np.uint8)])).save(tmp_path / "photo.png", exif=exif)
+    upright = np.rot90(pixels, -1)
+    with Image.open(tmp_path / "photo.png") as image:
+        got = np.asarray(stylizer(image))
+    np.testing.assert_array_equal(got, stylizer.stylize_array(upright[None].copy())[0])
+
+
+def test_metadata_is_read_without_its_prefix(stylizer):
+    assert stylizer.metadata == {"style": "tiny", "title": "Ťiny", "min_size": "16"}
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [
+        np.zeros((1, 20, 20, 3), np.float32),
+        np.zeros((20, 20, 3), np.uint8),
+        np.zeros((1, 3, 20, 20), np.uint8),
+        np.zeros((1, 20, 20, 4), np.uint8),
+        np.zeros((0, 20, 20, 3), np.uint8),
+        np.zeros((1, 0, 20, 3), np.uint8),
+    ],
+    ids=lambda pictures: f"{pictures.dtype} {pictures.shape}",
+)
+def test_wrong_type_or_shape_is_a_value_error(stylizer, pictures):
+    with pytest.raises(ValueError, match="is needed"):
+        stylizer.stylize_array(pictures)
+
+
+def assert_refused(path: Path) -> None:
+    with pytest.raises(UserError) as refusal:
+        Stylizer(path)
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_model_is_refused_in_one_line(tmp_path):
+    assert_refused(tmp_path / "missing.onnx")
+    assert_refused(tmp_path)
+    assert_refused(tmp_path / ("x" * 300 + ".onnx"))
+
+
+def test_damaged_model_is_refused_in_one_line(tmp_path, model):
+    content = model.read_bytes()
+    for number, damaged in enumerate((b"", b"just words\n" * 50, content[: len(content) // 2], content[100:])):
+        path = tmp_path / f"{number}.onnx"
+        path.write_bytes(damaged)
+        assert_refused(path)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.UINT8])
+def test_model_of_another_project_is_refused_in_one_line(tmp_path, kind):
+    onnx.save(identity_model(kind, ["N", "H", "W", 3]), tmp_path / "other.onnx")
+    assert_refused(tmp_path / "other.onnx")
+
+
+def test_float_variant_of_ours_is_refused_in_one_line(tmp_path):
+    assert_refused(export(create_network("fast", 8, 1), tmp_path / "float.onnx", {}, float_nchw=True))
+
+
+@pytest.mark.skipif(not PEERS.is_dir(), reason="the peers' models in shared/peers are not here")
+def test_models_of_peers_are_refused_in_one_line():
+    peers = sorted(PEERS.glob("*.onnx"))
+    assert peers
+    for path in peers:
+        assert_refused(path)
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["import nst_fast.stylizer", "from nst_fast.commands.stylize import stylize; assert stylize(sys.argv[1:]) == 0"],
+    ids=["import", "command"],
+)
+def test_stylizing_imports_none_of_the_training_packages(tmp_path, model, script):
+    Image.fromarray(random_pictures(20, 20)).save(tmp_path / "photo.png")
+    training = ["torch", "torchvision", "pytorch_lightning", "hydra", "omegaconf", "onnx", "skimage", "safetensors"]
+    script = f"import sys; {script}; print('imported:', [m for m in {training} if m in sys.modules])"
+    command = [sys.executable, "-c", script, "--model", str(model), str(tmp_path / "photo.png"), "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "imported: []"
