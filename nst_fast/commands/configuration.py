@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,7 +56,7 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
             raise UserError(f"cannot read {argument!r}: options are written key=value; --help has examples")
         if key in groups:
             known = [p.stem for p in (folder / key).glob("*.yaml")]
-            if value not in known and value != "null":
+            if value not in known and (value, key) != ("null", "experiment"):
                 raise UserError(f"unknown {key} {value!r}: {nearest(value, known)}")
             choices.append(argument)
         elif key in PATH_OPTIONS:
@@ -83,14 +84,27 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
             cfg = compose(root, [*choices, *values])
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"cannot read {' '.join(values)}: {str(error).strip().splitlines()[0]}") from error
-    for key, path in paths.items():
-        # A file may be called a${b}.jpg: that is no interpolation.
-        OmegaConf.update(cfg, key, None if path is None else path.replace("${", "\\${"))
+    for key in paths:
+        OmegaConf.update(cfg, key, None)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]} is missing: say {missing[0]}=…")
     OmegaConf.resolve(cfg)
+    for key, path in paths.items():
+        OmegaConf.update(cfg, key, literal(path))
     return cfg
+
+
+def literal(text: str | None) -> str | None:
+    """Return what to put into a config so that it reads as this text: a file may be called a${b}.jpg."""
+    return None if text is None else re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def require_choice(cfg: DictConfig, key: str, known: Iterable[Any]) -> None:
+    """Raise UserError unless an option is one of the values known."""
+    value = OmegaConf.select(cfg, key)
+    if value not in (known := list(known)):
+        raise UserError(f"{key} is {value!r}; {nearest(str(value), map(str, known))}")
 
 
 def require_number(cfg: DictConfig, key: str, least: float, whole: bool = True, optional: bool = False) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import platform
 import shlex
+import signal
 import time
 import warnings
 from datetime import datetime
@@ -48,8 +49,9 @@ examples:
 def resolve(cfg: Any, console: Console) -> None:
     """Check a config's values and replace what is automatic by what this machine gets."""
     import torch
+    from pytorch_lightning.strategies import StrategyRegistry
 
-    from nst_fast.commands.configuration import require_number, require_weights
+    from nst_fast.commands.configuration import literal, require_choice, require_number, require_weights
     from nst_fast.loss_network import choose_loss_network, multiplies_bfloat16
 
     for key, least in {"style.size": 16, "data.size": 32, "data.batch_size": 1, "data.num_workers": 0}.items():
@@ -58,6 +60,16 @@ def resolve(cfg: Any, console: Console) -> None:
         require_number(cfg, key, 1)
     require_number(cfg, "trainer.max_steps", 1, optional=True)
     require_number(cfg, "seed", 0)
+    if cfg.seed >= 2**32:
+        raise UserError(f"seed is {cfg.seed}; a whole number below {2**32} is needed")
+    if cfg.data.name == "bundled":
+        require_number(cfg, "data.dead_leaves", 0, whole=False)
+    require_choice(cfg, "data.name", ("bundled", "folder"))
+    require_choice(cfg, "float_nchw", (True, False))
+    require_choice(cfg, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda"))
+    require_choice(cfg, "trainer.precision", ("auto", "32-true", "bf16-mixed", "16-mixed"))
+    require_number(cfg, "trainer.devices", 1)
+    require_choice(cfg, "trainer.strategy", ("auto", *StrategyRegistry.available_strategies()))
     for key in ("trainer.learning_rate", "trainer.gradient_clip", "loss.content_weight", "loss.style_weight"):
         require_number(cfg, key, 0, whole=False)
     require_number(cfg, "loss.tv_weight", 0, whole=False)
@@ -78,13 +90,20 @@ def resolve(cfg: Any, console: Console) -> None:
     if cfg.style.name is None:
         if not (cfg.style.image or cfg.style.targets):
             raise UserError("style=custom needs a picture: style.image=FILE")
-        cfg.style.name = Path(cfg.style.image or cfg.style.targets).stem
+        cfg.style.name = literal(Path(cfg.style.image or cfg.style.targets).stem)
+    cfg.style.name = literal(str(cfg.style.name))
+    if Path(cfg.style.name).name != cfg.style.name:
+        raise UserError(
+            f"style.name is {cfg.style.name!r}; a name without slashes is needed, files are called after it"
+        )
     if cfg.style.title is None:
-        cfg.style.title = cfg.style.name
+        cfg.style.title = literal(cfg.style.name)
 
 
 def create_perceptual_loss(cfg: Any) -> tuple[Any, dict[str, str]]:
     """Return the perceptual loss with the style's targets set, and what to record of both."""
+    from PIL import Image
+
     from nst_fast.data import bundled_photographs, centre_crop
     from nst_fast.loss_network import create_loss_network
     from nst_fast.losses import LOSSES
@@ -92,8 +111,6 @@ def create_perceptual_loss(cfg: Any) -> tuple[Any, dict[str, str]]:
 
     if cfg.loss.name not in LOSSES:
         raise UserError(f"unknown loss {cfg.loss.name!r}; there are {', '.join(LOSSES)}")
-    from PIL import Image
-
     photographs = (centre_crop(Image.fromarray(p), 256)[None].float() / 255 for p in bundled_photographs())
     loss_network = create_loss_network(
         **cfg.loss_network, pooling=cfg.loss.pooling, normalise=cfg.loss.normalise, photographs=photographs
@@ -145,10 +162,11 @@ def train(cfg: Any) -> Path:
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
 
+    from nst_fast.commands.configuration import literal
     from nst_fast.commands.export import export_checkpoint
     from nst_fast.commands.progress import TrainingProgress
     from nst_fast.networks import create_network
-    from nst_fast.style_transfer import StyleTransfer, read_checkpoint
+    from nst_fast.style_transfer import CHECKPOINT_KEY, StyleTransfer, read_checkpoint
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -159,14 +177,18 @@ def train(cfg: Any) -> Path:
     network = create_network(cfg.network.name, cfg.network.width, cfg.network.blocks)
     resume = None
     if cfg.resume is not None:
-        read_checkpoint(cfg.resume)
+        earlier_config = OmegaConf.create(read_checkpoint(cfg.resume)[CHECKPOINT_KEY]["config"])
+        for key in ("network.name", "network.width", "network.blocks", "trainer.max_steps"):
+            was, now = OmegaConf.select(earlier_config, key), OmegaConf.select(cfg, key)
+            if was != now:
+                raise UserError(f"{cfg.resume} is of a run with {key}={was}, this one has {now}")
         resume = cfg.resume
     data = create_data(cfg, console)
     perceptual_loss, recorded = create_perceptual_loss(cfg)
 
     started = datetime.now()
     output = Path(cfg.output or Path("runs", "train", cfg.style.name, started.strftime("%Y-%m-%d_%H-%M-%S")))
-    cfg.output = str(output)
+    cfg.output = literal(str(output))
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -199,7 +221,7 @@ def train(cfg: Any) -> Path:
         val_check_interval=cfg.trainer.validate_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        log_every_n_steps=10,
+        log_every_n_steps=min(10, cfg.trainer.validate_every),
         callbacks=[checkpoints, TrainingProgress(console)],
         enable_progress_bar=False,
         logger=TensorBoardLogger(output / "tensorboard", name="", version=""),
@@ -211,11 +233,18 @@ def train(cfg: Any) -> Path:
         f"on {cfg.trainer.accelerator} in {cfg.trainer.precision} → {output}",
         soft_wrap=True,
     )
+
+    def stop(*_: Any) -> None:
+        trainer.should_stop = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one stops at once
+
     start = time.perf_counter()
+    earlier = signal.signal(signal.SIGINT, stop)
     with warnings.catch_warnings():
         # Lightning's hints for other set-ups than this one: a frozen network, steps taken by hand, an endless loader.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        signal.signal(signal.SIGINT, earlier)
         last = output / "checkpoints" / "last.ckpt"
         if trainer.global_step < cfg.trainer.max_steps:
             trainer.save_checkpoint(last)

@@ -1,0 +1,313 @@
+"""Content images: what item i is, which files a folder gives, where a loader starts."""
+
+import os
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import skimage.data
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from nst_fast.data import (
+    BundledImages,
+    ContentImages,
+    FolderImages,
+    Forever,
+    bundled_photographs,
+    centre_crop,
+    dead_leaves,
+    random_window,
+)
+from nst_fast.errors import UserError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+    pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),
+]
+
+SIZE = 32
+GREY_16_BIT = 30_000
+# One colour a picture, so that a window tells which picture it is from.
+COLOURS = {
+    "red.jpg": (200, 30, 40),
+    "deep/er/grey.png": (77, 77, 77),
+    "cmyk.jpg": (0, 102, 204),
+    "sixteen.png": (round(GREY_16_BIT / 65535 * 255),) * 3,
+    "point.png": (10, 200, 90),
+    "thin.png": (250, 240, 20),
+}
+BROKEN = ("truncated.jpg", "deep/empty.jpg", "text.png")
+
+
+def make_folder(root: Path) -> Path:
+    (root / "deep" / "er").mkdir(parents=True)
+    Image.new("RGB", (60, 45), COLOURS["red.jpg"]).save(root / "red.jpg", quality=95)
+    Image.new("L", (50, 70), COLOURS["deep/er/grey.png"][0]).save(root / "deep/er/grey.png")
+    Image.new("CMYK", (64, 64), (255, 153, 51, 0)).save(root / "cmyk.jpg", quality=95)
+    Image.fromarray(np.full((40, 41), GREY_16_BIT, np.uint16)).save(root / "sixteen.png")
+    Image.new("RGB", (1, 1), COLOURS["point.png"]).save(root / "point.png")
+    Image.new("RGB", (2, 3000), COLOURS["thin.png"]).save(root / "thin.png")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8))
+    noise.save(root / "truncated.jpg")
+    whole = (root / "truncated.jpg").read_bytes()
+    (root / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "deep" / "empty.jpg").touch()
+    (root / "text.png").write_text("no picture\n")
+    (root / "notes.txt").write_text("not even called a picture\n")
+    return root
+
+
+def items(images: BundledImages | FolderImages, count: int) -> torch.Tensor:
+    return torch.stack([images[i] for i in range(count)])
+
+
+def seen_colours(images: FolderImages, count: int = 80) -> set[str]:
+    """Return the names of the pictures that windows come from, each window being of one known colour throughout."""
+    names = set()
+    for item in items(images, count).int():
+        distances = {n: (item - torch.tensor(c)[:, None, None]).abs().max() for n, c in COLOURS.items()}
+        names.add(min(distances, key=distances.__getitem__))
+        assert min(distances.values()) <= 3, "no window of any of the pictures"
+    return names
+
+
+def test_an_item_is_a_function_of_seed_and_index_alone():
+    forwards = items(BundledImages(SIZE, 1, 0.5), 12)
+    other = BundledImages(SIZE, 1, 0.5)
+    backwards = torch.stack([other[i] for i in reversed(range(12))]).flip(0)
+    assert torch.equal(forwards, backwards)
+
+
+def test_items_of_different_indices_or_seeds_differ():
+    both = torch.cat([items(BundledImages(SIZE, seed, 0.5), 12) for seed in (1, 2)])
+    assert len({item.numpy().tobytes() for item in both}) == 24
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_bundled_items_are_uint8_of_the_size_asked_for(share):
+    for size in (33, 64):
+        item = BundledImages(size, 0, share)[5]
+        assert item.shape == (3, size, size)
+        assert item.dtype == torch.uint8
+
+
+def test_a_loader_gives_the_same_batches_with_and_without_workers():
+    images = BundledImages(SIZE, 3, 0.5)
+    expected = items(images, 8).reshape(4, 2, 3, SIZE, SIZE)
+    for workers in (0, 2):
+        batches = list(islice(DataLoader(images, 2, sampler=Forever(0), num_workers=workers), 4))
+        assert torch.equal(torch.stack(batches), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_content_images_give_the_items_in_order_for_any_number_of_workers(workers, tmp_path):
+    for images in (BundledImages(SIZE, 3, 0.5), FolderImages(make_folder(tmp_path / "tree"), SIZE, 3)):
+        loader = ContentImages(images, 2, workers, SIZE).train_dataloader()
+        assert torch.equal(torch.cat(list(islice(loader, 4))), items(images, 8))
+
+
+def test_held_out_photographs_are_the_cat_and_the_coffee_and_never_trained_on():
+    held_out = bundled_photographs(held_out=True)
+    for photograph, original in zip(held_out, (skimage.data.chelsea(), skimage.data.coffee()), strict=True):
+        assert np.array_equal(photograph, original)
+    rows = [{row.tobytes() for p in group for row in p} for group in (held_out, bundled_photographs())]
+    assert not rows[0] & rows[1]
+
+
+def test_training_photographs_are_colour_pictures():
+    for photograph in bundled_photographs():
+        assert photograph.dtype == np.uint8
+        assert photograph.ndim == 3
+        assert photograph.shape[2] == 3
+        assert np.ptp(photograph.astype(int), axis=2).max() > 30
+
+
+def test_dead_leaves_have_the_shape_asked_for_and_vary():
+    photographs = bundled_photographs()
+    pictures = [dead_leaves(48, photographs, np.random.default_rng(i)) for i in range(6)]
+    assert {p.shape for p in pictures} == {(48, 48, 3)}
+    assert {p.dtype for p in pictures} == {np.dtype(np.uint8)}
+    assert all(p.std() > 5 for p in pictures)
+    assert len({p.tobytes() for p in pictures}) == 6
+    assert np.array_equal(pictures[3], dead_leaves(48, photographs, np.random.default_rng(3)))
+
+
+def test_a_window_as_large_as_the_short_side_is_a_piece_of_the_photograph_mirrored_or_not():
+    photograph = np.zeros((40, 90, 3), np.uint8)
+    photograph[..., 0], photograph[..., 1] = np.arange(40)[:, None], np.arange(90)
+    mirrored, lefts = set(), set()
+    for i in range(60):
+        window = random_window(photograph, 40, 40, np.random.default_rng(i))
+        left = int(window[..., 1].min())
+        piece = photograph[:, left : left + 40]
+        flipped = window[0, 0, 1] != left
+        assert np.array_equal(window[:, ::-1] if flipped else window, piece)
+        mirrored.add(bool(flipped))
+        lefts.add(left)
+    assert mirrored == {True, False}
+    assert len(lefts) > 20
+
+
+def test_a_window_never_shows_less_than_the_smallest_side():
+    photograph = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None], (200, 220, 3))
+    spans = []
+    for i in range(100):
+        window = random_window(photograph, 100, 50, np.random.default_rng(i))
+        spans.append(int(window.max()) - int(window.min()) + 1)
+    assert 48 <= min(spans) < 60
+    assert 180 < max(spans) <= 200
+
+
+def test_a_folder_gives_windows_of_every_readable_picture_at_any_depth(tmp_path):
+    images = FolderImages(make_folder(tmp_path / "my pictures"), SIZE, 0)
+    assert images[0].shape == (3, SIZE, SIZE)
+    assert images[0].dtype == torch.uint8
+    assert seen_colours(images) == set(COLOURS)
+
+
+def test_a_folder_names_the_pictures_that_it_cannot_read_and_why(tmp_path):
+    root = make_folder(tmp_path / "tree")
+    skipped = FolderImages(root, SIZE, 0).skipped
+    assert sorted(path for path, _ in skipped) == sorted(root / name for name in BROKEN)
+    reasons = {path.name: reason for path, reason in skipped}
+    assert "truncated" in reasons["truncated.jpg"]
+    assert "identify" in reasons["empty.jpg"]
+    assert "identify" in reasons["text.png"]
+
+
+def test_folder_items_are_a_function_of_seed_and_index_alone(tmp_path):
+    root = make_folder(tmp_path / "tree")
+    first, again, other = (items(FolderImages(root, SIZE, seed), 20) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_folder_is_decoded_only_once(tmp_path):
+    root = make_folder(tmp_path / "tree")
+    shown: list[tuple[int, int]] = []
+    first = FolderImages(root, SIZE, 0, lambda done, total: shown.append((done, total)))
+    count = len(COLOURS) + len(BROKEN)
+    assert shown == [(i, count) for i in range(1, count + 1)]
+    for name in COLOURS:
+        status = (root / name).stat()
+        (root / name).write_bytes(b"\xff" * status.st_size)
+        os.utime(root / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+    second = FolderImages(root, SIZE, 0, lambda done, total: shown.append((done, total)))
+    assert len(shown) == count
+    assert second.skipped == first.skipped
+    assert torch.equal(items(first, 20), items(second, 20))
+
+
+def test_a_changed_folder_is_read_again(tmp_path):
+    root = make_folder(tmp_path / "tree")
+    before = FolderImages(root, SIZE, 0)
+    for name in set(COLOURS) - {"red.jpg"}:
+        (root / name).unlink()
+    after = FolderImages(root, SIZE, 0)
+    assert after.cache != before.cache
+    assert seen_colours(after) == {"red.jpg"}
+
+
+def test_a_picture_replaced_by_one_of_equal_size_is_read_again(tmp_path):
+    for i, name in enumerate(("red.jpg", "thin.png")):
+        Image.new("RGB", (40, 40), COLOURS[name]).save(tmp_path / "a.bmp")
+        os.utime(tmp_path / "a.bmp", ns=(i, i))
+        assert seen_colours(FolderImages(tmp_path, SIZE, 0)) == {name}
+
+
+def test_two_sizes_of_one_folder_do_not_share_a_cache(tmp_path):
+    root = make_folder(tmp_path / "tree")
+    small, large = FolderImages(root, SIZE, 0), FolderImages(root, 2 * SIZE, 0)
+    assert small[0].shape == (3, SIZE, SIZE)
+    assert large[0].shape == (3, 2 * SIZE, 2 * SIZE)
+    assert seen_colours(small) == seen_colours(large) == set(COLOURS)
+
+
+def test_a_folder_lies_in_the_cache_folder_and_not_among_the_pictures(tmp_path):
+    root = make_folder(tmp_path / "tree")
+    before = sorted(root.rglob("*"))
+    images = FolderImages(root, SIZE, 0)
+    assert images.cache.is_relative_to(os.environ["NST_FAST_CACHE"])
+    assert sorted(root.rglob("*")) == before
+
+
+def one_line_refusal(root: Path) -> str:
+    with pytest.raises(UserError) as refusal:
+        FolderImages(root, SIZE, 0)
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert str(root) in message
+    return message
+
+
+def test_a_missing_folder_is_refused_in_one_line(tmp_path):
+    assert "no folder" in one_line_refusal(tmp_path / "nowhere")
+
+
+def test_an_empty_folder_is_refused_in_one_line(tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert "no pictures" in one_line_refusal(tmp_path)
+
+
+def test_a_folder_of_broken_pictures_is_refused_in_one_line_also_from_the_cache(tmp_path):
+    (tmp_path / "a.png").write_text("text")
+    (tmp_path / "b.jpg").touch()
+    for _ in range(2):
+        assert "none of the 2" in one_line_refusal(tmp_path)
+
+
+def test_the_centre_crop_of_a_wide_picture_is_its_middle():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    crop = centre_crop(Image.fromarray(pixels), 40)
+    assert torch.equal(crop, torch.from_numpy(pixels[:, 25:65].copy()).permute(2, 0, 1))
+
+
+def test_validation_shows_the_held_out_photographs_or_those_of_a_folder(tmp_path):
+    images = BundledImages(SIZE, 0, 0.5)
+    bundled = next(iter(ContentImages(images, 2, 0, SIZE).val_dataloader()))
+    assert bundled.shape == (2, 3, SIZE, SIZE)
+    colours = [(20, 40, 60), (200, 100, 50)]
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (50, 80), colour).save(tmp_path / f"{i}.png")
+    own = next(iter(ContentImages(images, 2, 0, SIZE, str(tmp_path)).val_dataloader()))
+    assert torch.equal(own, torch.tensor(colours, dtype=torch.uint8)[..., None, None].expand(-1, -1, SIZE, SIZE))
+
+
+class Recorder(pl.LightningModule):
+    """Keep the batches that Lightning hands over."""
+
+    def __init__(self, batches_seen: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.batches_seen = batches_seen
+        self.batches: list[torch.Tensor] = []
+
+    def configure_optimizers(self) -> None:
+        return None
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.batches.append(batch)
+
+
+@pytest.mark.parametrize("seen", [0, 5])
+def test_training_data_start_after_the_batches_that_the_run_has_seen(seen, tmp_path):
+    images, recorder = BundledImages(SIZE, 0, 0.5), Recorder(seen)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_train_batches=3,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(recorder, ContentImages(images, 2, 0, SIZE))
+    expected = torch.stack([images[i] for i in range(2 * seen, 2 * seen + 6)])
+    assert torch.equal(torch.cat(recorder.batches), expected)

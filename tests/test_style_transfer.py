@@ -1,0 +1,276 @@
+"""Training itself: what a step changes, what a checkpoint holds, how a run goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from nst_fast.data import BundledImages, ContentImages
+from nst_fast.errors import UserError
+from nst_fast.loss_network import VGG, freeze
+from nst_fast.losses import BalancedLoss, gram_matrix
+from nst_fast.networks import create_network
+from nst_fast.style_transfer import CHECKPOINT_KEY, MOST_SKIPPED_IN_A_ROW, StyleTransfer, read_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning")
+
+SIZE = 32
+LAYERS = {"relu1_1": 0.5, "relu2_1": 0.5}
+
+
+def make_module(max_steps: int, seed: int = 0) -> StyleTransfer:
+    """Return a tiny network on a tiny loss network; the seed is the network's alone."""
+    torch.manual_seed(7)
+    loss_network = freeze(VGG([[8], [12]]))
+    loss = BalancedLoss(loss_network, {"relu2_1": 1.0}, LAYERS, 1.0, 10.0, 1.0)
+    painting = torch.rand(1, 3, 48, 40)
+    loss.set_style({layer: gram_matrix(f)[0] for layer, f in loss_network(painting, list(LAYERS)).items()})
+    torch.manual_seed(seed)
+    config = {"network": {"name": "fast", "width": 8, "blocks": 1}, "note": None}
+    description = {"config": config, "image_sha256": "0" * 64, "loss_network": loss_network.identity}
+    return StyleTransfer(create_network("fast", 8, 1), loss, 1e-2, max_steps, 1.0, description)
+
+
+def make_trainer(folder: Path, max_steps: int, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        max_steps=max_steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        **{"limit_val_batches": 0, **options},
+    )
+
+
+def make_data() -> ContentImages:
+    return ContentImages(BundledImages(SIZE, 0, 0.5), 2, 0, SIZE)
+
+
+class AlwaysTheSame(Dataset[Tensor]):
+    """Two pictures, whatever the index."""
+
+    def __init__(self) -> None:
+        source = BundledImages(SIZE, 0, 0.5)
+        self.pictures = [source[0], source[1]]
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pictures[index % 2]
+
+
+class NotFinite(pl.Callback):
+    """Make the loss of chosen batches NaN or infinite, and keep what training had before and after each batch."""
+
+    def __init__(self, batches: range | list[int], value: float = float("nan")) -> None:
+        self.batches, self.value = batches, value
+        self.before: dict[int, list[Tensor]] = {}
+        self.after: dict[int, list[Tensor]] = {}
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Tensor, batch_idx: int) -> None:
+        self.number = module.batches_seen
+        module.perceptual_loss.content_weight = self.value if self.number in self.batches else 1.0
+        self.before[self.number] = state(trainer, module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        self.after[self.number] = state(trainer, module)
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+class StopAt(pl.Callback):
+    """Ask Lightning to stop at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+def state(trainer: pl.Trainer, module: StyleTransfer) -> list[Tensor]:
+    """Return copies of the network's weights and of Adam's memory."""
+    memory = [t for entry in trainer.optimizers[0].state.values() for t in entry.values()]
+    return [t.detach().clone() for t in (*module.network.parameters(), *memory)]
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+def total_loss(module: StyleTransfer, batch: Tensor) -> float:
+    content = batch.float() / 255
+    with torch.no_grad():
+        stylized = module.network(content)
+        return float(module.perceptual_loss(stylized, module.perceptual_loss.content_features(content))["total"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Thirty steps on one batch, and what was before."""
+    folder = tmp_path_factory.mktemp("trained")
+    module, images = make_module(30), AlwaysTheSame()
+    batch = torch.stack(images.pictures)
+    before = total_loss(module, batch)
+    frozen = {k: v.clone() for k, v in module.perceptual_loss.named_parameters()}
+    frozen |= {k: v.clone() for k, v in module.perceptual_loss.named_buffers()}
+    trainer = make_trainer(folder, 30, val_check_interval=30, check_val_every_n_epoch=None, limit_val_batches=1.0)
+    trainer.fit(module, ContentImages(images, 2, 0, SIZE))
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return {"module": module, "batch": batch, "before": before, "frozen": frozen, "checkpoint": folder / "last.ckpt"}
+
+
+def test_training_lowers_the_loss_on_a_fixed_batch(trained):
+    assert total_loss(trained["module"], trained["batch"]) < 0.5 * trained["before"]
+
+
+def test_training_leaves_the_loss_network_and_the_style_targets_as_they_were(trained):
+    loss = trained["module"].perceptual_loss
+    now = dict(loss.named_parameters()) | dict(loss.named_buffers())
+    assert now.keys() == trained["frozen"].keys()
+    assert all(torch.equal(now[k], v) for k, v in trained["frozen"].items())
+    assert not any(p.requires_grad for p in loss.parameters())
+
+
+def test_validation_losses_are_those_of_the_clamped_pictures(trained):
+    module = trained["module"]
+    content = next(iter(make_data().val_dataloader())).float() / 255
+    with torch.no_grad():
+        stylized = module.network(content).clamp(0, 1)
+        terms = module.perceptual_loss(stylized, module.perceptual_loss.content_features(content))
+    assert module.validation_losses == pytest.approx({f"val/{k}_loss": float(v) for k, v in terms.items()}, rel=1e-4)
+
+
+def test_a_checkpoint_has_the_network_and_not_the_loss_network(trained):
+    weights = torch.load(trained["checkpoint"], weights_only=True)["state_dict"]
+    network = trained["module"].network.state_dict()
+    assert weights.keys() == {f"network.{k}" for k in network}
+    assert all(torch.equal(weights[f"network.{k}"], v) for k, v in network.items())
+
+
+def strange(value: Any, where: str = "checkpoint") -> list[str]:
+    """Return where a value holds anything but plain types and tensors."""
+    if type(value) is dict:
+        odd_keys = [f"{where}: key {k!r}" for k in value if not isinstance(k, str | int)]
+        return odd_keys + [place for k, v in value.items() for place in strange(v, f"{where}.{k}")]
+    if type(value) in (list, tuple):
+        return [place for i, v in enumerate(value) for place in strange(v, f"{where}[{i}]")]
+    plain = value is None or isinstance(value, Tensor) or type(value) in (str, int, float, bool)
+    return [] if plain else [f"{where}: {type(value)}"]
+
+
+def test_a_checkpoint_holds_plain_types_and_tensors_only(trained):
+    checkpoint = torch.load(trained["checkpoint"], weights_only=True)
+    assert strange(checkpoint) == []
+    assert checkpoint[CHECKPOINT_KEY]["config"] == trained["module"].description["config"]
+    assert checkpoint[CHECKPOINT_KEY]["step"] == checkpoint[CHECKPOINT_KEY]["batches_seen"] == 30
+
+
+def test_read_checkpoint_gives_what_torch_loads(trained):
+    assert read_checkpoint(trained["checkpoint"]).keys() == torch.load(trained["checkpoint"], weights_only=True).keys()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_is_skipped_whole(value, tmp_path):
+    module, watch = make_module(5), NotFinite([2], value)
+    trainer = make_trainer(tmp_path, 5, watch)
+    trainer.fit(module, make_data())
+    unchanged = [same(watch.before[i], watch.after[i]) for i in range(6)]
+    assert unchanged == [False, False, True, False, False, False]
+    assert watch.rates[1] == watch.rates[2] != watch.rates[3]
+    assert (trainer.global_step, module.batches_seen, module.skipped_steps) == (5, 6, 1)
+    assert all(torch.isfinite(t).all() for t in watch.after[5])
+
+
+def test_twenty_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path):
+    module, watch = make_module(50), NotFinite(range(3, 50))
+    with pytest.raises(UserError, match="20 steps in a row") as refusal:
+        make_trainer(tmp_path, 50, watch).fit(module, make_data())
+    assert "\n" not in str(refusal.value)
+    assert (module.batches_seen, module.skipped_steps) == (23, 20)
+    assert all(map(torch.equal, module.network.parameters(), watch.after[2]))
+
+
+def test_fewer_than_twenty_in_a_row_do_not_end_the_run_however_often(tmp_path):
+    almost = MOST_SKIPPED_IN_A_ROW - 1
+    bad = [*range(almost), *range(almost + 1, 2 * almost + 1)]
+    module = make_module(2)
+    trainer = make_trainer(tmp_path, 2, NotFinite(bad))
+    trainer.fit(module, make_data())
+    assert (trainer.global_step, module.skipped_steps) == (2, 2 * almost)
+
+
+def fit(folder: Path, module: StyleTransfer, *callbacks: pl.Callback, resume: Path | None = None) -> pl.Trainer:
+    trainer = make_trainer(folder, 6, *callbacks)
+    trainer.fit(module, make_data(), ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+@pytest.mark.parametrize("bad", [[], [1]], ids=["all finite", "one step skipped"])
+def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_one_that_went_through(bad, tmp_path):
+    through = make_module(6)
+    through_trainer = fit(tmp_path, through, NotFinite(bad))
+
+    first = make_module(6)
+    stopped = fit(tmp_path, first, NotFinite(bad), StopAt(3))
+    assert stopped.global_step == 3
+    stopped.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = make_module(6, seed=99)
+    resumed_trainer = fit(tmp_path, resumed, NotFinite(bad), resume=tmp_path / "half.ckpt")
+
+    assert resumed_trainer.global_step == through_trainer.global_step == 6
+    assert same(state(resumed_trainer, resumed), state(through_trainer, through))
+    assert not same(state(stopped, first), state(through_trainer, through))
+    assert (resumed.batches_seen, resumed.skipped_steps) == (6 + len(bad), len(bad))
+
+
+class Pickled:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.target,)
+
+
+def one_line_refusal(path: Path) -> str:
+    with pytest.raises(UserError) as refusal:
+        read_checkpoint(path)
+    assert "\n" not in str(refusal.value)
+    assert str(path) in str(refusal.value)
+    return str(refusal.value)
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    assert "no checkpoint" in one_line_refusal(tmp_path / "nothing.ckpt")
+    assert "no checkpoint" in one_line_refusal(tmp_path)
+
+
+def test_another_projects_checkpoint_is_refused(tmp_path):
+    weights = {"weight": torch.zeros(2)}
+    for i, other in enumerate([{"state_dict": weights}, {CHECKPOINT_KEY: {}}, weights, torch.zeros(2), [1, 2]]):
+        torch.save(other, tmp_path / f"{i}.ckpt")
+        assert "another project" in one_line_refusal(tmp_path / f"{i}.ckpt")
+
+
+def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
+    whole = trained["checkpoint"].read_bytes()
+    damaged = {"text": b"hello\n", "empty": b"", "half": whole[: len(whole) // 2]}
+    for name, content in damaged.items():
+        (tmp_path / name).write_bytes(content)
+        one_line_refusal(tmp_path / name)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_without_running_it(tmp_path):
+    target = tmp_path / "ran"
+    torch.save({CHECKPOINT_KEY: Pickled(target)}, tmp_path / "hostile.ckpt")
+    assert "safely" in one_line_refusal(tmp_path / "hostile.ckpt")
+    assert not target.exists()

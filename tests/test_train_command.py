@@ -1,0 +1,519 @@
+"""The command `train`, as a user types it: what it leaves behind, and one line for every mistake."""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import skimage.data
+import torch
+import yaml
+from omegaconf import OmegaConf
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import nst_fast
+from nst_fast.commands import export
+from nst_fast.commands import train as train_command
+from nst_fast.commands.configuration import load_config
+from nst_fast.networks import FastNetwork
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+SMALL = ["data.size=64", "data.batch_size=2", "data.num_workers=0", "style.size=64", "trainer.accelerator=cpu"]
+SMOKE = ["trainer=smoke", *SMALL]
+CUSTOM = ["style=custom", "style.image=pic.jpg"]
+AWKWARD_NAMES = ["my pic (1).jpg", "été.jpg", "a,b.jpg", "a=b.jpg", "a${b}.jpg", """it's "x".jpg""", "[a]{b}.jpg"]
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def draw_picture(path: Path, seed: int = 0) -> Path:
+    """Write a picture of coloured blocks."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(blocks.repeat(10, 0).repeat(10, 1)).save(path)
+    return path
+
+
+def shell(command: str | list[str], folder: Path, **environment: str) -> Result:
+    """Run a command in a process of its own; a string as it stands, by the shell."""
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path, **environment},
+        shell=isinstance(command, str),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Return `train` as a function of its arguments, run in this process in a fresh folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> Result:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        with pytest.raises(SystemExit) as end:
+            train_command.main()
+        return Result(end.value.code or 0, *capsys.readouterr())
+
+    return command
+
+
+def network_weights(run: Path) -> dict[str, torch.Tensor]:
+    weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return {k: v for k, v in weights.items() if k.startswith("network.")}
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = network_weights(first), network_weights(second)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Run(NamedTuple):
+    """A finished run of the console script in a folder of its own."""
+
+    cwd: Path
+    folder: Path
+    result: Result
+    day: date
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One smoke run, typed in a folder that holds pic.jpg and photo.jpg."""
+    cwd = tmp_path_factory.mktemp("finished")
+    draw_picture(cwd / "pic.jpg")
+    Image.fromarray(skimage.data.chelsea()).save(cwd / "photo.jpg")
+    day, start = datetime.now(timezone.utc).date(), time.monotonic()
+    result = shell([str(BIN / "train"), *CUSTOM, *SMOKE], cwd)
+    assert result.code == 0, result.err
+    (folder,) = (cwd / "runs" / "train" / "pic").iterdir()
+    return Run(cwd, folder, result, day, time.monotonic() - start)
+
+
+def test_a_run_leaves_exactly_the_files_that_are_documented(finished):
+    assert {p.name for p in finished.folder.iterdir()} == {
+        "config.yaml",
+        "checkpoints",
+        "tensorboard",
+        "samples",
+        "pic.onnx",
+        "summary.json",
+    }
+    assert [p.name for p in (finished.folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {p.name for p in finished.cwd.iterdir()} == {"pic.jpg", "photo.jpg", "runs"}
+
+
+def test_samples_show_the_photographs_above_their_stylized_ones(finished):
+    samples = sorted((finished.folder / "samples").iterdir())
+    assert [p.name for p in samples] == ["step_000002.png", "step_000004.png"]
+    for sample in samples:
+        with Image.open(sample) as strip:
+            assert strip.size == (2 * 64, 2 * 64)
+            top = np.asarray(strip)[:64, :64].astype(float)
+        cat = Image.fromarray(skimage.data.chelsea())
+        left = (cat.width - cat.height) // 2
+        cat = cat.crop((left, 0, left + cat.height, cat.height)).resize((64, 64), Image.Resampling.LANCZOS)
+        assert np.abs(top - np.asarray(cat)).mean() < 4
+
+
+def test_the_last_two_lines_are_the_model_and_a_command_that_works_as_it_stands(finished):
+    model, command = finished.result.out.splitlines()[-2:]
+    assert (finished.cwd / model).samefile(finished.folder / "pic.onnx")
+    done = shell(command, finished.cwd)
+    assert done.code == 0, done.err
+    output = finished.cwd / done.out.splitlines()[-1]
+    with Image.open(output) as stylized, Image.open(finished.cwd / "photo.jpg") as photo:
+        assert stylized.size == photo.size
+        assert np.abs(np.asarray(stylized, float) - np.asarray(photo, float)).mean() > 1
+    output.unlink()
+
+
+def test_config_yaml_holds_every_value_as_it_was_used(finished):
+    config = yaml.safe_load((finished.folder / "config.yaml").read_text())
+    assert config["style"]["image"] == str((finished.cwd / "pic.jpg").resolve())
+    assert (config["style"]["name"], config["style"]["size"]) == ("pic", 64)
+    assert (config["trainer"]["max_steps"], config["trainer"]["accelerator"]) == (4, "cpu")
+    assert config["loss_network"]["name"] == "vgg19_slim"
+    assert "auto" not in (config["trainer"]["precision"], config["loss_network"]["name"])
+    checkpoint = torch.load(finished.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert config == checkpoint["nst_fast"]["config"]
+
+
+@pytest.fixture(scope="module")
+def events(finished: Run) -> EventAccumulator:
+    accumulator = EventAccumulator(str(finished.folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def test_tensorboard_has_the_training_losses_even_of_a_short_run(events):
+    for name in ("content", "style", "tv", "total"):
+        assert f"train/{name}_loss" in events.Tags()["scalars"]
+        assert all(np.isfinite(e.value) for e in events.Scalars(f"train/{name}_loss"))
+
+
+def test_tensorboard_has_the_validation_losses_of_the_summary(finished, events):
+    losses = json.loads((finished.folder / "summary.json").read_text())["validation_losses"]
+    assert losses.keys() == {f"val/{name}_loss" for name in ("content", "style", "tv", "total")}
+    for name, value in losses.items():
+        assert events.Scalars(name)[-1].value == pytest.approx(value, rel=1e-5)
+
+
+def test_tensorboard_has_the_strip_of_the_samples(finished, events):
+    encoded = events.Images("val/strip")[-1]
+    assert (encoded.width, encoded.height) == (128, 128)
+    assert encoded.encoded_image_string.startswith(b"\x89PNG")
+
+
+def test_the_total_loss_is_the_weighted_sum_of_the_terms(finished):
+    losses = json.loads((finished.folder / "summary.json").read_text())["validation_losses"]
+    loss = yaml.safe_load((finished.folder / "config.yaml").read_text())["loss"]
+    expected = sum(loss[f"{name}_weight"] * losses[f"val/{name}_loss"] for name in ("content", "style", "tv"))
+    assert losses["val/total_loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_summary_says_how_the_run_went(finished):
+    summary = json.loads((finished.folder / "summary.json").read_text())
+    slim = ROOT / "nst_fast" / "assets" / "vgg19_slim.safetensors"
+    assert (summary["style"], summary["steps"], summary["skipped_steps"]) == ("pic", 4, 0)
+    assert summary["skipped_pictures"] == []
+    assert 0 < summary["seconds"] < finished.seconds
+    assert summary["images_per_second"] > 4 * 2 / finished.seconds
+    assert summary["device"].startswith("CPU")
+    assert summary["loss_network"] == f"vgg19_slim@{hashlib.sha256(slim.read_bytes()).hexdigest()}"
+    assert summary["versions"] == {
+        "nst_fast": nst_fast.__version__,
+        "torch": torch.__version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
+
+
+def metadata_of(model: Path) -> dict[str, str]:
+    return {p.key.removeprefix("nst_fast."): p.value for p in onnx.load(model).metadata_props}
+
+
+def test_the_model_says_what_it_is_and_how_it_was_made(finished):
+    metadata = metadata_of(finished.folder / "pic.onnx")
+    summary = json.loads((finished.folder / "summary.json").read_text())
+    assert metadata["image_sha256"] == hashlib.sha256((finished.cwd / "pic.jpg").read_bytes()).hexdigest()
+    assert metadata["loss_network"] == summary["loss_network"]
+    assert metadata["network"] == "fast, width 64, 5 blocks"
+    assert metadata["version"] == nst_fast.__version__
+    assert float(metadata["val_total_loss"]) == pytest.approx(summary["validation_losses"]["val/total_loss"], rel=1e-4)
+    assert finished.day <= date.fromisoformat(metadata["date"]) <= datetime.now(timezone.utc).date()
+    assert int(metadata["min_size"]) > 0
+    expected = {"style": "pic", "title": "pic", "artist": "unknown", "licence": "unknown", "steps": "4"}
+    assert {key: metadata[key] for key in expected} == expected
+
+
+def test_the_model_names_the_commit_of_the_clone(finished):
+    commit = metadata_of(finished.folder / "pic.onnx")["commit"]
+    if not (ROOT / ".git").exists():
+        assert commit == "unknown"
+        return
+    kind = subprocess.run(["git", "-C", ROOT, "cat-file", "-t", commit], capture_output=True, text=True, check=True)
+    assert kind.stdout.strip() == "commit"
+
+
+def test_the_model_gives_what_the_checkpoints_network_gives(finished):
+    model = onnxruntime.InferenceSession(finished.folder / "pic.onnx")
+    picture = np.random.default_rng(0).integers(0, 256, (1, 50, 70, 3), dtype=np.uint8)
+    (got,) = model.run(None, {"image": picture})
+    network = FastNetwork(64, 5)
+    network.load_state_dict({k.removeprefix("network."): v for k, v in network_weights(finished.folder).items()})
+    with torch.no_grad():
+        expected = network(torch.from_numpy(picture).permute(0, 3, 1, 2) / 255).clamp(0, 1) * 255
+    assert np.abs(got - expected.permute(0, 2, 3, 1).numpy()).max() <= 1
+
+
+def test_nst_export_of_the_checkpoint_gives_an_equal_model(finished, tmp_path, monkeypatch, capsys):
+    checkpoint = finished.folder / "checkpoints" / "last.ckpt"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["nst-export", str(checkpoint), "-o", "again.onnx"])
+    with pytest.raises(SystemExit) as end:
+        export.main()
+    assert end.value.code == 0
+    assert capsys.readouterr().out == "again.onnx\n"
+    picture = np.random.default_rng(0).integers(0, 256, (2, 61, 83, 3), dtype=np.uint8)
+    sessions = [onnxruntime.InferenceSession(p) for p in ("again.onnx", finished.folder / "pic.onnx")]
+    first, second = (session.run(None, {"image": picture})[0] for session in sessions)
+    assert np.array_equal(first, second)
+    again, original = metadata_of(Path("again.onnx")), metadata_of(finished.folder / "pic.onnx")
+    for metadata in (again, original):
+        del metadata["date"], metadata["commit"]
+    assert again == original
+
+
+def test_two_runs_with_one_seed_have_identical_weights_for_any_number_of_workers(finished, train):
+    draw_picture(Path("pic.jpg"))
+    for workers in (0, 1):
+        options = [*SMOKE, f"data.num_workers={workers}", f"output=w{workers}"]
+        assert train(*CUSTOM, *options).code == 0
+    assert_same_weights(Path("w0"), Path("w1"))
+    assert_same_weights(Path("w0"), finished.folder)
+
+
+def test_another_seed_has_other_weights(finished, train):
+    draw_picture(Path("pic.jpg"))
+    assert train(*CUSTOM, *SMOKE, "seed=1", "output=other").code == 0
+    first, second = network_weights(Path("other")), network_weights(finished.folder)
+    for name in first:
+        if first[name].ndim == 4:
+            both = torch.stack([first[name].flatten(), second[name].flatten()])
+            assert both.corrcoef()[0, 1].abs() < 0.5
+
+
+@pytest.mark.parametrize("name", AWKWARD_NAMES)
+def test_a_picture_of_any_name_reaches_the_config(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config("train", ["style=custom", f"style.image={name}"])
+    assert cfg.style.image == str(tmp_path / name)
+    assert OmegaConf.to_container(cfg, resolve=True)["style"]["image"] == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("key", ["style.image", "style.targets", "data.validation", "output", "resume"])
+def test_home_is_expanded_in_every_path(key, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    cfg = load_config("train", ["style=custom", f"{key}=~/x (1).jpg"])
+    assert OmegaConf.select(cfg, key) == str(tmp_path / "home" / "x (1).jpg")
+
+
+@pytest.fixture(scope="module")
+def awkward(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on a picture and a folder of photographs in a home folder, all with awkward names, two of them broken."""
+    home, cwd = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("awkward")
+    draw_picture(home / """it's "é,=[1].jpg""")
+    for i in range(3):
+        draw_picture(home / "my photos" / "deep er" / f"{i} [x].png", seed=i)
+    (home / "my photos" / "[bold] empty.jpg").touch()
+    (home / "my photos" / "text.png").write_text("no picture")
+    Image.fromarray(skimage.data.chelsea()).save(cwd / "photo.jpg")
+    arguments = ["style=custom", """style.image=~/it's "é,=[1].jpg""", "data=folder", "data.root=~/my photos", *SMOKE]
+    start = time.monotonic()
+    result = shell([str(BIN / "train"), *arguments], cwd, HOME=str(home), NST_FAST_CACHE=str(home / "cache"))
+    assert result.code == 0, result.err
+    (folder,) = (cwd / "runs" / "train").glob("*/*")
+    return Run(cwd, folder, result, date.min, time.monotonic() - start)
+
+
+def test_awkward_names_train_and_give_a_command_that_works_as_it_stands(awkward):
+    model, command = awkward.result.out.splitlines()[-2:]
+    assert Path(model).name == """it's "é,=[1].onnx"""
+    done = shell(command, awkward.cwd)
+    assert done.code == 0, done.err
+    assert (awkward.cwd / done.out.splitlines()[-1]).is_file()
+
+
+def test_pictures_that_cannot_be_read_are_named_at_the_end(awkward):
+    lines = awkward.result.err.splitlines()
+    assert "2 pictures" in lines[-3]
+    assert "[bold] empty.jpg" in lines[-2]
+    assert "text.png" in lines[-1]
+    summary = json.loads((awkward.folder / "summary.json").read_text())
+    assert sorted(Path(p).name for p in summary["skipped_pictures"]) == ["[bold] empty.jpg", "text.png"]
+
+
+def test_a_picture_called_like_an_interpolation_trains_under_its_own_name(train):
+    picture = draw_picture(Path("a${b}.jpg").resolve())
+    assert train("style=custom", f"style.image={picture}", *SMOKE, "output=run ${c}").code == 0
+    assert metadata_of(Path("run ${c}", "a${b}.onnx"))["title"] == "a${b}"
+    assert OmegaConf.load(Path("run ${c}", "config.yaml")).style.image == str(picture)
+
+
+def test_a_style_may_be_called_by_a_number(train):
+    draw_picture(Path("pic.jpg"))
+    assert train(*CUSTOM, *SMOKE, "style.name=1984").code == 0
+    (model,) = Path("runs", "train", "1984").glob("*/1984.onnx")
+    assert metadata_of(model)["style"] == "1984"
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, train):
+    draw_picture(Path("pic.jpg"))
+    checkpoint = finished.folder / "checkpoints" / "last.ckpt"
+    assert train(*CUSTOM, *SMOKE, "output=more", f"resume={checkpoint}").code == 0
+    assert_same_weights(Path("more"), finished.folder)
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A long run in a process of its own that has written its first checkpoint."""
+    draw_picture(tmp_path / "pic.jpg")
+    options = [*SMALL, "trainer.max_steps=1000000", "trainer.validate_every=2", "output=endless"]
+    command = [BIN / "train", *CUSTOM, *options]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (tmp_path / "endless" / "checkpoints" / "last.ckpt").exists():
+            time.sleep(0.1)
+        yield process
+        process.kill()
+
+
+def test_an_interrupted_run_leaves_a_checkpoint_and_says_how_to_go_on(endless, tmp_path):
+    endless.send_signal(signal.SIGINT)
+    _, err = endless.communicate(timeout=60)
+    assert endless.returncode != 0
+    assert "Traceback" not in err
+    (path,) = re.findall(r"resume=(\S+)", err)
+    ours = torch.load(tmp_path / shlex.split(path)[0], weights_only=True)["nst_fast"]
+    assert f"stopped at step {ours['step']};" in err
+    assert ours["step"] == ours["batches_seen"] >= 2
+
+
+def assert_one_line(result: Result, *words: str) -> None:
+    """Check that a command failed as documented: one line on stderr with these words, and nothing else."""
+    assert result.code != 0
+    assert result.out == ""
+    lines = [line for line in result.err.splitlines() if line.strip()]
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("train: ")
+    assert "Traceback" not in lines[0]
+    for word in words:
+        assert word in lines[0]
+
+
+def files_below(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "unknown style": (["style=stary_night"], ["stary_night", "did you mean starry_night?"]),
+    "no style": ([], ["style is missing", "starry_night", "custom"]),
+    "custom without picture": (["style=custom"], ["style.image=FILE"]),
+    "missing picture": (["style=custom", "style.image=no where.jpg"], ["no picture", "no where.jpg"]),
+    "broken picture": (["style=custom", "style.image=broken.jpg"], ["broken.jpg", "cannot be read"]),
+    "empty folder": ([*CUSTOM, "data=folder", "data.root=empty"], ["no pictures", "empty"]),
+    "missing folder": ([*CUSTOM, "data=folder", "data.root=nowhere"], ["no folder", "nowhere"]),
+    "folder not given": ([*CUSTOM, "data=folder"], ["data.root is missing"]),
+    "folder of broken pictures": ([*CUSTOM, "data=folder", "data.root=all broken"], ["none of the 1", "all broken"]),
+    "missing validation folder": ([*CUSTOM, "data.validation=nowhere"], ["no folder", "nowhere"]),
+    "text for weights": ([*CUSTOM, "loss_network=vgg19", "loss_network.weights=text.pth"], ["text.pth"]),
+    "nothing for weights": ([*CUSTOM, "loss_network=vgg19", "loss_network.weights=empty.pth"], ["empty.pth"]),
+    "weights of wrong shapes": (
+        [*CUSTOM, "loss_network=vgg19", "loss_network.weights=shapes.pth"],
+        ["shapes.pth", "(2, 2)", "(64, 3, 3, 3)"],
+    ),
+    "missing weights": (
+        [*CUSTOM, "loss_network=vgg19_slim", "loss_network.weights=none.safetensors"],
+        ["none.safetensors"],
+    ),
+    "teachers not given": ([*CUSTOM, "loss_network=teachers"], ["loss_network.deep is missing"]),
+    "negative steps": ([*CUSTOM, "trainer.max_steps=-5"], ["trainer.max_steps", "-5"]),
+    "steps in words": ([*CUSTOM, "trainer.max_steps=abc"], ["trainer.max_steps", "abc"]),
+    "half a step": ([*CUSTOM, "trainer.max_steps=2.5"], ["trainer.max_steps", "2.5"]),
+    "style of no size": ([*CUSTOM, "style.size=0"], ["style.size", "0"]),
+    "empty batches": ([*CUSTOM, "data.batch_size=0"], ["data.batch_size", "0"]),
+    "weight that is no number": ([*CUSTOM, "loss.style_weight=nan"], ["loss.style_weight", "nan"]),
+    "share in words": ([*CUSTOM, "data.dead_leaves=abc"], ["data.dead_leaves", "abc"]),
+    "layers in words": ([*CUSTOM, "loss.style_layers=abc"], ["loss.style_layers", "abc"]),
+    "unknown option": ([*CUSTOM, "trainer.max_stepz=3"], ["trainer.max_stepz", "did you mean trainer.max_steps?"]),
+    "unknown path option": ([*CUSTOM, "style.imag=pic.jpg"], ["style.imag", "did you mean style.image?"]),
+    "unknown network": ([*CUSTOM, "network.name=johnsen"], ["johnsen", "did you mean johnson?"]),
+    "unknown loss": ([*CUSTOM, "loss.name=gaty"], ["gaty", "gatys"]),
+    "unknown data": ([*CUSTOM, "data.name=bundle"], ["bundle", "bundled"]),
+    "unknown precision": ([*CUSTOM, "trainer.precision=foo"], ["trainer.precision", "foo"]),
+    "unknown strategy": ([*CUSTOM, "trainer.strategy=foo"], ["foo"]),
+    "unknown accelerator": ([*CUSTOM, "trainer.accelerator=foo"], ["trainer.accelerator", "foo"]),
+    "devices in words": ([*CUSTOM, "trainer.devices=abc"], ["devices"]),
+    "seed too large": ([*CUSTOM, f"seed={2**70}"], ["seed", str(2**70)]),
+    "no loss network": ([*CUSTOM, "loss_network=null"], ["loss_network"]),
+    "no data": ([*CUSTOM, "data=null"], ["data"]),
+    "argument without =": (["starry_night"], ["'starry_night'", "key=value"]),
+    "option with dashes": ([*CUSTOM, "--steps=3"], ["--steps"]),
+    "value that Hydra cannot read": ([*CUSTOM, "loss.style_layers={relu1_1"], ["loss.style_layers"]),
+    "place below a file": ([*CUSTOM, "output=pic.jpg/run"], ["cannot write", "output=FOLDER"]),
+    "layer that the loss network lacks": (
+        [*CUSTOM, "loss=johnson", "loss_network=vgg19_slim"],
+        ["vgg19_slim has no layer", "relu2_2"],
+    ),
+    "missing checkpoint": ([*CUSTOM, "resume=none.ckpt"], ["no checkpoint", "none.ckpt"]),
+    "text for a checkpoint": ([*CUSTOM, "resume=text.pth"], ["text.pth"]),
+    "checkpoint of another project": ([*CUSTOM, "resume=other.ckpt"], ["other.ckpt", "another project"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_no_run(arguments, words, train):
+    draw_picture(Path("pic.jpg"))
+    Path("broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
+    Path("text.pth").write_text("hello\n")
+    Path("empty.pth").touch()
+    torch.save({"features.0.weight": torch.zeros(2, 2)}, "shapes.pth")
+    torch.save({"state_dict": {}, "epoch": 3}, "other.ckpt")
+    Path("empty").mkdir()
+    Path("all broken").mkdir()
+    Path("all broken", "text.png").write_text("no picture")
+    before = files_below(Path())
+    assert_one_line(train(*SMOKE, *arguments), *words)
+    assert files_below(Path()) == before
+
+
+@pytest.mark.parametrize("change", [["network.width=8"], ["network=johnson"], ["trainer.max_steps=8"]], ids=str)
+def test_a_checkpoint_of_a_run_with_other_options_is_refused_in_one_line(change, finished, train):
+    draw_picture(Path("pic.jpg"))
+    checkpoint = finished.folder / "checkpoints" / "last.ckpt"
+    result = train(*CUSTOM, *SMOKE, f"resume={checkpoint}", "output=more", *change)
+    assert_one_line(result, change[0].partition("=")[0])
+    assert not Path("more").exists()
+
+
+@pytest.mark.parametrize("mistake", ["unknown style", "broken picture"])
+def test_the_console_script_fails_in_one_line_too(mistake, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
+    arguments, words = MISTAKES[mistake]
+    assert_one_line(shell([str(BIN / "train"), *SMOKE, *arguments], tmp_path), *words)
+    assert [p.name for p in tmp_path.iterdir()] == ["broken.jpg"]
+
+
+def test_cfg_prints_the_config_and_trains_nothing(train, tmp_path):
+    result = train("style=great_wave", "--cfg", "trainer.max_steps=7")
+    config: dict[str, Any] = yaml.safe_load(result.out)
+    assert (result.code, result.err) == (0, "")
+    assert (config["style"]["artist"], config["trainer"]["max_steps"]) == ("Katsushika Hokusai", 7)
+    assert files_below(tmp_path) == []
+
+
+def test_help_names_only_options_that_exist_and_examples_that_can_be_read(train):
+    usage = train("--help").out
+    cfg = load_config("train", ["style=custom", "data=folder", "data.root=x"])
+    options = re.findall(r"^  ([a-z_.]+)=", usage, re.MULTILINE)
+    assert len(options) > 10
+    for option in options:
+        group, _, key = option.rpartition(".")
+        assert key in (OmegaConf.select(cfg, group) if group else cfg) or (ROOT / "configs" / option).is_dir()
+    examples = [line.removeprefix("  train ") for line in usage.splitlines() if line.startswith("  train ")]
+    assert len(examples) == 3
+    for example in examples:
+        load_config("train", shlex.split(example))
