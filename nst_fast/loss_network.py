@@ -17,11 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nst_fast.assets import VGG19_SLIM, cache_folder, nearest
 from nst_fast.errors import UserError
+from nst_fast.images import write_atomically
 
 VGG19_WIDTHS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 # torchvision's own statistics: pixels in [0, 1], RGB.
@@ -37,10 +38,12 @@ class LossNetwork(nn.Module):
     Attributes:
         identity: name and sha256 of the weights; style targets made with another identity do not fit.
         layers: the names that can be asked for.
+        filters: for each layer, how many filters its features stand for; a compressed tap has fewer channels.
     """
 
     identity: str
     layers: tuple[str, ...]
+    filters: dict[str, int]
 
     def check_layers(self, wanted: Iterable[str]) -> None:
         """Raise UserError where a layer is asked for that this network lacks."""
@@ -69,7 +72,9 @@ class LossNetwork(nn.Module):
                 rectified = F.relu(features).double()
                 sums[layer] = sums.get(layer, 0) + rectified.sum(dim=(0, 2, 3))
                 count[layer] = count.get(layer, 0) + rectified[:, 0].numel()
-        return {layer: (sums[layer] / count[layer]).float().clamp_min(1e-6) for layer in wanted}
+        means = {layer: (total / count[layer]).float() for layer, total in sums.items()}
+        # A filter that photographs leave dead must not explode on a painting.
+        return {layer: mean.clamp_min(1e-3 * float(mean.mean()) + 1e-12) for layer, mean in means.items()}
 
 
 class VGG(LossNetwork):
@@ -83,7 +88,7 @@ class VGG(LossNetwork):
         super().__init__()
         if pooling not in ("max", "average"):
             raise UserError(f"pooling {pooling!r} is unknown; use 'max' or 'average'")
-        self.identity = identity
+        self.identity = identity + (":average" if pooling == "average" else "")
         self.pooling = pooling
         self.preprocess = nn.Conv2d(3, 3, 1)
         self.convolutions = nn.ModuleDict()
@@ -92,7 +97,11 @@ class VGG(LossNetwork):
             for index, width in enumerate(block_widths, start=1):
                 self.convolutions[f"{block}_{index}"] = nn.Conv2d(channels, width, 3, padding=1)
                 channels = width
-        self.layers = tuple(kind + name for name in self.convolutions for kind in ("conv", "relu"))
+        flat = [width for block_widths in widths for width in block_widths]
+        self.filters = {
+            kind + name: width for name, width in zip(self.convolutions, flat, strict=True) for kind in ("conv", "relu")
+        }
+        self.layers = tuple(self.filters)
 
     def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         """Return {layer: features} for the layers wanted."""
@@ -127,12 +136,12 @@ class SlimVGG(LossNetwork):
 
     def __init__(self, widths: Widths, heads: Mapping[str, int], pooling: str = "max", identity: str = "slim") -> None:
         super().__init__()
-        self.identity = identity
         self.trunk = VGG(widths, pooling, identity)
+        self.identity = self.trunk.identity
         self.layers = tuple(heads)
         self.trunk.check_layers(self.layers)
-        flat = dict(zip(self.trunk.convolutions, (width for block in widths for width in block), strict=True))
-        self.heads = nn.ModuleDict({layer: nn.Conv2d(flat[layer[4:]], c, 1) for layer, c in heads.items()})
+        self.filters = dict(heads)
+        self.heads = nn.ModuleDict({layer: nn.Conv2d(self.trunk.filters[layer], c, 1) for layer, c in heads.items()})
 
     def estimates(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         """Return {layer: estimate of the wide network's features}."""
@@ -163,10 +172,11 @@ class MergedLossNetwork(LossNetwork):
     def __init__(self, parts: Sequence[tuple[LossNetwork, Sequence[str]]]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(network for network, _ in parts)
-        self.source = {layer: index for index, (_, layers) in enumerate(parts) for layer in layers}
+        self.source = {layer: index for index, (_, layers) in reversed(list(enumerate(parts))) for layer in layers}
         for network, layers in parts:
             network.check_layers(layers)
         self.layers = tuple(sorted(self.source, key=lambda layer: (layer[4:], layer)))
+        self.filters = {layer: parts[self.source[layer]][0].filters[layer] for layer in self.layers}
         self.identity = "+".join(network.identity for network, _ in parts)
 
     def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
@@ -188,6 +198,7 @@ class NormalisedLossNetwork(LossNetwork):
         self.network = network
         self.identity = network.identity + ":normalised"
         self.layers = tuple(layer for layer in network.layers if "relu" + layer[4:] in factors)
+        self.filters = network.filters
         for layer, factor in factors.items():
             self.register_buffer("mean_" + layer, factor.reshape(1, -1, 1, 1))
 
@@ -300,18 +311,21 @@ def save_slim_vgg(
     tensors |= {"conv" + k: v for k, v in network.trunk.convolutions.state_dict().items()}
     tensors |= {"head_" + k: v for k, v in network.heads.state_dict().items()}
     tensors |= {"mean_activation." + k: v for k, v in factors.items()}
-    save_file(
-        {k: v.detach().half().contiguous() for k, v in tensors.items()},
-        path,
-        {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()},
-    )
+    described = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    write_atomically(Path(path), save({k: v.detach().half().contiguous() for k, v in tensors.items()}, described))
 
 
-def load_slim_vgg(path: str | Path, pooling: str = "max", normalise: bool = False, compress: bool = True) -> SlimVGG:
+def load_slim_vgg(
+    path: str | Path,
+    pooling: str = "max",
+    normalise: bool = False,
+    compress: bool = True,
+    photographs: Iterable[Tensor] = (),
+) -> SlimVGG:
     """Return the distilled network from a file that ``save_slim_vgg`` wrote.
 
-    ``normalise`` divides each estimated filter by its recorded mean activation; ``compress=False`` keeps the heads as
-    estimates of the wide network's channels.
+    ``normalise`` divides each estimated filter by its mean activation, as recorded for max pooling and computed from
+    photographs for average pooling; ``compress=False`` keeps the heads as estimates of the wide network's channels.
     """
     tensors, _ = read_safetensors(path)
     widths: list[list[int]] = []
@@ -321,14 +335,30 @@ def load_slim_vgg(path: str | Path, pooling: str = "max", normalise: bool = Fals
     for name in sorted(k[4:-7] for k in tensors if k.startswith("conv") and k.endswith(".weight")):
         if name.endswith("_1"):
             widths.append([])
+        if not widths:
+            raise UserError(f"{path} has no conv1_1; a file that save_slim_vgg wrote is needed")
         widths[-1].append(len(tensors[f"conv{name}.weight"]))
     identity = file_identity("vgg19_slim", path) + (":normalised" if normalise else "")
     network = SlimVGG(widths, dict(sorted(heads.items(), key=lambda h: h[0][4:])), pooling, identity)
     load_weights(network.trunk, {k: v for k, v in tensors.items() if not k.startswith(("head_", "mean_"))}, path)
+    if normalise and pooling == "average":
+        plain = load_slim_vgg(path, pooling, compress=False)
+        factors = mean_activation_factors(plain.eval().requires_grad_(False), photographs)
+    else:
+        factors = {layer: tensors.get(f"mean_activation.{layer}", torch.zeros(0)) for layer in heads}
+        factors = {layer: f.clamp_min(1e-3 * float(f.mean())) for layer, f in factors.items() if len(f)}
     for layer, head in network.heads.items():
-        factor = tensors["mean_activation." + layer] if normalise else torch.ones(heads[layer])
-        weight = tensors[f"head_{layer}.weight"] / factor.reshape(-1, 1, 1, 1)
-        head.load_state_dict({"weight": weight, "bias": tensors[f"head_{layer}.bias"] / factor})
+        needed = {"weight": f"head_{layer}.weight", "bias": f"head_{layer}.bias"}
+        shapes = {needed[k]: v.shape for k, v in head.state_dict().items()}
+        if normalise:
+            shapes[f"mean_activation.{layer}"] = (heads[layer],)
+        for key, shape in shapes.items():
+            if key not in tensors or tensors[key].shape != shape:
+                got = "nothing" if key not in tensors else f"shape {tuple(tensors[key].shape)}"
+                raise UserError(f"{path} does not fit: it has {got} for {key}, {tuple(shape)} is needed")
+        factor = factors[layer] if normalise else torch.ones(heads[layer])
+        weight = tensors[needed["weight"]] / factor.reshape(-1, 1, 1, 1)
+        head.load_state_dict({"weight": weight, "bias": tensors[needed["bias"]] / factor})
     return network.compress() if compress else network
 
 
@@ -409,7 +439,7 @@ def create_loss_network(
     if name not in LOSS_NETWORKS:
         raise UserError(f"unknown loss network {name!r}: {nearest(name, LOSS_NETWORKS)}")
     if name == "vgg19_slim":
-        return freeze(load_slim_vgg(weights or VGG19_SLIM, pooling, normalise))
+        return freeze(load_slim_vgg(weights or VGG19_SLIM, pooling, normalise, photographs=photographs))
     network: LossNetwork
     if name == "vgg19":
         network = load_torchvision_vgg19(weights or fetch_vgg19(), pooling)
@@ -432,10 +462,7 @@ def mean_activation_factors(network: LossNetwork, photographs: Iterable[Tensor])
     if path.exists():
         return read_safetensors(path)[0]
     factors = network.mean_activations(photographs, [layer for layer in network.layers if layer.startswith("relu")])
-    if not factors or not all(len(f) for f in factors.values()):
+    if not factors:
         raise UserError("normalising a loss network needs photographs")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    save_file({k: v.contiguous() for k, v in factors.items()}, temporary)
-    temporary.replace(path)
+    write_atomically(path, save({k: v.contiguous() for k, v in factors.items()}))
     return factors

@@ -69,7 +69,6 @@ class PerceptualLoss(nn.Module):
         self.loss_network = loss_network
         self.content_layers, self.style_layers = dict(content_layers), dict(style_layers)
         self.content_weight, self.style_weight, self.tv_weight = content_weight, style_weight, tv_weight
-        self.style_targets: dict[str, Tensor] = {}
 
     @property
     def layers(self) -> list[str]:
@@ -97,19 +96,24 @@ class PerceptualLoss(nn.Module):
             for layer, weight in self.content_layers.items():
                 x, target = in_full_precision(features[layer]), in_full_precision(content_features[layer])
                 energy = self.get_buffer("style_" + layer).diagonal(dim1=1, dim2=2).mean()
-                content = content + weight * self.content_term(x, target, energy).mean()
+                filters = self.loss_network.filters[layer]
+                content = content + weight * self.content_term(x, target, energy, filters).mean()
             for layer, weight in self.style_layers.items():
-                term = self.style_term(gram_matrix(features[layer]), self.get_buffer("style_" + layer))
-                style = style + weight * term.mean()
+                gram, target = gram_matrix(features[layer]), self.get_buffer("style_" + layer)
+                style = style + weight * self.style_term(gram, target, self.loss_network.filters[layer]).mean()
             tv = total_variation(image).mean()
             total = self.content_weight * content + self.style_weight * style + self.tv_weight * tv
         return {"content": content, "style": style, "tv": tv, "total": total}
 
-    def content_term(self, features: Tensor, target: Tensor, energy: Tensor) -> Tensor:
-        """Return each picture's content loss at one layer, shape (N,); ``energy``: the painting's mean square there."""
+    def content_term(self, features: Tensor, target: Tensor, energy: Tensor, filters: int | None = None) -> Tensor:
+        """Return each picture's content loss at one layer, shape (N,).
+
+        ``energy`` is the painting's mean square there; ``filters`` how many filters the features stand for, as many as
+        they have channels unless the tap is compressed.
+        """
         raise NotImplementedError
 
-    def style_term(self, gram: Tensor, target: Tensor) -> Tensor:
+    def style_term(self, gram: Tensor, target: Tensor, filters: int | None = None) -> Tensor:
         """Return each picture's style loss at one layer, shape (N,), from Gram matrices (N, C, C) and (1, C, C)."""
         raise NotImplementedError
 
@@ -121,25 +125,26 @@ class GatysLoss(PerceptualLoss):
     paper's form would compare sums over differently many positions.
     """
 
-    def content_term(self, features: Tensor, target: Tensor, energy: Tensor) -> Tensor:
+    def content_term(self, features: Tensor, target: Tensor, energy: Tensor, filters: int | None = None) -> Tensor:
         """Return ½ Σ (F − P)²."""
         return 0.5 * (features - target).square().sum((1, 2, 3))
 
-    def style_term(self, gram: Tensor, target: Tensor) -> Tensor:
+    def style_term(self, gram: Tensor, target: Tensor, filters: int | None = None) -> Tensor:
         """Return Σ (G/M − A/M)² / (4 N²), N the number of filters."""
-        return (gram - target).square().sum((1, 2)) / (4 * gram.shape[1] ** 2)
+        return (gram - target).square().sum((1, 2)) / (4 * (filters or gram.shape[1]) ** 2)
 
 
 class JohnsonLoss(PerceptualLoss):
     """Mean squared errors of features and of Gram matrices over C H W (Johnson et al. 2016, as pytorch/examples)."""
 
-    def content_term(self, features: Tensor, target: Tensor, energy: Tensor) -> Tensor:
+    def content_term(self, features: Tensor, target: Tensor, energy: Tensor, filters: int | None = None) -> Tensor:
         """Return the mean of (F − P)²."""
-        return (features - target).square().mean((1, 2, 3))
+        channels, height, width = features.shape[1:]
+        return (features - target).square().sum((1, 2, 3)) / ((filters or channels) * height * width)
 
-    def style_term(self, gram: Tensor, target: Tensor) -> Tensor:
+    def style_term(self, gram: Tensor, target: Tensor, filters: int | None = None) -> Tensor:
         """Return the mean of (G − A)², both divided by C."""
-        return ((gram - target) / gram.shape[1]).square().mean((1, 2))
+        return (gram - target).square().sum((1, 2)) / (filters or gram.shape[1]) ** 4
 
 
 class BalancedLoss(PerceptualLoss):
@@ -151,12 +156,12 @@ class BalancedLoss(PerceptualLoss):
     `CONTENT_FLOOR` times the painting's at that layer.
     """
 
-    def content_term(self, features: Tensor, target: Tensor, energy: Tensor) -> Tensor:
+    def content_term(self, features: Tensor, target: Tensor, energy: Tensor, filters: int | None = None) -> Tensor:
         """Return ‖F − P‖² / (‖P‖² + floor)."""
         difference = (features - target).square().mean((1, 2, 3))
         return difference / (target.square().mean((1, 2, 3)) + CONTENT_FLOOR * energy)
 
-    def style_term(self, gram: Tensor, target: Tensor) -> Tensor:
+    def style_term(self, gram: Tensor, target: Tensor, filters: int | None = None) -> Tensor:
         """Return ‖G − A‖² / ‖A‖²."""
         return (gram - target).square().sum((1, 2)) / target.square().sum((1, 2))
 

@@ -1,0 +1,384 @@
+"""Loss terms against hand-written loops, the closed forms of Gatys et al. and the formulas of pytorch/examples."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nst_fast.errors import UserError
+from nst_fast.loss_network import VGG, NormalisedLossNetwork
+from nst_fast.losses import (
+    CONTENT_FLOOR,
+    LOSSES,
+    BalancedLoss,
+    GatysLoss,
+    JohnsonLoss,
+    gram_matrix,
+    total_variation,
+)
+
+CONTENT = {"relu2_1": 1.0}
+STYLE = {"relu1_1": 0.25, "relu2_1": 0.5, "conv3_1": 2.0}
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def make_loss(kind=GatysLoss, weights=(1.0, 1.0, 1.0), content=CONTENT, style=STYLE):
+    """Return a loss on a small random VGG in float64; the seed keeps the weights the same from call to call."""
+    torch.manual_seed(0)
+    network = VGG(((4, 4), (6,), (5,))).double().requires_grad_(False)
+    return kind(network, content, style, *weights)
+
+
+def loss_with_style(kind=GatysLoss, weights=(1.0, 1.0, 1.0), **layers):
+    """Return a loss whose style is that of one random painting, and the painting."""
+    loss, painting = make_loss(kind, weights, **layers), random(1, 3, 20, 24, seed=9).sigmoid()
+    loss.set_style({layer: gram_matrix(f)[0] for layer, f in loss.loss_network(painting, loss.layers).items()})
+    return loss, painting
+
+
+# Gram matrices
+
+
+def test_gram_matrix_equals_a_triple_loop():
+    features = random(2, 3, 4, 5)
+    expected = torch.zeros(2, 3, 3, dtype=torch.float64)
+    for n in range(2):
+        for i in range(3):
+            for j in range(3):
+                for row in range(4):
+                    for column in range(5):
+                        expected[n, i, j] += features[n, i, row, column] * features[n, j, row, column] / 20
+    result = gram_matrix(features)
+    assert result.dtype == torch.float64
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_gram_matrix_of_tiled_features_is_that_of_one_tile():
+    features = random(1, 3, 4, 5)
+    torch.testing.assert_close(gram_matrix(features.tile(1, 1, 2, 3)), gram_matrix(features))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gram_matrix_is_float32_of_half_precision_features(dtype, autocast):
+    features = (100 * random(1, 4, 30, 30)).to(dtype)  # sums of squares exceed float16's 65504
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        result = gram_matrix(features)
+    exact = features.double()[0].flatten(1)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result[0].double(), exact @ exact.T / 900, rtol=1e-5, atol=1e-2)
+
+
+def test_gram_matrix_of_float32_features_stays_exact_inside_autocast():
+    features = random(1, 4, 30, 30, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = gram_matrix(features)
+    assert result.dtype == torch.float32
+    exact = features.double()[0].flatten(1)
+    torch.testing.assert_close(result[0].double(), exact @ exact.T / 900, rtol=1e-5, atol=1e-6)
+
+
+# Total variation
+
+
+def test_total_variation_of_a_checkerboard():
+    board = (torch.arange(6)[:, None] + torch.arange(7)) % 2
+    image = (0.5 * board).expand(2, 3, 6, 7)
+    # Every neighbour differs by a half, across and down: two means of a quarter.
+    torch.testing.assert_close(total_variation(image), torch.tensor([0.5, 0.5]))
+
+
+def test_total_variation_of_stripes_counts_one_direction():
+    stripes = (torch.arange(7) % 2).float().expand(1, 3, 6, 7)
+    torch.testing.assert_close(total_variation(stripes), torch.ones(1))
+    torch.testing.assert_close(total_variation(stripes.mT), torch.ones(1))
+
+
+def test_total_variation_equals_a_loop():
+    image = random(2, 3, 4, 5)
+    for n in range(2):
+        across, down = [], []
+        for c in range(3):
+            across += [(image[n, c, y, x + 1] - image[n, c, y, x]) ** 2 for y in range(4) for x in range(4)]
+            down += [(image[n, c, y + 1, x] - image[n, c, y, x]) ** 2 for y in range(3) for x in range(5)]
+        expected = sum(across) / len(across) + sum(down) / len(down)
+        torch.testing.assert_close(total_variation(image)[n], expected)
+
+
+def test_total_variation_of_pictures_without_neighbours():
+    assert total_variation(torch.rand(2, 3, 1, 1)).tolist() == [0.0, 0.0]
+    row = torch.tensor([0.0, 1.0, 0.0, 3.0]).expand(1, 3, 1, 4)  # squares 1, 1, 9
+    torch.testing.assert_close(total_variation(row), torch.tensor([11 / 3]))
+    torch.testing.assert_close(total_variation(row.mT), torch.tensor([11 / 3]))
+
+
+def test_total_variation_of_a_flat_picture_has_a_finite_gradient():
+    image = torch.full((1, 3, 4, 4), 0.5, requires_grad=True)
+    total_variation(image).sum().backward()
+    assert torch.equal(image.grad, torch.zeros_like(image))
+
+
+# Gatys et al. 2016
+
+
+def test_gatys_content_term_is_equation_1():
+    features, target = random(2, 3, 4, 5, seed=1), random(2, 3, 4, 5, seed=2)
+    result = make_loss().content_term(features, target, torch.ones(1))
+    for n in range(2):
+        expected = 0.0
+        for i in range(3):
+            for j in range(20):
+                f, p = features[n, i].flatten()[j], target[n, i].flatten()[j]
+                expected += 0.5 * (f - p) ** 2
+        torch.testing.assert_close(result[n], expected)
+
+
+def test_gatys_style_term_is_equation_4_where_both_have_equally_many_positions():
+    features, painting = random(2, 3, 4, 5, seed=1).relu(), random(1, 3, 5, 4, seed=2).relu()
+    n_filters, positions = 3, 20
+    result = make_loss().style_term(gram_matrix(features), gram_matrix(painting))
+    a = painting[0].flatten(1)
+    for n in range(2):
+        f, expected = features[n].flatten(1), 0.0
+        for i in range(n_filters):
+            for j in range(n_filters):
+                gram_ij = sum(f[i, k] * f[j, k] for k in range(positions))  # equation 3, not normalised
+                target_ij = sum(a[i, k] * a[j, k] for k in range(positions))
+                expected += (gram_ij - target_ij) ** 2 / (4 * n_filters**2 * positions**2)
+        torch.testing.assert_close(result[n], expected)
+
+
+def test_gradient_of_gatys_content_term_is_equation_2():
+    x = random(1, 3, 4, 5, seed=1).requires_grad_()
+    target = random(1, 3, 4, 5, seed=2).relu()
+    features = x.relu()
+    make_loss().content_term(features, target, torch.ones(1)).sum().backward()
+    expected = torch.where(features > 0, features - target, 0.0)
+    assert (features == 0).any()
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_gradient_of_gatys_style_term_is_equation_6():
+    x = random(1, 3, 4, 5, seed=1).requires_grad_()
+    painting = random(1, 3, 4, 5, seed=2).relu()
+    features = x.relu()
+    make_loss().style_term(gram_matrix(features), gram_matrix(painting)).sum().backward()
+    f, a = features[0].flatten(1).detach(), painting[0].flatten(1)
+    n_filters, positions = f.shape
+    closed = (f.T @ (f @ f.T - a @ a.T)).T / (n_filters**2 * positions**2)
+    expected = torch.where(f > 0, closed, 0.0).reshape(x.shape)
+    torch.testing.assert_close(x.grad, expected)
+
+
+# Johnson et al. 2016
+
+
+def test_johnson_content_term_is_the_mean_squared_error():
+    features, target = random(2, 3, 4, 5, seed=1), random(2, 3, 4, 5, seed=2)
+    result = make_loss(JohnsonLoss).content_term(features, target, torch.ones(1))
+    torch.testing.assert_close(result.mean(), F.mse_loss(features, target))
+
+
+def test_johnson_style_term_is_that_of_pytorch_examples():
+    features, painting = random(2, 3, 4, 5, seed=1), random(1, 3, 7, 6, seed=2)
+
+    def gram(y):  # pytorch/examples, fast_neural_style: over C H W
+        b, c, h, w = y.shape
+        flat = y.view(b, c, h * w)
+        return flat.bmm(flat.transpose(1, 2)) / (c * h * w)
+
+    result = make_loss(JohnsonLoss).style_term(gram_matrix(features), gram_matrix(painting))
+    expected = F.mse_loss(gram(features), gram(painting).expand(2, -1, -1))
+    torch.testing.assert_close(result.mean(), expected)
+
+
+# Balanced
+
+
+def balanced_terms(features, target, painting):
+    """Return content and style term with the painting's mean square as energy."""
+    loss, style = make_loss(BalancedLoss), gram_matrix(painting)
+    content = loss.content_term(features, target, painting.square().mean())
+    return content, loss.style_term(gram_matrix(features), style)
+
+
+def test_balanced_terms_are_0_at_a_perfect_match():
+    features = random(1, 3, 4, 5, seed=1)
+    content, style = balanced_terms(features, features.clone(), features.clone())
+    assert content.item() == 0
+    assert style.item() == 0
+
+
+def test_balanced_style_term_of_a_picture_without_features_is_1():
+    nothing, target, painting = torch.zeros(1, 3, 4, 5).double(), random(1, 3, 4, 5, seed=1), random(1, 3, 6, 7, seed=2)
+    content, style = balanced_terms(nothing, target, painting)
+    torch.testing.assert_close(style, torch.ones(1).double())
+    own = target.square().mean()
+    torch.testing.assert_close(content, (own / (own + CONTENT_FLOOR * painting.square().mean()))[None])
+
+
+def test_balanced_terms_are_gatys_terms_over_their_targets_energy():
+    features, target, painting = (random(1, 3, 4, 5, seed=s) for s in (1, 2, 3))
+    content, style = balanced_terms(features, target, painting)
+    gatys, energy = make_loss(GatysLoss), painting.square().mean()
+    half_energy = 0.5 * (target.square().sum() + CONTENT_FLOOR * target.numel() * energy)
+    torch.testing.assert_close(content, gatys.content_term(features, target, energy) / half_energy)
+    # β = 4 N² M² / Σ A², with the paper's A, which is not divided by M.
+    flat = painting[0].flatten(1)
+    n_filters, positions = flat.shape
+    beta = 4 * n_filters**2 * positions**2 / (flat @ flat.T).square().sum()
+    grams = gram_matrix(features), gram_matrix(painting)
+    torch.testing.assert_close(style, beta * gatys.style_term(*grams))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 7.0, 1e3])
+def test_balanced_terms_do_not_depend_on_the_scale_of_features(scale):
+    pictures = [random(1, 3, 4, 5, seed=s) for s in (1, 2, 3)]
+    plain, scaled = balanced_terms(*pictures), balanced_terms(*(scale * p for p in pictures))
+    torch.testing.assert_close(scaled, plain)
+
+
+def test_content_floor_keeps_the_loss_of_a_flat_picture_finite():
+    painting = random(1, 3, 4, 5, seed=3)
+    features, flat = random(1, 3, 4, 5, seed=1).requires_grad_(), torch.zeros(1, 3, 4, 5).double()
+    content, _ = balanced_terms(features, flat, painting)
+    content.sum().backward()
+    expected = features.square().mean() / (CONTENT_FLOOR * painting.square().mean())
+    torch.testing.assert_close(content[0], expected)
+    assert features.grad.isfinite().all()
+
+
+def test_balanced_content_energy_in_forward_is_the_paintings_mean_square():
+    loss, painting = loss_with_style(BalancedLoss, content={"relu2_1": 1.0, "conv3_1": 0.5}, style={"relu1_1": 1.0})
+    image, content = random(1, 3, 16, 16, seed=1).sigmoid(), random(1, 3, 16, 16, seed=2).sigmoid()
+    expected = 0.0
+    for layer, weight in {"relu2_1": 1.0, "conv3_1": 0.5}.items():
+        f, p, s = (loss.loss_network(x, [layer])[layer] for x in (image, content, painting))
+        expected += weight * (f - p).square().mean() / (p.square().mean() + CONTENT_FLOOR * s.square().mean())
+    torch.testing.assert_close(loss(image, loss.content_features(content))["content"], expected)
+
+
+# The whole loss
+
+KINDS = list(LOSSES.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_total_is_the_weighted_sum_of_layers_and_terms(kind):
+    loss, painting = loss_with_style(kind, weights=(3.0, 5.0, 7.0))
+    image, content = random(1, 3, 16, 16, seed=1).sigmoid(), random(1, 3, 16, 16, seed=2).sigmoid()
+    result = loss(image, loss.content_features(content))
+    assert set(result) == {"content", "style", "tv", "total"}
+    expected_style = 0.0
+    for layer, weight in STYLE.items():
+        grams = [gram_matrix(loss.loss_network(x, [layer])[layer]) for x in (image, painting)]
+        expected_style += weight * loss.style_term(*grams)[0]
+    torch.testing.assert_close(result["style"], expected_style)
+    torch.testing.assert_close(result["tv"], total_variation(image)[0])
+    total = 3.0 * result["content"] + 5.0 * result["style"] + 7.0 * result["tv"]
+    torch.testing.assert_close(result["total"], total)
+    assert min(v.item() for v in result.values()) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_perfect_matches_cost_nothing(kind):
+    loss, painting = loss_with_style(kind)
+    content = random(1, 3, 16, 16, seed=2).sigmoid()
+    assert loss(content, loss.content_features(content))["content"].item() == 0
+    assert loss(painting, loss.content_features(painting))["style"].item() == pytest.approx(0, abs=1e-20)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_terms_are_means_over_the_batch(kind):
+    loss, _ = loss_with_style(kind)
+    image, content = random(2, 3, 16, 16, seed=1).sigmoid(), random(2, 3, 16, 16, seed=2).sigmoid()
+    both = loss(image, loss.content_features(content))
+    single = [loss(image[n : n + 1], loss.content_features(content[n : n + 1])) for n in range(2)]
+    for name, value in both.items():
+        torch.testing.assert_close(value, (single[0][name] + single[1][name]) / 2)
+        assert single[0][name] != single[1][name]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_of_the_total_equals_finite_differences(kind):
+    loss, _ = loss_with_style(kind)
+    image, content = random(1, 3, 8, 8, seed=1).sigmoid().requires_grad_(), random(1, 3, 8, 8, seed=2).sigmoid()
+    targets = loss.content_features(content)
+    loss(image, targets)["total"].backward()
+    direction, step = random(1, 3, 8, 8, seed=3), 1e-6
+    with torch.no_grad():
+        ahead, behind = (loss(image + s * step * direction, targets)["total"] for s in (1, -1))
+    torch.testing.assert_close((image.grad * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-9)
+
+
+def test_content_targets_carry_no_gradient():
+    loss, _ = loss_with_style()
+    features = loss.content_features(random(1, 3, 8, 8).sigmoid().requires_grad_())
+    assert set(features) == set(CONTENT)
+    assert not any(f.requires_grad for f in features.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_terms_of_bfloat16_features_are_computed_in_float32(kind):
+    loss, _ = loss_with_style(kind)
+    loss = loss.float()
+    image, content = random(1, 3, 16, 16, seed=1).sigmoid().float(), random(1, 3, 16, 16, seed=2).sigmoid().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        features, targets = loss.loss_network(image, loss.layers), loss.content_features(content)
+        result = loss(image, targets)
+    assert features["conv3_1"].dtype == targets["relu2_1"].dtype == torch.bfloat16
+    assert all(value.dtype == torch.float32 for value in result.values())
+    style = {layer: loss.get_buffer("style_" + layer).double() for layer in STYLE}
+    energy = style["relu2_1"][0].trace() / 6
+    expected_content = loss.content_term(features["relu2_1"].double(), targets["relu2_1"].double(), energy)[0]
+    terms = [w * loss.style_term(gram_matrix(features[layer].double()), style[layer])[0] for layer, w in STYLE.items()]
+    torch.testing.assert_close(result["content"].double(), expected_content, rtol=1e-5, atol=0)
+    torch.testing.assert_close(result["style"].double(), sum(terms), rtol=1e-4, atol=0)
+    torch.testing.assert_close(result["tv"].double(), total_variation(image.double())[0], rtol=1e-5, atol=0)
+
+
+def test_style_targets_that_lack_a_layer_are_a_user_error():
+    loss = make_loss()
+    with pytest.raises(UserError, match="conv3_1") as caught:
+        loss.set_style({"relu1_1": torch.eye(4), "relu2_1": torch.eye(6)})
+    assert "relu1_1, relu2_1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["content", "style"])
+def test_layer_that_the_network_lacks_is_a_user_error(where):
+    with pytest.raises(UserError, match="relu9_1") as caught:
+        make_loss(**{where: {"relu9_1": 1.0}})
+    assert "relu1_1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_style_buffers_are_not_saved_but_move_with_the_loss():
+    loss, _ = loss_with_style()
+    assert not any("style" in name for name in loss.state_dict())
+    buffers = {name for name, _ in loss.named_buffers()}
+    assert {"style_relu1_1", "style_relu2_1", "style_conv3_1"} <= buffers
+    assert loss.float().get_buffer("style_relu1_1").dtype == torch.float32
+
+
+def test_setting_another_style_replaces_the_first():
+    loss, _ = loss_with_style()
+    image, targets = random(1, 3, 16, 16, seed=1).sigmoid(), loss.content_features(random(1, 3, 16, 16).sigmoid())
+    features = loss.loss_network(image, loss.layers)
+    assert loss(image, targets)["style"] > 0
+    loss.set_style({layer: gram_matrix(f)[0] for layer, f in features.items()})
+    assert loss(image, targets)["style"].item() == pytest.approx(0, abs=1e-20)
+
+
+def test_balanced_loss_is_the_same_on_a_normalised_network():
+    """Terms are relative, so one factor for all filters of a layer cancels."""
+    plain, painting = loss_with_style(BalancedLoss)
+    widths = {"relu1_1": 4, "relu2_1": 6, "relu3_1": 5}
+    factors = {layer: torch.full((n,), 0.1 * n, dtype=torch.float64) for layer, n in widths.items()}
+    scaled = BalancedLoss(NormalisedLossNetwork(plain.loss_network, factors), CONTENT, STYLE, 1.0, 1.0, 1.0)
+    scaled.set_style({k: gram_matrix(f)[0] for k, f in scaled.loss_network(painting, scaled.layers).items()})
+    image, content = random(1, 3, 16, 16, seed=1).sigmoid(), random(1, 3, 16, 16, seed=2).sigmoid()
+    expected, result = (x(image, x.content_features(content)) for x in (plain, scaled))
+    torch.testing.assert_close(result, expected)
