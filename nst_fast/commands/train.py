@@ -28,7 +28,7 @@ Train a transformation network on a style and export it to ONNX.
   style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
   style.image=FILE         with style=custom: your own picture
   style.size=PX            short side of the painting; smaller means smaller strokes (default 384)
-  loss.style_weight=W      strength of the style (default 10; 3 is subtle, 30 strong)
+  loss.style_weight=W      strength of the style (default 7; 2 is subtle, 20 strong)
   data=folder data.root=D  train on your own photographs (default: bundled ones)
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
   trainer=smoke            a few steps, to see that everything works
