@@ -16,7 +16,7 @@ from torch import Tensor
 from nst_fast import __version__
 from nst_fast.errors import UserError
 from nst_fast.images import save_image
-from nst_fast.losses import PerceptualLoss
+from nst_fast.losses import PerceptualLoss, pixel_grid
 from nst_fast.networks import TransformationNetwork
 
 CHECKPOINT_KEY = "nst_fast"
@@ -32,6 +32,7 @@ class StyleTransfer(pl.LightningModule):
         learning_rate: Adam's, the peak of one cycle.
         max_steps: length of the cycle.
         gradient_clip: largest gradient norm.
+        grid_weight: of `pixel_grid`, beside the perceptual loss: it is the network's fault, not the picture's.
         description: plain types to store in checkpoints: the resolved config and what was chosen.
     """
 
@@ -42,12 +43,14 @@ class StyleTransfer(pl.LightningModule):
         learning_rate: float,
         max_steps: int,
         gradient_clip: float,
+        grid_weight: float,
         description: dict[str, Any],
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
         self.perceptual_loss = perceptual_loss
         self.learning_rate, self.max_steps, self.gradient_clip = learning_rate, max_steps, gradient_clip
+        self.grid_weight = grid_weight
         self.description = description
         self.automatic_optimization = False  # a non-finite step is skipped whole: no update, no momentum
         self.strict_loading = False  # the frozen loss network is not in checkpoints
@@ -71,8 +74,10 @@ class StyleTransfer(pl.LightningModule):
         return self.network(content.contiguous(memory_format=torch.channels_last)).float()
 
     def losses(self, content: Tensor, stylized: Tensor) -> dict[str, Tensor]:
-        """Return the perceptual loss's terms for a batch."""
-        return self.perceptual_loss(stylized, self.perceptual_loss.content_features(content))
+        """Return the perceptual loss's terms for a batch, with ``grid`` beside them and in the total."""
+        terms = self.perceptual_loss(stylized, self.perceptual_loss.content_features(content))
+        grid = pixel_grid(stylized, self.network.stride).mean()
+        return terms | {"grid": grid, "total": terms["total"] + self.grid_weight * grid}
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """Take one optimiser step on content images (N, 3, H, W) uint8, or skip it where it is not finite."""

@@ -1,11 +1,13 @@
 """Loss terms against hand-written loops, the closed forms of Gatys et al. and the formulas of pytorch/examples."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from nst_fast.errors import UserError
-from nst_fast.loss_network import VGG, NormalisedLossNetwork
+from nst_fast.loss_network import VGG, NormalisedLossNetwork, SlimVGG
 from nst_fast.losses import (
     CONTENT_FLOOR,
     LOSSES,
@@ -13,6 +15,7 @@ from nst_fast.losses import (
     GatysLoss,
     JohnsonLoss,
     gram_matrix,
+    pixel_grid,
     total_variation,
 )
 
@@ -192,6 +195,58 @@ def test_johnson_style_term_is_that_of_pytorch_examples():
     result = make_loss(JohnsonLoss).style_term(gram_matrix(features), gram_matrix(painting))
     expected = F.mse_loss(gram(features), gram(painting).expand(2, -1, -1))
     torch.testing.assert_close(result.mean(), expected)
+
+
+# Compressed taps
+
+
+@pytest.mark.parametrize("kind", [GatysLoss, JohnsonLoss, BalancedLoss])
+def test_loss_on_compressed_taps_is_that_on_the_estimates_which_they_stand_for(kind):
+    torch.manual_seed(0)
+    heads = {"relu1_1": 24, "relu2_1": 20}
+    full = SlimVGG(((4, 4), (6,)), heads).requires_grad_(False)
+    compressed = copy.deepcopy(full).compress()
+    picture, content, painting = (random(1, 3, 16, 20, seed=s, dtype=torch.float32).sigmoid() for s in (1, 2, 3))
+    totals = []
+    for network in (full, compressed):
+        loss = kind(network, {"relu2_1": 1.0}, {"relu1_1": 0.5, "relu2_1": 0.5}, 1.0, 1.0, 0.0)
+        loss.set_style({layer: gram_matrix(f)[0] for layer, f in network(painting, loss.layers).items()})
+        totals.append(loss(picture, loss.content_features(content)))
+    for name in ("content", "style"):
+            {"rtol": 0.05} if (kind, name) == (BalancedLoss, "content") else {"rtol": 1e-3}
+        )  # its floor is a mean
+        torch.testing.assert_close(totals[0][name], totals[1][name], rtol=1e-3, atol=0)
+
+
+# Pixel grid
+
+
+def test_pixel_grid_equals_a_loop_over_phases():
+    """Fine detail, averaged over the cells of a window phase by phase; its variance over the 16 phases."""
+    picture, size = random(1, 3, 34, 34, seed=3).sigmoid(), 32
+    blur = torch.zeros(3, size, size, dtype=torch.float64)
+    for dy, wy in enumerate((0.25, 0.5, 0.25)):
+        for dx, wx in enumerate((0.25, 0.5, 0.25)):
+            blur += wy * wx * picture[0, :, dy : dy + size, dx : dx + size]
+    detail = picture[0, :, 1:-1, 1:-1] - blur
+    expected = 0.0
+    for channel in range(3):
+        phases = torch.stack([detail[channel, y::4, x::4].mean() for y in range(4) for x in range(4)])
+        expected += float(phases.var(correction=0)) / 3
+    assert pixel_grid(picture).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_pixel_grid_sees_a_lattice_of_its_period_and_no_other():
+    y, x = torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij")
+    lattice = [0.1 * ((y % p == 0) & (x % p == 0)).double().expand(1, 3, -1, -1) for p in (4, 5)]
+    assert pixel_grid(lattice[0]).item() > 100 * pixel_grid(lattice[1]).item()
+    assert pixel_grid(lattice[1], period=5).item() > 100 * pixel_grid(lattice[1]).item()
+
+
+def test_pixel_grid_is_0_for_gradients_and_for_pictures_smaller_than_a_window():
+    ramp = torch.linspace(0, 1, 100, dtype=torch.float64).expand(2, 3, 80, 100)
+    torch.testing.assert_close(pixel_grid(ramp), torch.zeros(2, dtype=torch.float64), atol=1e-20, rtol=0)
+    assert pixel_grid(random(2, 3, 20, 20)).tolist() == [0, 0]
 
 
 # Balanced

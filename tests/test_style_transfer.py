@@ -33,7 +33,7 @@ def make_module(max_steps: int, seed: int = 0) -> StyleTransfer:
     torch.manual_seed(seed)
     config = {"network": {"name": "fast", "width": 8, "blocks": 1}, "note": None}
     description = {"config": config, "image_sha256": "0" * 64, "loss_network": loss_network.identity}
-    return StyleTransfer(create_network("fast", 8, 1), loss, 1e-2, max_steps, 1.0, description)
+    return StyleTransfer(create_network("fast", 8, 1), loss, 1e-2, max_steps, 1.0, 0.0, description)
 
 
 def make_trainer(folder: Path, max_steps: int, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:

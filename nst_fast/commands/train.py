@@ -74,6 +74,7 @@ def resolve(cfg: Any, console: Console) -> None:
     for key in ("trainer.learning_rate", "trainer.gradient_clip", "loss.content_weight", "loss.style_weight"):
         require_number(cfg, key, 0, whole=False)
     require_number(cfg, "loss.tv_weight", 0, whole=False)
+    require_number(cfg, "trainer.grid_weight", 0, whole=False)
     require_weights(cfg, "loss.content_layers")
     require_weights(cfg, "loss.style_layers")
     if cfg.network.width % 4:
@@ -204,6 +205,7 @@ def train(cfg: Any) -> Path:
         cfg.trainer.learning_rate,
         cfg.trainer.max_steps,
         cfg.trainer.gradient_clip,
+        cfg.trainer.grid_weight,
         description,
     )
     module.samples_folder = output / "samples"
