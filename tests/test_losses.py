@@ -213,8 +213,6 @@ def test_loss_on_compressed_taps_is_that_on_the_estimates_which_they_stand_for(k
         loss.set_style({layer: gram_matrix(f)[0] for layer, f in network(painting, loss.layers).items()})
         totals.append(loss(picture, loss.content_features(content)))
     for name in ("content", "style"):
-            {"rtol": 0.05} if (kind, name) == (BalancedLoss, "content") else {"rtol": 1e-3}
-        )  # its floor is a mean
         torch.testing.assert_close(totals[0][name], totals[1][name], rtol=1e-3, atol=0)
 
 
