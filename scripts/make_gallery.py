@@ -15,7 +15,7 @@ from nst_fast.assets import shipped_models
 from nst_fast.images import resize_short_side, save_image
 from nst_fast.stylizer import Stylizer
 
-HEIGHT = 300  # px of one picture
+HEIGHT = 240  # px of one picture
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 
@@ -27,7 +27,7 @@ def main() -> None:
         rows = [np.concatenate([np.asarray(p) for p in photographs], 1)]
         rows.append(np.concatenate([np.asarray(stylize(p)) for p in photographs], 1))
         path = OUTPUT / f"{name}.jpg"
-        save_image(Image.fromarray(np.concatenate(rows)), path, quality=85)
+        save_image(Image.fromarray(np.concatenate(rows)), path, quality=80)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
