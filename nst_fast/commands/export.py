@@ -60,7 +60,7 @@ def export_checkpoint(checkpoint: dict[str, Any], path: str | Path, float_nchw: 
         "licence": style["licence"],
         "image_sha256": ours["image_sha256"],
         "style_size": style["size"],
-        "style_weight": config["loss"]["style_weight"],
+        "style_weight": config["loss"]["style_weight"] * style["weight"],
         "loss": config["loss"]["name"],
         "loss_network": ours["loss_network"],
         "network": "{name}, width {width}, {blocks} blocks".format(**config["network"]),

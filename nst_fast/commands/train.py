@@ -75,6 +75,7 @@ def resolve(cfg: Any, console: Console) -> None:
         require_number(cfg, key, 0, whole=False)
     require_number(cfg, "loss.tv_weight", 0, whole=False)
     require_number(cfg, "trainer.grid_weight", 0, whole=False)
+    require_number(cfg, "style.weight", 0, whole=False)
     require_weights(cfg, "loss.content_layers")
     require_weights(cfg, "loss.style_layers")
     if cfg.network.width % 4:
@@ -122,7 +123,7 @@ def create_perceptual_loss(cfg: Any) -> tuple[Any, dict[str, str]]:
         dict(cfg.loss.content_layers),
         dict(cfg.loss.style_layers),
         cfg.loss.content_weight,
-        cfg.loss.style_weight,
+        cfg.loss.style_weight * cfg.style.weight,
         cfg.loss.tv_weight,
     )
     style = cfg.style
