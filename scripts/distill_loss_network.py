@@ -426,7 +426,7 @@ def distil(cfg: DictConfig) -> ScaledSlimVGG:
                 for name, value in (("feature", feature), ("gram", gram)):
                     for group, part in (("made", value[: count // 2]), ("clean", value[count // 2 :])):
                         key = f"{group}/{name}/{layer}"
-                        running[key] = running.get(key, 0.0) * 0.99 + 0.01 * float(part.mean())
+                        running[key] = running.get(key, 0.0) * 0.99 + 0.01 * float(part.detach().mean())
             progress.update(bar, advance=1, loss=f"loss {float(loss):.3f}")
             if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
                 seconds = time.perf_counter() - start
