@@ -82,8 +82,11 @@ class FastNetwork(TransformationNetwork):
     """A small network that works at a quarter of the resolution: pixel-unshuffle in, smoothed nearest upsampling out.
 
     Bilinear ×2 is nearest ×2 followed by [1 2 1] / 4 both ways: plain nearest upsampling strings strokes into beads of
-    four pixels, and pixel-shuffle leaves a two-pixel grid in flat skies.
+    four pixels, and pixel-shuffle leaves a two-pixel grid in flat skies. Outside training the picture is continued by
+    reflection and the margin cut off again: the loss network's zero padding teaches brighter borders.
     """
+
+    margin: ClassVar[int] = 12  # px, a multiple of the stride
 
     def __init__(self, width: int = 64, blocks: int = 5) -> None:
         super().__init__()
@@ -99,8 +102,10 @@ class FastNetwork(TransformationNetwork):
     def forward(self, image: Tensor) -> Tensor:
         """Return the stylized image: same shape, near [0, 1] but not clamped."""
         height, width = image.shape[2:]
-        padded = F.pad(image, (0, -width % 4, 0, -height % 4), mode="replicate")
-        return self.body(padded)[:, :, :height, :width]
+        margin = 0 if self.training else self.margin
+        padded = F.pad(image, (margin,) * 4, mode="reflect")
+        padded = F.pad(padded, (0, -width % 4, 0, -height % 4), mode="replicate")
+        return self.body(padded)[:, :, margin : margin + height, margin : margin + width]
 
 
 NETWORKS: dict[str, type[JohnsonNetwork] | type[FastNetwork]] = {"fast": FastNetwork, "johnson": JohnsonNetwork}

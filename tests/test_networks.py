@@ -1,5 +1,6 @@
 """The transformation networks: sizes, norms, padding and names."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -68,8 +69,9 @@ def test_no_norm_keeps_statistics_of_earlier_pictures(name):
     assert all(isinstance(m, nn.InstanceNorm2d) and m.affine and not m.track_running_stats for m in norms)
     assert list(network.buffers()) == []
     images = torch.rand(3, 3, 24, 28)
-    alone = torch.cat([network.eval()(image[None]) for image in images])
-    torch.testing.assert_close(network.train()(images), alone, rtol=1e-4, atol=1e-5)
+    network.train()
+    alone = torch.cat([network(image[None]) for image in images])
+    torch.testing.assert_close(network(images), alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -92,3 +94,14 @@ def test_a_shift_by_the_stride_shifts_the_output(name):
 def test_unknown_network_is_a_user_error_that_names_the_nearest():
     with pytest.raises(UserError, match=r"'jonson'.*did you mean johnson\?.*fast, johnson"):
         create_network("jonson", 32, 5)
+
+
+def test_outside_training_the_fast_network_sees_the_picture_continued_by_reflection():
+    network, margin = create_network("fast", 16, 1), FastNetwork.margin
+    image = torch.rand(1, 3, 33, 46, generator=torch.Generator().manual_seed(0))
+    continued = torch.from_numpy(np.pad(image.numpy(), ((0, 0), (0, 0), (margin, margin), (margin, margin)), "reflect"))
+    with torch.no_grad():
+        expected = network.train()(continued)[:, :, margin:-margin, margin:-margin]
+        torch.testing.assert_close(network.eval()(image), expected)
+    assert margin % FastNetwork.stride == 0
+    assert margin < FastNetwork.min_size
