@@ -255,7 +255,7 @@ def test_the_model_gives_what_the_checkpoints_network_gives(finished):
     model = onnxruntime.InferenceSession(finished.folder / "pic.onnx")
     picture = np.random.default_rng(0).integers(0, 256, (1, 50, 70, 3), dtype=np.uint8)
     (got,) = model.run(None, {"image": picture})
-    network = FastNetwork(64, 5)
+    network = FastNetwork(64, 5).eval()
     network.load_state_dict({k.removeprefix("network."): v for k, v in network_weights(finished.folder).items()})
     with torch.no_grad():
         expected = network(torch.from_numpy(picture).permute(0, 3, 1, 2) / 255).clamp(0, 1) * 255
