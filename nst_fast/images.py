@@ -62,6 +62,20 @@ def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
+def resize_long_side(image: Image.Image, long_side: int) -> Image.Image:
+    """Return the picture with its long side at the given length in pixels, its proportions kept."""
+    ratio = long_side / max(image.size)
+    size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def keep_colors(stylized: Image.Image, photograph: Image.Image) -> Image.Image:
+    """Return a picture with the luminance of one and the chroma (BT.601) of another of the same size."""
+    luminance = stylized.convert("YCbCr").getchannel(0)
+    _, blue, red = photograph.convert("YCbCr").split()
+    return Image.merge("YCbCr", (luminance, blue, red)).convert("RGB")
+
+
 def save_image(image: Image.Image, path: str | Path, quality: int = 95) -> None:
     """Write a picture in one step, so that no half file is ever seen; JPEG without chroma subsampling.
 

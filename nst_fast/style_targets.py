@@ -87,6 +87,12 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float().div(255).contiguous()
 
 
+def to_image(image: Tensor) -> Image.Image:
+    """Return a float image (1, 3, H, W) as a picture: clipped to [0, 1], then rounded to 8 bits."""
+    pixels = (image[0].detach().float().clamp(0, 1) * 255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
 @torch.no_grad()
 def painting_grams(
     painting: Image.Image, loss_network: LossNetwork, layers: Iterable[str], size: int

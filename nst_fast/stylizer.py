@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -20,13 +21,18 @@ class Stylizer:
     """A reusable inference session: picture in, stylized picture of the same size out.
 
     Args:
-        model: an ONNX file that `nst-export` or `train` wrote: ``image`` uint8 (N, H, W, 3) RGB → ``stylized``.
+        model: an ONNX file that `nst-export` or `train` wrote, uint8 (N, H, W, 3) RGB → the same; or another's, float
+            (N, 3, H, W), where ``pixel_range`` is given.
         threads: for the session; 0 takes every core.
+        pixel_range: 1 or 255, what a foreign model calls white.
+        bgr: whether a foreign model's channels are blue, green, red.
 
-    Raises UserError where the file is missing, is no ONNX model or is not one of ours.
+    Raises UserError where the file is missing, is no ONNX model or is not one of ours and nothing says how to feed it.
     """
 
-    def __init__(self, model: str | Path, threads: int = 0) -> None:
+    def __init__(
+        self, model: str | Path, threads: int = 0, *, pixel_range: int | None = None, bgr: bool = False
+    ) -> None:
         path = Path(model)
         if not os.path.isfile(path):
             raise UserError(f"no model at {path}")
@@ -39,32 +45,69 @@ class Stylizer:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{path} is no ONNX model that onnxruntime can load: {reason}") from error
         metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
-        inputs = self.session.get_inputs()
         self.metadata = {
             key.removeprefix(METADATA_PREFIX): value
             for key, value in metadata.items()
             if key.startswith(METADATA_PREFIX)
         }
-        if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or "min_size" not in self.metadata:
+        inputs = self.session.get_inputs()
+        shape = list(inputs[0].shape) if len(inputs) == 1 else []
+        self.floating = len(inputs) == 1 and inputs[0].type == "tensor(float)"
+        ours = "min_size" in self.metadata
+        if len(shape) != 4 or shape[1 if self.floating else 3] != 3 or not (ours or self.floating):
+            raise UserError(f"{path} is no style model: one input (N, H, W, 3) uint8 or (N, 3, H, W) float is needed")
+        if self.floating and not ours and pixel_range is None:
             raise UserError(
-                f"{path} is no nst_fast model: one uint8 input (N, H, W, 3) and {METADATA_PREFIX}min_size are needed"
+                f"{path} does not say how its float input is scaled: give --pixel-range 1 or 255 (and --bgr)"
             )
-        self.min_size = int(self.metadata["min_size"])
+        self.input_name = inputs[0].name
+        self.min_size = int(self.metadata.get("min_size", 1))
+        self.pixel_range = 1 if ours or pixel_range is None else pixel_range
+        self.bgr = bgr and not ours
+        height, width = shape[2:] if self.floating else shape[1:3]
+        # Peers export for one size: pictures are resized to it and back.
+        self.fixed_size = (width, height) if isinstance(height, int) and isinstance(width, int) else None
+
+    def run(self, pictures: np.ndarray) -> np.ndarray:
+        """Return the model's output, uint8 (N, H, W, 3), for pictures of a size that it takes."""
+        if not self.floating:
+            return self.session.run(None, {self.input_name: pictures})[0]
+        if self.bgr:
+            pictures = pictures[..., ::-1]
+        scale = np.float32(self.pixel_range / 255)
+        values = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32) * scale
+        # Models that are frozen to one picture a batch take them one by one.
+        outputs = [self.session.run(None, {self.input_name: v[None]})[0][:1] for v in values]
+        stylized = (np.concatenate(outputs) / scale).clip(0, 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+        return stylized[..., ::-1] if self.bgr else stylized
 
     def stylize_array(self, pictures: np.ndarray) -> np.ndarray:
         """Return stylized uint8 RGB (N, H, W, 3) of pictures of the same shape and type."""
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape:
             raise ValueError(f"got {pictures.dtype} {pictures.shape}; uint8 (N, H, W, 3), none of them 0, is needed")
         height, width = pictures.shape[1:3]
+        if self.fixed_size is not None and self.fixed_size != (width, height):
+            resized = self.run(np.stack([resize(picture, self.fixed_size) for picture in pictures]))
+            return np.stack([resize(picture, (width, height)) for picture in resized])
         rows, columns = max(0, self.min_size - height), max(0, self.min_size - width)
         if rows or columns:
             before = (rows // 2, columns // 2)
             around = ((0, 0), (before[0], rows - before[0]), (before[1], columns - before[1]), (0, 0))
-            padded = self.session.run(None, {"image": np.pad(pictures, around, mode="edge")})[0]
+            padded = self.run(np.pad(pictures, around, mode="edge"))
             return padded[:, before[0] : before[0] + height, before[1] : before[1] + width]
-        return self.session.run(None, {"image": pictures})[0]
+        return self.run(pictures)
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the stylized picture, RGB, of exactly the picture's size after its EXIF orientation is applied."""
+    def __call__(self, image: Image.Image | np.ndarray) -> Any:
+        """Return the stylized picture, of exactly the picture's size after its EXIF orientation is applied.
+
+        A PIL image gives an RGB PIL image, a uint8 array (H, W, 3) gives such an array.
+        """
+        if isinstance(image, np.ndarray):
+            return self.stylize_array(image[None])[0]
         pixels = np.asarray(to_rgb(image))
         return Image.fromarray(np.ascontiguousarray(self.stylize_array(pixels[None])[0]))
+
+
+def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a uint8 picture (H, W, 3) at another size (width, height)."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.LANCZOS))

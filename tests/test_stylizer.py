@@ -135,8 +135,12 @@ def test_model_of_another_project_is_refused_in_one_line(tmp_path, kind):
     assert_refused(tmp_path / "other.onnx")
 
 
-def test_float_variant_of_ours_is_refused_in_one_line(tmp_path):
-    assert_refused(export(create_network("fast", 8, 1), tmp_path / "float.onnx", {}, float_nchw=True))
+def test_float_variant_of_ours_makes_the_same_picture(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 45, 61, 3), np.uint8)
+    network = create_network("fast", 8, 1)
+    variants = [export(network, tmp_path / f"{f}.onnx", {}, float_nchw=f) for f in (False, True)]
+    plain, floating = (Stylizer(path).stylize_array(pictures).astype(int) for path in variants)
+    assert np.abs(plain - floating).max() <= 1
 
 
 @pytest.mark.skipif(not PEERS.is_dir(), reason="the peers' models in shared/peers are not here")
@@ -145,6 +149,26 @@ def test_models_of_peers_are_refused_in_one_line():
     assert peers
     for path in peers:
         assert_refused(path)
+
+
+@pytest.mark.skipif(not PEERS.is_dir(), reason="the peers' models in shared/peers are not here")
+@pytest.mark.parametrize(("name", "bgr"), [("gnsmrky_candy_nc16_256", False), ("winml_candy_720", True)])
+def test_a_peers_model_runs_as_it_does_by_hand(name, bgr):
+    path = PEERS / f"{name}.onnx"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    size = session.get_inputs()[0].shape[2]
+    picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    order = [2, 1, 0] if bgr else [0, 1, 2]
+    fed = picture.astype(np.float32).transpose(2, 0, 1)[None, order]
+    expected = session.run(None, {session.get_inputs()[0].name: fed})[0][0, order].transpose(1, 2, 0)
+    stylized = Stylizer(path, pixel_range=255, bgr=bgr)(picture)
+    assert np.abs(stylized - expected.clip(0, 255)).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.skipif(not PEERS.is_dir(), reason="the peers' models in shared/peers are not here")
+def test_a_model_of_fixed_size_gives_back_the_pictures_own_size():
+    stylize = Stylizer(PEERS / "gnsmrky_mosaic_nc16_256.onnx", pixel_range=255)
+    assert stylize(Image.new("RGB", (301, 77))).size == (301, 77)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ PATH_OPTIONS = frozenset(
         "loss_network.weights",
         "loss_network.shallow",
         "loss_network.deep",
+        "content",
+        "start_image",
         "output",
         "resume",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 from datetime import datetime, timezone
@@ -40,6 +41,18 @@ def source_commit() -> str:
         return "unknown"
 
 
+def without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a run's config belongs into a model that is handed on: where its user keeps files does not."""
+    from nst_fast.commands.configuration import PATH_OPTIONS
+
+    told = {key: dict(config[key]) for key in ("style", "loss", "loss_network", "network", "data", "trainer")}
+    for path in (name.split(".") for name in PATH_OPTIONS if "." in name):
+        group, key = path
+        if told.get(group, {}).get(key) is not None:
+            told[group][key] = Path(told[group][key]).name
+    return {**told, "seed": config["seed"]}
+
+
 def export_checkpoint(checkpoint: dict[str, Any], path: str | Path, float_nchw: bool = False) -> Path:
     """Write a checkpoint's network as ONNX with everything that is known of it in the metadata."""
     from nst_fast.networks import create_network
@@ -67,6 +80,7 @@ def export_checkpoint(checkpoint: dict[str, Any], path: str | Path, float_nchw: 
         "data": config["data"]["name"],
         "steps": ours["step"],
         **{k.replace("/", "_"): f"{v:.6g}" for k, v in ours["validation_losses"].items()},
+        "config": json.dumps(without_folders(config)),
         "commit": source_commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }

@@ -52,10 +52,11 @@ def resolve(cfg: Any, console: Console) -> None:
     import torch
     from pytorch_lightning.strategies import StrategyRegistry
 
-    from nst_fast.commands.configuration import literal, require_choice, require_number, require_weights
-    from nst_fast.loss_network import choose_loss_network, multiplies_bfloat16
+    from nst_fast.commands.configuration import require_choice, require_number
+    from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
+    from nst_fast.loss_network import multiplies_bfloat16
 
-    for key, least in {"style.size": 16, "data.size": 32, "data.batch_size": 1, "data.num_workers": 0}.items():
+    for key, least in {"data.size": 32, "data.batch_size": 1, "data.num_workers": 0}.items():
         require_number(cfg, key, least)
     for key in ("trainer.cpu_steps", "trainer.gpu_steps", "trainer.validate_every", "network.width", "network.blocks"):
         require_number(cfg, key, 1)
@@ -71,13 +72,8 @@ def resolve(cfg: Any, console: Console) -> None:
     require_choice(cfg, "trainer.precision", ("auto", "32-true", "bf16-mixed", "16-mixed"))
     require_number(cfg, "trainer.devices", 1)
     require_choice(cfg, "trainer.strategy", ("auto", *StrategyRegistry.available_strategies()))
-    for key in ("trainer.learning_rate", "trainer.gradient_clip", "loss.content_weight", "loss.style_weight"):
+    for key in ("trainer.learning_rate", "trainer.gradient_clip", "trainer.grid_weight"):
         require_number(cfg, key, 0, whole=False)
-    require_number(cfg, "loss.tv_weight", 0, whole=False)
-    require_number(cfg, "trainer.grid_weight", 0, whole=False)
-    require_number(cfg, "style.weight", 0, whole=False)
-    require_weights(cfg, "loss.content_layers")
-    require_weights(cfg, "loss.style_layers")
     if cfg.network.width % 4:
         raise UserError(f"network.width is {cfg.network.width}; a multiple of 4 is needed")
 
@@ -87,53 +83,7 @@ def resolve(cfg: Any, console: Console) -> None:
         cfg.trainer.max_steps = cfg.trainer.gpu_steps if gpu else cfg.trainer.cpu_steps
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = "bf16-mixed" if multiplies_bfloat16("cuda" if gpu else "cpu") else "32-true"
-    cfg.loss_network.name, warning = choose_loss_network(cfg.loss_network.name, gpu)
-    if warning:
-        console.print(warning, style="yellow")
-    if cfg.style.name is None:
-        if not (cfg.style.image or cfg.style.targets):
-            raise UserError("style=custom needs a picture: style.image=FILE")
-        cfg.style.name = literal(Path(cfg.style.image or cfg.style.targets).stem)
-    cfg.style.name = literal(str(cfg.style.name))
-    if Path(cfg.style.name).name != cfg.style.name:
-        raise UserError(
-            f"style.name is {cfg.style.name!r}; a name without slashes is needed, files are called after it"
-        )
-    if cfg.style.title is None:
-        cfg.style.title = literal(cfg.style.name)
-
-
-def create_perceptual_loss(cfg: Any) -> tuple[Any, dict[str, str]]:
-    """Return the perceptual loss with the style's targets set, and what to record of both."""
-    from PIL import Image
-
-    from nst_fast.data import bundled_photographs, centre_crop
-    from nst_fast.loss_network import create_loss_network
-    from nst_fast.losses import LOSSES
-    from nst_fast.style_targets import style_grams
-
-    if cfg.loss.name not in LOSSES:
-        raise UserError(f"unknown loss {cfg.loss.name!r}; there are {', '.join(LOSSES)}")
-    photographs = (centre_crop(Image.fromarray(p), 256)[None].float() / 255 for p in bundled_photographs())
-    loss_network = create_loss_network(
-        **cfg.loss_network, pooling=cfg.loss.pooling, normalise=cfg.loss.normalise, photographs=photographs
-    )
-    perceptual_loss = LOSSES[cfg.loss.name](
-        loss_network,
-        dict(cfg.loss.content_layers),
-        dict(cfg.loss.style_layers),
-        cfg.loss.content_weight,
-        cfg.loss.style_weight * cfg.style.weight,
-        cfg.loss.tv_weight,
-    )
-    style = cfg.style
-    grams, sha256 = style_grams(
-        loss_network,
-        perceptual_loss.layers,
-        **{key: style[key] for key in ("name", "size", "image", "targets", "url", "sha256")},
-    )
-    perceptual_loss.set_style(grams)
-    return perceptual_loss, {"image_sha256": sha256, "loss_network": loss_network.identity}
+    resolve_perceptual_loss(cfg, gpu, console)
 
 
 def create_data(cfg: Any, console: Console) -> Any:
@@ -167,6 +117,7 @@ def train(cfg: Any) -> Path:
 
     from nst_fast.commands.configuration import literal
     from nst_fast.commands.export import export_checkpoint
+    from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
     from nst_fast.commands.progress import TrainingProgress
     from nst_fast.networks import create_network
     from nst_fast.style_transfer import CHECKPOINT_KEY, StyleTransfer, read_checkpoint
@@ -187,7 +138,10 @@ def train(cfg: Any) -> Path:
                 raise UserError(f"{cfg.resume} is of a run with {key}={was}, this one has {now}")
         resume = cfg.resume
     data = create_data(cfg, console)
-    perceptual_loss, recorded = create_perceptual_loss(cfg)
+    perceptual_loss = create_perceptual_loss(cfg)
+    grams, sha256 = find_style(cfg.style, perceptual_loss)
+    perceptual_loss.set_style(grams)
+    recorded = {"image_sha256": sha256, "loss_network": perceptual_loss.loss_network.identity}
 
     started = datetime.now()
     output = Path(cfg.output or Path("runs", "train", cfg.style.name, started.strftime("%Y-%m-%d_%H-%M-%S")))

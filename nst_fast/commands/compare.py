@@ -1,0 +1,297 @@
+"""The command `nst-compare`: how many iterations of the slow optimiser is a model worth?"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import json
+import os
+import platform
+import statistics
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nst_fast import __version__
+from nst_fast.assets import find_model
+from nst_fast.commands import require_training_packages, run
+from nst_fast.errors import UserError
+from nst_fast.images import find_pictures, load_image, resize_long_side
+from nst_fast.stylizer import Stylizer
+
+USAGE = """
+usage: nst-compare --model FILE_OR_NAME [--model ...] --content FOLDER [options] [key=value ...]
+
+Compare models with the per-image optimiser on the very same loss: at how many iterations does it pass them?
+
+  --model FILE_OR_NAME  an .onnx file or the name of a shipped model; several may be given. Models of one style are
+                        compared by loss; those of another style, or of a peer, only by picture and time
+  --content FOLDER      photographs that the model was not trained on
+  --style NAME          the style (default: the first model's)
+  --size PX             long side of the photographs (default 256)
+  --count N             at most so many photographs, spread over the folder (default 8)
+  --iterations N        of each optimisation (default 200)
+  --methods M [M ...]   lbfgs adam (default: both)
+  --starts S [S ...]    content noise (default: both)
+  --pixel-range 1|255   of peers' models with float NCHW input; --bgr where their channels are BGR
+  -o, --output FOLDER   for report.html and report.json (default: comparison)
+  key=value             of the loss, where it is not the model's own: style.size=256 loss.style_weight=5 …
+  --version             print the version
+
+example:
+  nst-compare --model starry_night --content holiday/
+"""
+
+
+def picture_html(image: Any, caption: str) -> str:
+    """Return a figure element that carries its picture within it."""
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=88, subsampling=0)
+    data = base64.b64encode(encoded.getvalue()).decode()
+    return f'<figure><img src="data:image/jpeg;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+
+
+def curve_svg(comparison: Any, judged: dict[str, Any]) -> str:
+    """Return the optimisers' curves and the models' levels as SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "nst_fast"  # the same report twice is the same file
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, result in comparison.optimizers.items():
+        axes.plot([r["iteration"] for r in result.trace], [r["total"] for r in result.trace], label=name)
+    for number, (name, result) in enumerate(judged.items()):
+        axes.axhline(result.losses["total"], linestyle="--", color=f"C{4 + number}", label=name)
+    axes.set(xlabel="iterations", ylabel="total loss", yscale="log")
+    axes.legend()
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def spread(values: list[float | None], ceiling: float) -> dict[str, Any]:
+    """Return median, least and most of some figures; None counts as more than the ceiling."""
+    known = [ceiling if v is None else v for v in values]
+    return {
+        "median": statistics.median(known),
+        "least": min(known),
+        "most": max(known),
+        "not_reached": sum(v is None for v in values),
+    }
+
+
+def summarise(comparisons: dict[str, Any], judged: list[str], iterations: int) -> dict[str, Any]:
+    """Return for each model its mean losses and, for each optimiser, the iterations and seconds that pass it."""
+    summary: dict[str, Any] = {}
+    every = list(comparisons.values())
+    for model in every[0].models:
+        results = [c.models[model] for c in every]
+        entry: dict[str, Any] = {"seconds": statistics.median(r.seconds for r in results)}
+        if model in judged:
+            entry["losses"] = {k: statistics.mean(r.losses[k] for r in results) for k in results[0].losses}
+            entry["passed_by"] = {}
+            for name in every[0].optimizers:
+                rows = [c.optimizers[name].passes(c.models[model].losses["total"]) for c in every]
+                ceilings = [c.optimizers[name].trace[-1]["seconds"] for c in every]
+                seconds = [c if r is None else r["seconds"] for r, c in zip(rows, ceilings, strict=True)]
+                entry["passed_by"][name] = {
+                    "iterations": spread([None if r is None else r["iteration"] for r in rows], iterations),
+                    "seconds": statistics.median(seconds),
+                    "times_faster": statistics.median(s / r.seconds for s, r in zip(seconds, results, strict=True)),
+                }
+        summary[model] = entry
+    return summary
+
+
+def report_html(report: dict[str, Any], comparisons: dict[str, Any], judged: list[str]) -> str:
+    """Return the report as one page that needs nothing else."""
+    rows = []
+    for model, entry in report["models"].items():
+        for name, passed in entry.get("passed_by", {}).items():
+            n = passed["iterations"]
+            more = f", not reached on {n['not_reached']}" if n["not_reached"] else ""
+            rows.append(
+                f"<tr><td>{html.escape(model)}<td>{name}<td><b>{n['median']:g}</b> ({n['least']:g}–{n['most']:g}{more})"
+                f"<td>{entry['seconds']:.3f}<td>{passed['seconds']:.2f}<td>{passed['times_faster']:.0f}</tr>"
+            )
+    sections = []
+    for photograph, comparison in comparisons.items():
+        figures = [picture_html(comparison.photograph, "photograph")]
+        for name, result in comparison.models.items():
+            loss = f", total {result.losses['total']:.3f}" if name in judged else ""
+            figures.append(picture_html(result.image, f"{name}: {result.seconds:.3f} s{loss}"))
+        for name, optimizer in comparison.optimizers.items():
+            last = optimizer.trace[-1]
+            caption = f"{name}: {last['iteration']} iterations, {last['seconds']:.1f} s, total {last['total']:.3f}"
+            figures.append(picture_html(optimizer.image, caption))
+        terms = list(next(iter(comparison.models.values())).losses)
+        head = "".join(f"<th>{t}" for t in terms)
+        lines = [
+            f"<tr><td>{html.escape(n)}" + "".join(f"<td>{comparison.models[n].losses[t]:.4f}" for t in terms)
+            for n in judged
+        ] + [
+            f"<tr><td>{n}, last" + "".join(f"<td>{o.trace[-1][t]:.4f}" for t in terms)
+            for n, o in comparison.optimizers.items()
+        ]
+        curve = curve_svg(comparison, {n: comparison.models[n] for n in judged})
+        sections.append(
+            f"<h2>{html.escape(photograph)}</h2><div>{''.join(figures)}</div>{curve}"
+            f"<table><tr><th>{head}</tr>{''.join(lines)}</table>"
+        )
+    conditions = {k: v for k, v in report.items() if k not in ("models", "photographs")}
+    return f"""<!doctype html><meta charset="utf-8"><title>fast against slow: {html.escape(report["style"])}</title>
+<style>body{{font:15px sans-serif;max-width:75em;margin:2em auto;padding:0 1em}}table{{border-collapse:collapse}}
+td,th{{padding:.2em .8em;border-bottom:1px solid #ccc;text-align:left}}figure{{display:inline-block;margin:.3em}}
+img{{max-width:22em}}figcaption{{max-width:22em;font-size:85%}}svg{{max-width:44em;height:auto}}</style>
+<h1>Fast against slow: {html.escape(report["style"])}</h1>
+<p>The model makes its picture in one forward pass. The optimiser starts over for every picture, on the same loss, and
+passes the model's loss after so many iterations: median (least–most) over {len(comparisons)} photographs.</p>
+<table><tr><th>model<th>optimiser<th>iterations<th>model, s<th>optimiser to there, s<th>times faster</tr>
+{"".join(rows)}</table>
+{"".join(sections)}
+<h2>Conditions</h2><pre>{html.escape(json.dumps(conditions, indent=1))}</pre>
+"""
+
+
+def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list[str]:
+    """Return the options of `nst-optimize` that give the loss a model was trained on, overrides last."""
+    trained: dict[str, Any] = json.loads(stylizer.metadata.get("config", "{}"))
+    arguments = [f"style={style}"]
+    if trained.get("style", {}).get("name") == style:
+        arguments += [f"loss={trained['loss']['name']}", f"loss_network={trained['loss_network']['name']}"]
+        arguments += [f"style.{key}={trained['style'][key]}" for key in ("size", "weight")]
+        arguments += [f"loss.{key}={trained['loss'][key]}" for key in ("content_weight", "style_weight", "tv_weight")]
+        for key in ("content_layers", "style_layers"):
+            layers = ", ".join(f"{layer}: {weight}" for layer, weight in trained["loss"][key].items())
+            arguments.append(f"loss.{key}={{{layers}}}")
+    return arguments + overrides
+
+
+def compare_models(arguments: list[str]) -> None:
+    """Run the comparison that a command line asks for and write its report."""
+    parser = argparse.ArgumentParser(
+        "nst-compare", usage=USAGE.split("\n\n")[0].removeprefix("\nusage: "), add_help=False
+    )
+    parser.add_argument("--model", action="append", required=True)
+    parser.add_argument("--content", type=Path, required=True)
+    parser.add_argument("--style")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--methods", nargs="+", choices=("lbfgs", "adam"), default=["lbfgs", "adam"])
+    parser.add_argument("--starts", nargs="+", choices=("content", "noise"), default=["content", "noise"])
+    parser.add_argument("--pixel-range", type=int, choices=(1, 255))
+    parser.add_argument("--bgr", action="store_true")
+    parser.add_argument("-o", "--output", type=Path, default=Path("comparison"))
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_intermixed_args(arguments)
+    for name, least in {"size": 32, "count": 1, "iterations": 1}.items():
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} is {getattr(options, name)}; at least {least} is needed")
+    try:
+        import torch
+        from omegaconf import OmegaConf
+        from rich.progress import Progress
+
+        from nst_fast.commands.configuration import load_config
+        from nst_fast.commands.export import source_commit
+        from nst_fast.commands.optimize import resolve
+        from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
+        from nst_fast.comparison import compare
+    except ModuleNotFoundError as error:
+        require_training_packages(error)
+
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    models: dict[str, Stylizer] = {}
+    for given in options.model:
+        path = find_model(given)
+        name = path.stem if path.stem not in models else str(path)
+        models[name] = Stylizer(path, pixel_range=options.pixel_range, bgr=options.bgr)
+    style = options.style or next((m.metadata["style"] for m in models.values() if "style" in m.metadata), None)
+    if style is None:
+        raise UserError("no model says what its style is: give --style NAME")
+    judged = [name for name, model in models.items() if model.metadata.get("style") == style]
+    first = models[judged[0]] if judged else next(iter(models.values()))
+    overrides = loss_arguments(first, style, options.overrides)
+    cfg = load_config("optimize", ["content=photograph", *overrides])
+    resolve(cfg, console)
+    perceptual_loss = create_perceptual_loss(cfg).to(cfg.device)
+    grams, _ = find_style(cfg.style, perceptual_loss)
+    perceptual_loss.set_style({layer: gram.to(cfg.device) for layer, gram in grams.items()})
+
+    paths = find_pictures(options.content)
+    paths = paths[:: max(1, len(paths) // options.count)][: options.count]
+    comparisons = {}
+    optimizations = len(options.methods) * len(options.starts)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=len(paths) * optimizations * options.iterations)
+        for number, path in enumerate(paths):
+            done: dict[str, int] = {}
+
+            def show(
+                name: str, iteration: int, path: Path = path, done: dict[str, int] = done, n: int = number
+            ) -> None:
+                done[name] = iteration
+                completed = n * optimizations * options.iterations + sum(done.values())
+                progress.update(bar, completed=completed, description=f"{path.name}: {name}")
+
+            comparisons[path.name] = compare(
+                resize_long_side(load_image(path), options.size),
+                models,
+                perceptual_loss,
+                methods=options.methods,
+                starts=options.starts,
+                iterations=options.iterations,
+                learning_rate=cfg.learning_rate,
+                seed=cfg.seed,
+                on_progress=show,
+            )
+            if not console.is_terminal:
+                console.print(f"{path.name}: {number + 1} of {len(paths)}")
+    report = {
+        "style": style,
+        "loss": OmegaConf.to_container(cfg.loss, resolve=True),
+        "style_size": cfg.style.size,
+        "loss_network": perceptual_loss.loss_network.identity,
+        "size": options.size,
+        "iterations": options.iterations,
+        "device": torch.cuda.get_device_name() if cfg.device == "cuda" else "CPU",
+        "threads": torch.get_num_threads(),
+        "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "commit": source_commit(),
+        "date": date.today().isoformat(),
+        "models": summarise(comparisons, judged, options.iterations),
+        "photographs": {
+            name: {
+                "models": {k: {"seconds": m.seconds, "losses": m.losses} for k, m in c.models.items()},
+                "optimizers": {k: list(o.trace) for k, o in c.optimizers.items()},
+            }
+            for name, c in comparisons.items()
+        },
+    }
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        (options.output / "report.html").write_text(report_html(report, comparisons, judged))
+    except OSError as error:
+        raise UserError(f"cannot write into {options.output}: {error.strerror}") from error
+    for model, entry in report["models"].items():
+        for name, passed in entry.get("passed_by", {}).items():
+            n = passed["iterations"]
+            print(f"{model} = {n['median']:g} iterations of {name} ({n['least']:g}–{n['most']:g})")
+    print(options.output / "report.html")
+
+
+def main() -> None:
+    """Entry point."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    run(lambda arguments: compare_models(arguments), "nst-compare", USAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The command `nst-optimize`: Gatys' per-image optimiser, the slow reference."""
+
+from __future__ import annotations
+
+import json
+import signal
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nst_fast.commands import require_training_packages, run
+from nst_fast.errors import UserError
+
+USAGE = """
+usage: nst-optimize content=PHOTO style=NAME [key=value ...]
+
+Optimise the pixels of one picture on the perceptual loss: the slow path that the networks approximate.
+
+  content=FILE             the photograph
+  style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
+  style.image=FILE         with style=custom: your own picture
+  style.size=PX            short side of the painting; smaller means smaller strokes (default 384)
+  size=PX                  long side of the result (default 512; null: as the photograph is)
+  scales=N                 coarse to fine: start at size/2^(N-1) and double
+  start=content|noise      or start_image=FILE
+  method=lbfgs|adam
+  iterations=N             at most, at each scale (default 300)
+  blend='{the_scream: 0.5}'  other paintings, by name or file, beside the style with weight 1
+  keep_colors=true         luminance of the result, colours of the photograph
+  snapshot_every=N         write the picture every N iterations
+  format=png|jpg
+  loss=NAME                balanced, gatys or johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
+  loss_network=NAME        vgg19_slim, vgg19 or teachers
+  experiment=gatys2016_figure2   the paper's presets: figure1_content, figure1_style, figure2, figure3
+  output=FOLDER            (default: runs/optimize/<style>/<time>)
+  --cfg                    print the resolved config and stop
+  --version                print the version
+
+Ctrl-C ends early and saves the best picture so far.
+
+examples:
+  nst-optimize content=photo.jpg style=starry_night
+  nst-optimize content=photo.jpg style=custom style.image=my.jpg size=1024 scales=3 format=jpg
+"""
+
+
+def resolve(cfg: Any, console: Console) -> None:
+    """Check a config's values and replace what is automatic by what this machine gets."""
+    import torch
+
+    from nst_fast.commands.configuration import require_choice, require_number
+    from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
+    from nst_fast.image_optimizer import METHODS, STARTS
+
+    require_number(cfg, "size", 16, optional=True)
+    for key in ("scales", "iterations"):
+        require_number(cfg, key, 1)
+    require_number(cfg, "snapshot_every", 1, optional=True)
+    require_number(cfg, "learning_rate", 0, whole=False)
+    require_number(cfg, "seed", 0)
+    require_choice(cfg, "method", METHODS)
+    require_choice(cfg, "start", STARTS)
+    require_choice(cfg, "format", ("png", "jpg"))
+    require_choice(cfg, "keep_colors", (True, False))
+    require_choice(cfg, "device", ("auto", "cpu", "cuda"))
+    for name in cfg.blend or {}:
+        require_number(cfg.blend, name, 0, whole=False)
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch finds no GPU here; device=cpu works everywhere")
+    if cfg.device == "auto":
+        cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
+    resolve_perceptual_loss(cfg, cfg.device == "cuda", console)
+
+
+def optimize(cfg: Any) -> Path:
+    """Optimise as a config says, leave the run's folder behind and return the path of the picture."""
+    import torch
+    import torch.nn.functional as F
+    from omegaconf import OmegaConf
+    from PIL import Image
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from torch.utils.tensorboard import SummaryWriter
+
+    from nst_fast.commands.configuration import literal
+    from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_blend
+    from nst_fast.image_optimizer import Iteration, optimize_image, white_noise
+    from nst_fast.images import keep_colors, load_image, resize_long_side, save_image
+    from nst_fast.style_targets import to_image, to_tensor
+
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    resolve(cfg, console)
+    photograph = load_image(cfg.content)
+    size = cfg.size or max(photograph.size)
+    start_image = None if cfg.start_image is None else load_image(cfg.start_image)
+    perceptual_loss = create_perceptual_loss(cfg).to(cfg.device)
+    sizes = [max(16, round(size / 2**octave)) for octave in reversed(range(cfg.scales))]
+    # Before anything is written: a painting that cannot be had ends the command here.
+    targets = [find_blend(cfg, dict(cfg.blend or {}), perceptual_loss, round(cfg.style.size * s / size)) for s in sizes]
+
+    started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    output = Path(cfg.output or Path("runs", "optimize", cfg.style.name, started))
+    cfg.output = literal(str(output))
+    name = f"{Path(cfg.content).stem}.{cfg.style.name}"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, output / "config.yaml")
+        board = SummaryWriter(str(output / "tensorboard"))
+    except OSError as error:
+        raise UserError(f"cannot write into {output}: {error.strerror}; output=FOLDER moves it") from error
+
+    def finish(image: torch.Tensor, path: Path) -> Path:
+        picture = to_image(image)
+        if cfg.keep_colors:
+            picture = keep_colors(picture, photograph.resize(picture.size, Image.Resampling.LANCZOS))
+        save_image(picture, path)
+        return path
+
+    stopped = False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one stops at once
+
+    console.print(
+        f"style {cfg.style.name} at {cfg.style.size} px, loss {cfg.loss.name}, loss network "
+        f"{perceptual_loss.loss_network.identity[:30]}, {cfg.method} on {cfg.device} at {sizes} px → {output}",
+        soft_wrap=True,
+    )
+    earlier = signal.signal(signal.SIGINT, stop)
+    trace: list[dict[str, float]] = []
+    image: torch.Tensor | None = None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"))
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+            for scale, (grams, _) in zip(sizes, targets, strict=True):
+                perceptual_loss.set_style({k: v.to(cfg.device) for k, v in grams.items()})
+                content = to_tensor(resize_long_side(photograph, scale)).to(cfg.device)
+                if image is not None:
+                    start = F.interpolate(image, content.shape[2:], mode="bicubic", align_corners=False)
+                elif start_image is not None:
+                    height, width = content.shape[2:]
+                    start = to_tensor(start_image.resize((width, height), Image.Resampling.LANCZOS)).to(cfg.device)
+                else:
+                    start = content if cfg.start == "content" else white_noise(content, cfg.seed)
+                bar = progress.add_task(f"{scale} px", total=cfg.iterations, losses="")
+                done = len(trace)
+
+                def show(iteration: Iteration, bar: Any = bar, done: int = done, scale: int = scale) -> bool:
+                    terms = "  ".join(f"{k} {v:.4g}" for k, v in iteration.losses.items())
+                    progress.update(bar, completed=iteration.number, losses=terms)
+                    if not console.is_terminal and iteration.number % 50 == 0:
+                        console.print(f"{scale} px, iteration {iteration.number} of {cfg.iterations}  {terms}")
+                    for term, value in iteration.losses.items():
+                        board.add_scalar(f"optimize/{term}_loss", value, done + iteration.number)
+                    if cfg.snapshot_every and iteration.number % cfg.snapshot_every == 0:
+                        finish(iteration.image, output / "snapshots" / f"{scale}px_{iteration.number:05d}.{cfg.format}")
+                    return stopped
+
+                image, part = optimize_image(
+                    content,
+                    perceptual_loss,
+                    start=start,
+                    method=cfg.method,
+                    iterations=cfg.iterations,
+                    learning_rate=cfg.learning_rate,
+                    on_iteration=show,
+                )
+                trace += [{"size": scale, **row} for row in part]
+                if stopped:
+                    break
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+        board.close()
+    assert image is not None
+    report = {
+        "content": Path(cfg.content).name,
+        "style": cfg.style.name,
+        "image_sha256": targets[-1][1],
+        "loss_network": perceptual_loss.loss_network.identity,
+        "stopped_early": stopped,
+        "trace": trace,
+    }
+    (output / "trace.json").write_text(json.dumps(report, indent=1) + "\n")
+    if stopped:
+        console.print(f"interrupted at {trace[-1]['size']} px: this is the best picture so far", style="yellow")
+    return finish(image, output / f"{name}.{cfg.format}")
+
+
+def main() -> None:
+    """Entry point."""
+
+    def command(arguments: list[str]) -> None:
+        try:
+            from omegaconf import OmegaConf
+
+            from nst_fast.commands.configuration import load_config
+
+            cfg = load_config("optimize", [a for a in arguments if a != "--cfg"])
+            if "--cfg" in arguments:
+                print(OmegaConf.to_yaml(cfg), end="")
+                return
+            print(optimize(cfg))
+        except ModuleNotFoundError as error:
+            require_training_packages(error)
+
+    run(command, "nst-optimize", USAGE)
+
+
+if __name__ == "__main__":
+    main()

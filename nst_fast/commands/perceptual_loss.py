@@ -1,0 +1,88 @@
+"""From a config to a perceptual loss: the groups style, loss and loss_network, which several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from nst_fast.commands.configuration import literal, load_config, require_choice, require_number, require_weights
+from nst_fast.errors import UserError
+from nst_fast.loss_network import choose_loss_network, create_loss_network
+from nst_fast.losses import LOSSES, PerceptualLoss
+from nst_fast.style_targets import style_grams
+
+
+def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
+    """Check the values of the groups style, loss and loss_network, and replace what is automatic."""
+    require_number(cfg, "style.size", 16)
+    for key in ("loss.content_weight", "loss.style_weight", "loss.tv_weight", "style.weight"):
+        require_number(cfg, key, 0, whole=False)
+    require_weights(cfg, "loss.content_layers")
+    require_weights(cfg, "loss.style_layers")
+    require_choice(cfg, "loss.name", LOSSES)
+    cfg.loss_network.name, warning = choose_loss_network(cfg.loss_network.name, gpu)
+    if warning:
+        console.print(warning, style="yellow")
+    if cfg.style.name is None:
+        if not (cfg.style.image or cfg.style.targets):
+            raise UserError("style=custom needs a picture: style.image=FILE")
+        cfg.style.name = literal(Path(cfg.style.image or cfg.style.targets).stem)
+    cfg.style.name = literal(str(cfg.style.name))
+    if Path(cfg.style.name).name != cfg.style.name:
+        raise UserError(
+            f"style.name is {cfg.style.name!r}; a name without slashes is needed, files are called after it"
+        )
+    if cfg.style.title is None:
+        cfg.style.title = literal(cfg.style.name)
+
+
+def create_perceptual_loss(cfg: Any) -> PerceptualLoss:
+    """Return the perceptual loss of a config, without style targets."""
+    from PIL import Image
+
+    from nst_fast.data import bundled_photographs, centre_crop
+
+    photographs = (centre_crop(Image.fromarray(p), 256)[None].float() / 255 for p in bundled_photographs())
+    loss_network = create_loss_network(
+        **cfg.loss_network, pooling=cfg.loss.pooling, normalise=cfg.loss.normalise, photographs=photographs
+    )
+    return LOSSES[cfg.loss.name](
+        loss_network,
+        dict(cfg.loss.content_layers),
+        dict(cfg.loss.style_layers),
+        cfg.loss.content_weight,
+        cfg.loss.style_weight * cfg.style.weight,
+        cfg.loss.tv_weight,
+    )
+
+
+def find_style(style: Any, loss: PerceptualLoss, size: int | None = None) -> tuple[Mapping[str, Tensor], str]:
+    """Return the Gram matrices of a style config, at its own size unless told, and its picture's sha256."""
+    options = {key: style[key] for key in ("name", "image", "targets", "url", "sha256")}
+    return style_grams(loss.loss_network, loss.layers, size=size or style.size, **options)
+
+
+def find_blend(cfg: Any, blend: Mapping[str, float], loss: PerceptualLoss, size: int) -> tuple[dict[str, Tensor], str]:
+    """Return the mean of several paintings' Gram matrices: the config's style with weight 1 and those of ``blend``.
+
+    ``blend`` maps names of shipped styles or files to weights, relative to 1. Raises UserError for an unknown name.
+    """
+    styles = [(cfg.style, 1.0)]
+    for name, weight in blend.items():
+        path = Path(name).expanduser()
+        arguments = ["style=custom", f"style.image={path}"] if path.is_file() else [f"style={name}"]
+        styles.append((load_config("optimize", ["content=none", *arguments]).style, weight))
+    total = sum(weight for _, weight in styles)
+    mixed: dict[str, Tensor] = {}
+    hashes = []
+    for style, weight in styles:
+        grams, sha256 = find_style(style, loss, size)
+        hashes.append(sha256)
+        for layer, gram in grams.items():
+            mixed[layer] = mixed.get(layer, torch.zeros_like(gram)) + gram * (weight / total)
+    return mixed, "+".join(hashes)

@@ -1,0 +1,119 @@
+"""Fast against slow: a model's loss beside the per-image optimiser's curve on the very same loss."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nst_fast.image_optimizer import METHODS, STARTS, optimize_image, white_noise
+from nst_fast.losses import PerceptualLoss
+from nst_fast.style_targets import to_image, to_tensor
+
+TIMED_RUNS = 3  # of a model, after one to warm up; the median counts
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What a model made of one photograph.
+
+    Attributes:
+        image: its picture.
+        seconds: of one forward pass, picture in, picture out.
+        losses: content, style, tv and total of the 8-bit picture.
+    """
+
+    image: Image.Image
+    seconds: float
+    losses: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class OptimizerResult:
+    """One run of the per-image optimiser.
+
+    Attributes:
+        image: the picture with the lowest loss.
+        trace: for the start and each iteration ``iteration``, ``seconds`` and the loss terms.
+    """
+
+    image: Image.Image
+    trace: Sequence[Mapping[str, float]]
+
+    def passes(self, total: float) -> Mapping[str, float] | None:
+        """Return the first row of the trace whose total is not above a figure, or None where it never gets there."""
+        return next((row for row in self.trace if row["total"] <= total), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models and optimisers on one photograph; optimisers are named ``method from start``."""
+
+    photograph: Image.Image
+    models: Mapping[str, ModelResult]
+    optimizers: Mapping[str, OptimizerResult] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def perceptual_losses(perceptual_loss: PerceptualLoss, image: Tensor, content: Tensor) -> dict[str, float]:
+    """Return the loss terms of an image (1, 3, H, W) in [0, 1] for a content image of its shape."""
+    terms = perceptual_loss(image, perceptual_loss.content_features(content))
+    return {name: float(term) for name, term in terms.items()}
+
+
+def compare(
+    photograph: Image.Image,
+    models: Mapping[str, Callable[[Image.Image], Image.Image]],
+    perceptual_loss: PerceptualLoss,
+    *,
+    methods: Sequence[str] = METHODS,
+    starts: Sequence[str] = STARTS,
+    iterations: int = 200,
+    learning_rate: float = 0.06,
+    seed: int = 0,
+    on_progress: Callable[[str, int], None] | None = None,
+) -> Comparison:
+    """Stylize a photograph with models and optimise it with every method from every start, on one loss.
+
+    Args:
+        photograph: RGB; it is compared at the size it has.
+        models: by name, from picture to picture of the same size.
+        perceptual_loss: with its style set.
+        methods: of `optimize_image`.
+        starts: content or noise.
+        iterations: of each optimisation.
+        learning_rate: Adam's.
+        seed: of the noise.
+        on_progress: called with an optimiser's name and its iterations so far.
+    """
+    device = next(perceptual_loss.loss_network.parameters()).device
+    content = to_tensor(photograph).to(device)
+    results = {}
+    for name, model in models.items():
+        model(photograph)
+        seconds = []
+        for _ in range(TIMED_RUNS):
+            began = time.perf_counter()
+            image = model(photograph)
+            seconds.append(time.perf_counter() - began)
+        losses = perceptual_losses(perceptual_loss, to_tensor(image).to(device), content)
+        results[name] = ModelResult(image, sorted(seconds)[TIMED_RUNS // 2], losses)
+    optimizers = {}
+    for start in starts:
+        for method in methods:
+            name = f"{method} from {start}"
+            optimized, trace = optimize_image(
+                content,
+                perceptual_loss,
+                start=content if start == "content" else white_noise(content, seed),
+                method=method,
+                iterations=iterations,
+                learning_rate=learning_rate,
+                on_iteration=None if on_progress is None else lambda i, name=name: on_progress(name, i.number),  # type: ignore[misc]
+            )
+            optimizers[name] = OptimizerResult(to_image(optimized), trace)
+    return Comparison(photograph, results, optimizers)

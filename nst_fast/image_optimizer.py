@@ -1,0 +1,180 @@
+"""Gatys' slow path: optimise the pixels of one image on the perceptual loss that also trains the networks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nst_fast.errors import UserError
+from nst_fast.losses import PerceptualLoss
+
+METHODS = ("lbfgs", "adam")
+STARTS = ("content", "noise")
+
+# From pixels to the perceptual loss's terms and the gradient of its total.
+Objective = Callable[[Tensor], tuple[dict[str, float], Tensor]]
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iterate of an optimisation.
+
+    Attributes:
+        number: iterations done; 0 is the start.
+        seconds: since the start, loss evaluations and steps together.
+        losses: content, style, tv and total, as `PerceptualLoss` returns them.
+        image: the iterate, (N, 3, H, W) in [0, 1]; do not write into it.
+    """
+
+    number: int
+    seconds: float
+    losses: dict[str, float]
+    image: Tensor
+
+
+def white_noise(like: Tensor, seed: int) -> Tensor:
+    """Return uniform noise in [0, 1] of an image's shape and device, the same for a seed on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(like.shape, generator=generator).to(like.device)
+
+
+def optimize_image(
+    content: Tensor,
+    perceptual_loss: PerceptualLoss,
+    *,
+    start: Tensor | None = None,
+    method: str = "lbfgs",
+    iterations: int = 500,
+    learning_rate: float = 0.06,
+    on_iteration: Callable[[Iteration], bool | None] | None = None,
+) -> tuple[Tensor, list[dict[str, float]]]:
+    """Minimise a perceptual loss over the pixels of an image, kept within [0, 1].
+
+    Args:
+        content: RGB (N, 3, H, W), float32 or float64 in [0, 1].
+        perceptual_loss: with its style set, on the content's device.
+        start: where to start, the content's shape; the content itself unless given.
+        method: ``lbfgs`` (projected L-BFGS: the total never rises) or ``adam``.
+        iterations: at most so many; L-BFGS may converge earlier.
+        learning_rate: Adam's, in pixel units (1 is black to white); it falls to nothing along half a cosine.
+        on_iteration: called with the start and with every iterate; returning True stops.
+
+    Returns:
+        The iterate with the lowest total, and the trace: for the start and each iteration ``iteration``, ``seconds``
+        and the loss terms.
+
+    Raises UserError for an unknown method, a misshapen start or a loss that is not finite.
+    """
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    start = content if start is None else start
+    if start.shape != content.shape:
+        raise UserError(
+            f"the start has shape {tuple(start.shape)}, the content {tuple(content.shape)}; they must agree"
+        )
+    targets = perceptual_loss.content_features(content.contiguous(memory_format=torch.channels_last))
+
+    def objective(pixels: Tensor) -> tuple[dict[str, float], Tensor]:
+        pixels = pixels.detach().requires_grad_(True)
+        with torch.enable_grad():
+            terms = perceptual_loss(pixels, targets)
+            (gradient,) = torch.autograd.grad(terms["total"], pixels)
+        losses = dict(zip(terms, torch.stack([t.detach() for t in terms.values()]).tolist(), strict=True))
+        return losses, gradient.contiguous(memory_format=torch.channels_last)
+
+    began = time.perf_counter()
+    pixels = start.detach().clamp(0, 1).contiguous(memory_format=torch.channels_last)
+    iterates = lbfgs(objective, pixels) if method == "lbfgs" else adam(objective, pixels, learning_rate, iterations)
+    best, lowest, trace = pixels, float("inf"), []
+    for number, (pixels, losses) in enumerate(iterates):
+        iteration = Iteration(number, time.perf_counter() - began, losses, pixels)
+        trace.append({"iteration": number, "seconds": iteration.seconds, **losses})
+        if not losses["total"] < float("inf"):
+            raise UserError(f"the loss is {losses['total']} at iteration {number}; are the weights extreme?")
+        if losses["total"] < lowest:
+            best, lowest = pixels, losses["total"]
+        if (on_iteration is not None and on_iteration(iteration)) or number == iterations:
+            break
+    return best.contiguous(), trace
+
+
+def adam(
+    objective: Objective, pixels: Tensor, learning_rate: float, iterations: int
+) -> Iterator[tuple[Tensor, dict[str, float]]]:
+    """Yield Adam's iterates and their losses, clamped to [0, 1] after every step."""
+    pixels = pixels.clone()
+    optimizer = torch.optim.Adam([pixels], learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(iterations, 1))
+    while True:
+        losses, pixels.grad = objective(pixels)
+        yield pixels.clone(), losses
+        optimizer.step()
+        schedule.step()
+        pixels.clamp_(0, 1)
+
+
+def lbfgs(objective: Objective, pixels: Tensor, history: int = 10) -> Iterator[tuple[Tensor, dict[str, float]]]:
+    """Yield the iterates of projected L-BFGS within [0, 1], and their losses; the total never rises.
+
+    Pixels that stand at a bound with the gradient pushing outwards are held; the two-loop recursion (Nocedal & Wright,
+    algorithm 7.4) gives a direction for the others, and the step along its projection is halved until the total falls
+    enough (Bertsekas 1982, "Projected Newton methods for optimization problems with simple constraints"). Clamping
+    after each step of an unbounded L-BFGS, as peers do, lets it diverge.
+    """
+    losses, gradient = objective(pixels)
+    pairs: list[tuple[Tensor, Tensor, float]] = []
+    yield pixels, losses
+    while True:
+        free = ~(((pixels <= 0) & (gradient > 0)) | ((pixels >= 1) & (gradient < 0)))
+        reduced = gradient * free
+        direction = -two_loop(reduced, pairs) * free
+        slope = dot(reduced, direction)
+        if slope >= 0:
+            pairs.clear()
+            direction, slope = -reduced, -dot(reduced, reduced)
+        if slope == 0 or slope != slope:
+            return  # no pixel can improve
+        # Without curvature yet, the first step moves the pixel with the steepest gradient by 0.1.
+        step = 1.0 if pairs else 0.1 / float(direction.abs().max())
+        for _ in range(20):
+            candidate = (pixels + step * direction).clamp_(0, 1)
+            moved = candidate - pixels
+            new_losses, new_gradient = objective(candidate)
+            if new_losses["total"] <= losses["total"] + 1e-4 * dot(reduced, moved):
+                break
+            step /= 2
+        else:
+            if not pairs:
+                return  # converged: the fall expected is within rounding
+            pairs.clear()
+            continue
+        change = new_gradient - gradient
+        curvature = dot(moved, change)
+        if curvature > 1e-10 * dot(change, change):
+            pairs = [*pairs[-history + 1 :], (moved, change, curvature)]
+        pixels, losses, gradient = candidate, new_losses, new_gradient
+        yield pixels, losses
+
+
+def two_loop(gradient: Tensor, pairs: list[tuple[Tensor, Tensor, float]]) -> Tensor:
+    """Return the inverse Hessian's estimate times a gradient."""
+    q, weights = gradient.clone(), []
+    for moved, change, curvature in reversed(pairs):
+        weight = dot(moved, q) / curvature
+        weights.append(weight)
+        q.sub_(change, alpha=weight)
+    if pairs:
+        _, change, curvature = pairs[-1]
+        q.mul_(curvature / dot(change, change))
+    for (moved, change, curvature), weight in zip(pairs, reversed(weights), strict=True):
+        q.add_(moved, alpha=weight - dot(change, q) / curvature)
+    return q
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """Return Σ ab of two images in channels-last memory."""
+    return float(torch.dot(a.permute(0, 2, 3, 1).reshape(-1), b.permute(0, 2, 3, 1).reshape(-1)))
