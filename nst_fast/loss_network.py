@@ -117,12 +117,12 @@ class VGG(LossNetwork):
                 x = F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2)
                 previous = name[0]
             x = convolution(x)
-            for layer in ("conv" + name, "relu" + name):
-                if layer[0] == "r":
-                    x = F.relu(x)  # not in place: the conv tap must keep its negative values
-                if layer in missing:
-                    features[layer] = x
-                    missing.remove(layer)
+            if "conv" + name in missing:
+                features["conv" + name] = x
+            x = F.relu(x) if "conv" + name in missing else F.relu_(x)  # its tap keeps its negative values
+            if "relu" + name in missing:
+                features["relu" + name] = x
+            missing -= {"conv" + name, "relu" + name}
         return features
 
 

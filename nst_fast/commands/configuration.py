@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -82,8 +83,13 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
             key = argument.partition("=")[0]
             if key not in known:
                 raise UserError(f"unknown option {key!r}: {nearest(key, known).split(';')[0].split('there are')[0]}")
+        # Hydra merges a mapping into the one that is there; a user who names layers means these and no others.
+        whole = [a for a in values if "={" in a and isinstance(OmegaConf.select(cfg, a.partition("=")[0]), DictConfig)]
         try:
-            cfg = compose(root, [*choices, *values])
+            replaced = {o.get_key_element(): o.value() for o in OverridesParser.create().parse_overrides(whole)}
+            cfg = compose(root, [*choices, *(a for a in values if a not in whole)])
+            for name, mapping in replaced.items():
+                OmegaConf.update(cfg, name, mapping, merge=False, force_add=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"cannot read {' '.join(values)}: {str(error).strip().splitlines()[0]}") from error
     for key in paths:
