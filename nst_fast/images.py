@@ -6,6 +6,7 @@ import io
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -15,18 +16,25 @@ from nst_fast.errors import UserError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the picture as 8-bit RGB in sRGB: EXIF orientation applied, profile converted, alpha laid over white."""
-    image = ImageOps.exif_transpose(image)
-    profile = image.info.get("icc_profile")
+ORIENTATION, GPS_POSITION = 0x0112, 0x8825  # EXIF tags
+
+
+def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Return a picture as 8-bit RGB in sRGB and its alpha channel (mode L) or None.
+
+    EXIF orientation is applied, an ICC profile converted, 16 bits scaled to 8.
+    """
+    image.load()
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    profile, alpha = image.info.get("icc_profile"), None
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         # Pillow clips 16 bits to 8 instead of scaling them.
-        return Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8)).convert(
-            "RGB"
-        )
-    if "A" in image.mode or "transparency" in image.info:
+        grey = (np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB"), None
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        alpha, image = rgba.getchannel("A"), rgba.convert("RGB")
     if image.mode == "P":
         image = image.convert("RGB")
     if profile and image.mode in ("RGB", "CMYK", "L"):
@@ -35,7 +43,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
             image = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
         except (ImageCms.PyCMSError, OSError):
             pass  # a broken profile, or one for another mode: the numbers are the best guess there is
-    return image.convert("RGB")
+    # A picture may be gigabytes: no copy where none is needed.
+    return image if image.mode == "RGB" else image.convert("RGB"), alpha
+
+
+def over_white(image: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    """Return an RGB picture laid over white where its alpha channel says so."""
+    return image if alpha is None else Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return the picture as 8-bit RGB in sRGB: EXIF orientation applied, profile converted, alpha laid over white."""
+    return over_white(*split_alpha(image))
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -76,21 +95,37 @@ def keep_colors(stylized: Image.Image, photograph: Image.Image) -> Image.Image:
     return Image.merge("YCbCr", (luminance, blue, red)).convert("RGB")
 
 
+def encode_image(image: Image.Image, suffix: str, quality: int = 95, **options: Any) -> bytes:
+    """Return a picture in the format of a suffix; JPEG without chroma subsampling. ``options`` are Pillow's.
+
+    Raises UserError where the format is unknown or cannot hold the picture.
+    """
+    kind = Image.registered_extensions().get(suffix.lower())
+    if kind is None:
+        raise UserError(f"{suffix or 'no suffix'} is no picture format; use .png or .jpg")
+    if kind == "JPEG":
+        options |= {"quality": quality, "subsampling": 0}
+    elif kind == "WEBP":
+        options |= {"quality": quality}
+    encoded = io.BytesIO()
+    try:
+        image.save(encoded, format=kind, **options)
+    except Exception as error:  # formats that Pillow only reads, sizes that a format cannot hold
+        raise UserError(f"{suffix} cannot hold the picture: {str(error) or type(error).__name__}") from error
+    return encoded.getvalue()
+
+
 def save_image(image: Image.Image, path: str | Path, quality: int = 95) -> None:
     """Write a picture in one step, so that no half file is ever seen; JPEG without chroma subsampling.
 
     Raises UserError where the place cannot be written or the format is unknown.
     """
     path = Path(path)
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise UserError(f"cannot write {path}: {path.suffix or 'no suffix'} is no picture format; use .png or .jpg")
-    encoded = io.BytesIO()
-    options = {"quality": quality, "subsampling": 0} if path.suffix.lower() in (".jpg", ".jpeg") else {}
     try:
-        image.save(encoded, format=Image.registered_extensions()[path.suffix.lower()], **options)
-    except Exception as error:  # formats that Pillow only reads, sizes that a format cannot hold
-        raise UserError(f"cannot write {path}: {str(error) or type(error).__name__}") from error
-    write_atomically(path, encoded.getvalue())
+        content = encode_image(image, path.suffix, quality)
+    except UserError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    write_atomically(path, content)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -112,15 +147,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def find_pictures(folder: str | Path) -> list[Path]:
-    """Return every file below a folder that is named like a picture, sorted.
+def find_pictures(folder: str | Path, recursive: bool = True) -> list[Path]:
+    """Return every file in a folder, and below it unless told, that is named like a picture, sorted.
 
     Raises UserError where the folder is missing or holds none.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise UserError(f"no folder at {folder}")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    every = folder.rglob("*") if recursive else folder.iterdir()
+    found = sorted(p for p in every if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         raise UserError(f"no pictures in {folder}; it needs files ending in {', '.join(sorted(SUFFIXES))}")
     return found

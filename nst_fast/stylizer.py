@@ -15,6 +15,15 @@ from nst_fast.errors import UserError
 from nst_fast.images import to_rgb
 
 METADATA_PREFIX = "nst_fast."
+# What people call a device, as onnxruntime's provider with its options; the first that is there is taken for auto.
+DEVICES: dict[str, tuple[str, dict[str, str]] | None] = {
+    "auto": None,
+    # The default search tries every algorithm at every new size of picture.
+    "cuda": ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}),
+    "coreml": ("CoreMLExecutionProvider", {}),
+    "directml": ("DmlExecutionProvider", {}),
+    "cpu": ("CPUExecutionProvider", {}),
+}
 
 
 class Stylizer:
@@ -24,6 +33,7 @@ class Stylizer:
         model: an ONNX file that `nst-export` or `train` wrote, uint8 (N, H, W, 3) RGB → the same; or another's, float
             (N, 3, H, W), where ``pixel_range`` is given.
         threads: for the session; 0 takes every core.
+        device: `DEVICES` has the names; ``auto`` takes the first that this onnxruntime offers.
         pixel_range: 1 or 255, what a foreign model calls white.
         bgr: whether a foreign model's channels are blue, green, red.
 
@@ -31,16 +41,25 @@ class Stylizer:
     """
 
     def __init__(
-        self, model: str | Path, threads: int = 0, *, pixel_range: int | None = None, bgr: bool = False
+        self,
+        model: str | Path,
+        threads: int = 0,
+        *,
+        device: str = "auto",
+        pixel_range: int | None = None,
+        bgr: bool = False,
+        tile: int | None = None,
     ) -> None:
         path = Path(model)
         if not os.path.isfile(path):
             raise UserError(f"no model at {path}")
+        self.providers = choose_providers(device)
+        self.tile = tile
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=self.providers)
         except Exception as error:  # onnxruntime's exceptions share no base class
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{path} is no ONNX model that onnxruntime can load: {reason}") from error
@@ -97,6 +116,10 @@ class Stylizer:
             return padded[:, before[0] : before[0] + height, before[1] : before[1] + width]
         return self.run(pictures)
 
+    def stylize(self, picture: Image.Image) -> Image.Image:
+        """Return the stylized picture of an RGB picture, of exactly its size."""
+        return Image.fromarray(np.ascontiguousarray(self.stylize_array(np.asarray(picture)[None])[0]))
+
     def __call__(self, image: Image.Image | np.ndarray) -> Any:
         """Return the stylized picture, of exactly the picture's size after its EXIF orientation is applied.
 
@@ -104,8 +127,21 @@ class Stylizer:
         """
         if isinstance(image, np.ndarray):
             return self.stylize_array(image[None])[0]
-        pixels = np.asarray(to_rgb(image))
-        return Image.fromarray(np.ascontiguousarray(self.stylize_array(pixels[None])[0]))
+        return self.stylize(to_rgb(image))
+
+
+def choose_providers(device: str) -> list[tuple[str, dict[str, str]]]:
+    """Return onnxruntime's providers for a device, the processor last; UserError where it is not to be had."""
+    if device not in DEVICES:
+        raise UserError(f"unknown device {device!r}; there are {', '.join(DEVICES)}")
+    known = {name: provider for name, provider in DEVICES.items() if provider is not None}
+    offered = onnxruntime.get_available_providers()
+    if device == "auto":
+        device = next(name for name, (provider, _) in known.items() if provider in offered)
+    if known[device][0] not in offered:
+        have = ", ".join(name for name, (provider, _) in known.items() if provider in offered)
+        raise UserError(f"this onnxruntime cannot use {device}, only {have}; leave --device out, or install another")
+    return list(dict([known[device], known["cpu"]]).items())
 
 
 def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

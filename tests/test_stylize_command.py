@@ -109,7 +109,7 @@ def test_broken_picture_of_a_folder_is_named_and_the_rest_is_done(folder, broken
     (folder / "holiday/notes.txt").write_text("no picture")
     (folder / "holiday" / broken).parent.mkdir(exist_ok=True)
     (folder / "holiday" / broken).write_bytes((folder / "holiday/a.jpg").read_bytes()[:-300])
-    done = stylize("--model", "tiny.onnx", "holiday", folder=folder)
+    done = stylize("--model", "tiny.onnx", "-r", "holiday", folder=folder)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1
@@ -122,7 +122,7 @@ def test_broken_picture_of_a_folder_is_named_and_the_rest_is_done(folder, broken
 
 def test_folder_goes_into_the_folder_that_was_asked_for(folder):
     save_photo(folder / "holiday/deep/a.jpg")
-    done = stylize("--model", "tiny.onnx", "holiday/", "-o", "out/here", folder=folder)
+    done = stylize("--model", "tiny.onnx", "-r", "holiday/", "-o", "out/here", folder=folder)
     assert done.returncode == 0, done.stderr
     assert set(files(folder / "out")) == {"here/deep/a.jpg"}
     assert set(files(folder / "holiday")) == {"deep/a.jpg"}

@@ -3,86 +3,382 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import io
+import json
 import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
+from PIL import Image, ImageSequence
 
-from nst_fast.assets import find_model
+from nst_fast.assets import find_model, shipped_models
 from nst_fast.commands import run
 from nst_fast.errors import UserError
-from nst_fast.images import find_pictures, load_image, save_image
-from nst_fast.stylizer import Stylizer
+from nst_fast.images import (
+    GPS_POSITION,
+    ORIENTATION,
+    encode_image,
+    find_pictures,
+    keep_colors,
+    resize_long_side,
+    split_alpha,
+    write_atomically,
+)
+from nst_fast.stylizer import DEVICES, Stylizer
 
 USAGE = """
-usage: stylize --model FILE_OR_NAME INPUT [-o OUTPUT] [--threads N]
+usage: stylize --model FILE_OR_NAME INPUT... [-o OUTPUT] [options]
 
-Stylize a picture, or every picture in a folder, in one forward pass each.
+Stylize pictures, one forward pass each.
 
-  --model FILE_OR_NAME  an .onnx file, or the name of a shipped model
-  INPUT                 a picture or a folder
-  -o, --output OUTPUT   a picture, or a folder for a folder
+  --model FILE_OR_NAME  an .onnx file, or the name of a shipped model (--list)
+  INPUT                 pictures, folders, quoted globs, or - for standard input
+  -o, --output OUTPUT   a picture, a folder, or - for standard output
                         (default: photo.MODEL.jpg beside photo.jpg; FOLDER.MODEL/ beside FOLDER)
+  -r, --recursive       folders with what is below them
+  --overwrite           replace files that exist
+  --format FORMAT       jpg, png, webp, tiff, bmp or gif (default: the input's)
+  --quality N           of JPEG and WebP, 1 to 100 (default 95)
+  --keep-gps            keep the position in the EXIF data, which is dropped otherwise
+
+  --strength S          0 is the photograph, 1 the stylized picture (default 1)
+  --keep-colors         luminance of the stylized picture, colours of the photograph
+  --max-side PX         make larger pictures smaller first
+  --scale F             stylize at F times the size and return: above 1 smaller strokes, below 1 larger ones
+
+  --tile PX             stylize in tiles of this side (default: only where a picture is too large for one piece)
+  --huge                open pictures of more than 179 megapixels, which may be decompression bombs
+  --device NAME         auto, cpu, cuda, coreml or directml (default auto)
   --threads N           threads to use (default: all cores)
+  --pixel-range 1|255   for another project's model with float input: what it calls white; --bgr for its channel order
+
+  --json                print one JSON object a picture
+  --list                show the shipped models
+  --info                show what the model says of itself
   --version             print the version
 
 examples:
   stylize --model starry_night photo.jpg
-  stylize --model runs/train/my/2026-01-01_12-00-00/my.onnx photo.jpg -o out.png
-  stylize --model starry_night holiday/ -o stylized/
+  stylize --model starry_night holiday/ -o stylized/ --max-side 2000
+  stylize --model starry_night --scale 0.5 --strength 0.8 photo.png -o out.webp
+  stylize --model starry_night - -o - < photo.jpg > out.jpg
 """
+
+FORMATS = {"jpg": ".jpg", "jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}
+ANIMATED = (".gif", ".webp", ".png")
+WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".gif")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to stylize: where it comes from and where it goes to; None is standard input or output."""
+
+    source: Path | None
+    target: Path | None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "standard input" if self.source is None else str(self.source)
+
+
+def find_jobs(inputs: list[str], output: str | None, model: str, suffix: str | None, recursive: bool) -> list[Job]:
+    """Return what a command line asks for. Raises UserError where inputs are missing or outputs collide."""
+
+    def renamed(path: Path) -> Path:
+        return path if suffix is None else path.with_suffix(suffix)
+
+    to_stdout = output == "-"
+    folder = None if output is None or to_stdout else Path(os.path.expanduser(output))
+    expanded: list[str] = []
+    for given in inputs:
+        plain = os.path.expanduser(given)
+        literal = given == "-" or os.path.lexists(plain)
+        matches = [plain] if literal else sorted(glob.glob(plain, recursive=recursive))  # noqa: PTH207
+        expanded += matches or [plain]
+    # A name with the suffix of a picture is a file, unless a folder of that name is there or several files go into it.
+    single = len(expanded) == 1 and not os.path.isdir(expanded[0])
+    is_file = folder is not None and single and not os.path.isdir(folder)
+    jobs = []
+    for given in expanded:
+        source = Path(given)
+        if given == "-":
+            if folder is None:
+                jobs.append(Job(None, None))
+            elif is_file:
+                jobs.append(Job(None, folder))
+            else:
+                raise UserError("standard input has no name: say -o FILE or -o -")
+        elif os.path.isdir(source):
+            if to_stdout:
+                raise UserError(f"{source} is a folder; only one picture goes to standard output")
+            into = folder or source.resolve().with_name(f"{source.resolve().name}.{model}")
+            if os.path.exists(into) and not os.path.isdir(into):
+                raise UserError(f"{into} is a file; the output of a folder must be a folder")
+            found = find_pictures(source, recursive)
+            jobs += [Job(path, renamed(into / path.relative_to(source))) for path in found]
+        elif to_stdout:
+            jobs.append(Job(source, None))
+        elif folder is None:
+            jobs.append(Job(source, renamed(source.with_name(f"{source.stem}.{model}{source.suffix}"))))
+        else:
+            jobs.append(Job(source, folder if is_file else renamed(folder / source.name)))
+    if to_stdout and len(jobs) > 1:
+        raise UserError(f"{len(jobs)} pictures; only one goes to standard output")
+    return jobs
+
+
+def refuse_collisions(jobs: list[Job], overwrite: bool) -> None:
+    """Raise UserError where two pictures would go to one file, one would replace its input, or a file is there."""
+    taken: dict[str, Job] = {}
+    for job in jobs:
+        if job.target is None:
+            continue
+        place = os.path.realpath(job.target)
+        if job.source is not None and os.path.realpath(job.source) == place:
+            raise UserError(f"the output would replace the input {job.source}; name another with -o")
+        if place in taken:
+            raise UserError(f"{taken[place].name} and {job.name} would both be written to {job.target}")
+        taken[place] = job
+        if not overwrite and os.path.lexists(job.target):
+            raise UserError(f"{job.target} exists; --overwrite replaces it, -o names another")
+
+
+@dataclass
+class Looks:
+    """What happens around the model, in the user's units."""
+
+    strength: float = 1.0
+    keep_colors: bool = False
+    max_side: int | None = None
+    scale: float = 1.0
+
+    def apply(self, stylizer: Stylizer, photograph: Image.Image) -> Image.Image:
+        """Return a stylized RGB picture of the size of the photograph, once that is no larger than ``max_side``."""
+        if self.max_side is not None and max(photograph.size) > self.max_side:
+            photograph = resize_long_side(photograph, self.max_side)
+        seen = photograph
+        if self.scale != 1:
+            size = (max(1, round(seen.width * self.scale)), max(1, round(seen.height * self.scale)))
+            seen = seen.resize(size, Image.Resampling.LANCZOS)
+        stylized = stylizer.stylize(seen)
+        if stylized.size != photograph.size:
+            stylized = stylized.resize(photograph.size, Image.Resampling.LANCZOS)
+        if self.keep_colors:
+            stylized = keep_colors(stylized, photograph)
+        return stylized if self.strength == 1 else Image.blend(photograph, stylized, self.strength)
+
+
+def open_picture(job: Job) -> Image.Image:
+    """Return a picture with its first frame decoded; raises UserError where it is missing or cannot be read."""
+    if job.source is not None and not os.path.isfile(job.source):
+        raise UserError(f"no picture at {job.source}")
+    try:
+        content = sys.stdin.buffer.read() if job.source is None else None
+        image = Image.open(io.BytesIO(content) if content is not None else job.source)  # type: ignore[arg-type]
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{job.name} claims a huge size, perhaps a bomb; --huge opens it: {error}") from error
+    except Exception as error:  # decoders of damaged files raise whatever they please
+        raise UserError(f"{job.name} cannot be read as a picture: {error or type(error).__name__}") from error
+    return image
+
+
+def carried_exif(image: Image.Image, keep_gps: bool) -> bytes:
+    """Return a picture's EXIF data for its upright result, without the position unless asked for; b"" where none is."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.getexif().tobytes())
+        if ORIENTATION in exif:
+            exif[ORIENTATION] = 1
+        if not keep_gps and GPS_POSITION in exif:
+            del exif[GPS_POSITION]
+        return exif.tobytes() if len(exif) else b""
+    except Exception:  # damaged metadata is no reason to refuse a picture
+        return b""
+
+
+def stylize_picture(job: Job, image: Image.Image, stylizer: Stylizer, looks: Looks, suffix: str, options: Any) -> bytes:
+    """Return the encoded result of a picture: every frame where both formats are animated, alpha where it has a place.
+
+    Raises UserError where a later frame cannot be read.
+    """
+    exif = carried_exif(image, options.keep_gps)
+    frames = getattr(image, "n_frames", 1) if suffix in ANIMATED else 1
+
+    def finished() -> Iterator[Image.Image]:
+        for frame in ImageSequence.Iterator(image) if frames > 1 else [image]:
+            try:
+                rgb, alpha = split_alpha(frame)
+            except Exception as error:  # as in open_picture
+                raise UserError(f"{job.name} cannot be read as a picture: {error}") from error
+            stylized = looks.apply(stylizer, rgb)
+            if alpha is not None and suffix in WITH_ALPHA:
+                stylized.putalpha(alpha if alpha.size == stylized.size else alpha.resize(stylized.size))
+            elif alpha is not None:
+                small = alpha if alpha.size == stylized.size else alpha.resize(stylized.size)
+                stylized = Image.composite(stylized, Image.new("RGB", stylized.size, "white"), small)
+            stylized.info["duration"] = frame.info.get("duration", 100)
+            yield stylized
+
+    extra: dict[str, Any] = {"exif": exif} if exif else {}
+    if frames > 1:
+        every = list(finished())
+        extra |= {"save_all": True, "append_images": every[1:], "loop": image.info.get("loop", 0)}
+        extra["duration"] = [frame.info["duration"] for frame in every]
+        return encode_image(every[0], suffix, options.quality, **extra)
+    return encode_image(next(finished()), suffix, options.quality, **extra)
+
+
+def read_ahead(jobs: list[Job], pool: ThreadPoolExecutor) -> Iterator[tuple[Job, Future[Image.Image]]]:
+    """Yield jobs with their pictures; the next one is being decoded meanwhile."""
+    waiting = [(job, pool.submit(open_picture, job)) for job in jobs[:2]]
+    for number in range(len(jobs)):
+        if number + 2 < len(jobs):
+            waiting.append((jobs[number + 2], pool.submit(open_picture, jobs[number + 2])))
+        yield waiting.pop(0)
+
+
+def show_models() -> None:
+    """Print the shipped models with title, artist, licence, size and losses."""
+    for name, path in shipped_models().items():
+        told = Stylizer(path).metadata
+        losses = "  ".join(f"{k[4:-5]} {float(v):.3g}" for k, v in told.items() if k.startswith("val_"))
+        by = f"{told.get('title', name)}, {told.get('artist', 'unknown')} ({told.get('licence', 'unknown')})"
+        print(f"{name:<18} {by}, {path.stat().st_size / 1e6:.2f} MB  {losses}")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the options of a command line. Raises UserError for values out of range."""
+    usage = USAGE.split("\n\n")[0].removeprefix("\nusage: ")
+    parser = argparse.ArgumentParser("stylize", usage=usage, add_help=False)
+    parser.add_argument("--model")
+    parser.add_argument("inputs", nargs="*", metavar="INPUT")
+    parser.add_argument("-o", "--output")
+    parser.add_argument("--format", choices=FORMATS)
+    parser.add_argument("--quality", type=int, default=95)
+    parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--max-side", type=int)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--tile", type=int)
+    parser.add_argument("--device", default="auto", choices=DEVICES)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--pixel-range", type=int, choices=(1, 255))
+    for flag in ("--overwrite", "--keep-gps", "--keep-colors", "--huge", "--bgr", "--json", "--list", "--info"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("-r", "--recursive", action="store_true")
+    options = parser.parse_intermixed_args(arguments)
+    cores = os.cpu_count() or 1
+    for name, value, least, most in (
+        ("--threads", options.threads, 0, cores),
+        ("--quality", options.quality, 1, 100),
+        ("--strength", options.strength, 0, 1),
+        ("--scale", options.scale, 0.05, 16),
+        ("--max-side", options.max_side, 1, 10**6),
+        ("--tile", options.tile, 64, 10**6),
+    ):
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{name} is {value}; {least} to {most} is needed")
+    if not options.list and (options.model is None or not (options.inputs or options.info)):
+        parser.error(
+            "a model and pictures are needed: stylize --model starry_night photo.jpg (--list shows the models)"
+        )
+    return options
 
 
 def stylize(arguments: list[str]) -> int:
-    """Stylize a picture or a folder; return 1 where a picture of a folder could not be read."""
-    parser = argparse.ArgumentParser("stylize", usage=USAGE.split("\n\n")[0].removeprefix("\nusage: "), add_help=False)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("input", type=Path)
-    parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--threads", type=int, default=0)
-    options = parser.parse_args(arguments)
-    cores = os.cpu_count() or 1
-    if not 0 <= options.threads <= cores:
-        raise UserError(f"--threads is {options.threads}; 0 (all cores) to {cores} is needed")
-    source = Path(os.path.expanduser(options.input))
-    target = Path(os.path.expanduser(options.output)) if options.output else None
-    model = find_model(options.model)
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-
-    if not os.path.isdir(source):
-        picture = load_image(source)
-        output = target or source.with_name(f"{source.stem}.{model.stem}{source.suffix}")
-        if os.path.isdir(output):
-            output /= source.name
-        refuse_to_overwrite(source, output)
-        save_image(Stylizer(model, options.threads)(picture), output)
-        print(output)
+    """Do what a command line says; return 1 where a picture among several could not be read."""
+    options = parse(arguments)
+    if options.list:
+        show_models()
         return 0
-
-    pictures = find_pictures(source)
-    folder = target or source.resolve().with_name(f"{source.resolve().name}.{model.stem}")
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise UserError(f"{folder} is a file; the output of a folder must be a folder")
-    refuse_to_overwrite(source, folder)
-    stylizer, broken = Stylizer(model, options.threads), 0
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for path in progress.track(pictures, description=f"{len(pictures)} pictures"):
-            try:
-                picture = load_image(path)
-            except UserError as error:
-                broken += 1
-                console.print(f"stylize: {' '.join(str(error).split())}", style="red", soft_wrap=True)
-                continue
-            save_image(stylizer(picture), folder / path.relative_to(source))
-    print(f"{len(pictures) - broken} of {len(pictures)} pictures stylized into {folder}")
+    if options.huge:
+        Image.MAX_IMAGE_PIXELS = None
+    model = find_model(options.model)
+    stylizer = Stylizer(
+        model,
+        options.threads,
+        device=options.device,
+        pixel_range=options.pixel_range,
+        bgr=options.bgr,
+        tile=options.tile,
+    )
+    if options.info:
+        for key, value in stylizer.metadata.items():
+            print(f"{key}: {value}")
+        return 0
+    suffix = None if options.format is None else FORMATS[options.format]
+    jobs = find_jobs(options.inputs, options.output, model.stem, suffix, options.recursive)
+    refuse_collisions(jobs, options.overwrite)
+    looks = Looks(options.strength, options.keep_colors, options.max_side, options.scale)
+    broken = 0
+    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as writer:
+        written: list[tuple[Job, Future[None], dict[str, Any]]] = []
+        try:
+            for job, reading in track(read_ahead(jobs, readers), len(jobs)):
+                began = time.perf_counter()
+                try:
+                    image = reading.result()
+                    kind = suffix or (
+                        job.target.suffix.lower() if job.target else "." + (image.format or "png").lower()
+                    )
+                    content = stylize_picture(job, image, stylizer, looks, kind, options)
+                except UserError as error:
+                    if len(jobs) == 1:
+                        raise
+                    broken += 1
+                    report(options.json, {"input": job.name, "error": " ".join(str(error).split())})
+                    continue
+                told = {"input": job.name, "output": "-" if job.target is None else str(job.target)}
+                told |= {"width": image.width, "height": image.height, "seconds": round(time.perf_counter() - began, 4)}
+                written.append((job, writer.submit(write, job, content), told))
+        except BaseException:
+            readers.shutdown(cancel_futures=True)
+            raise
+        for job, writing, told in written:
+            writing.result()
+            if options.json and job.target is not None:
+                print(json.dumps(told))
+    if not options.json and len(jobs) == 1 and jobs[0].target is not None:
+        print(jobs[0].target)
+    elif not options.json and len(jobs) > 1:
+        places = sorted({str(job.target.parent) for job in jobs if job.target is not None})
+        where = places[0] if len(places) == 1 else os.path.commonpath(places)
+        print(f"{len(jobs) - broken} of {len(jobs)} pictures stylized into {where}")
     return 1 if broken else 0
 
 
-def refuse_to_overwrite(source: Path, output: Path) -> None:
-    """Raise UserError where the output would replace the input."""
-    if os.path.realpath(source) == os.path.realpath(output):
-        raise UserError(f"the output would replace the input {source}; name another with -o")
+def write(job: Job, content: bytes) -> None:
+    """Write a result in one step; raises UserError where that is not allowed."""
+    if job.target is None:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    else:
+        write_atomically(job.target, content)
+
+
+def report(as_json: bool, told: dict[str, str]) -> None:
+    """Say that a picture failed, while the others go on."""
+    if as_json:
+        print(json.dumps(told))
+    else:
+        print(f"stylize: {told['error']}", file=sys.stderr)
+
+
+def track(jobs: Iterable[Any], total: int) -> Iterable[Any]:
+    """Return the same items, with a progress bar where there are several and someone looks."""
+    if total < 2 or not sys.stderr.isatty():
+        return jobs
+    from rich.console import Console  # here: one picture needs no bar and should not wait for one
+    from rich.progress import track as bar
+
+    return bar(jobs, f"{total} pictures", total, console=Console(stderr=True), transient=True)
 
 
 def main() -> None:
