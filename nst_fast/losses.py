@@ -7,6 +7,7 @@ whatever precision the features come in, and are means over the batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +25,30 @@ def in_full_precision(x: Tensor) -> Tensor:
     return x if x.dtype.itemsize >= 4 else x.float()
 
 
+class GramProduct(torch.autograd.Function):
+    """Xᵀ X / M of X (N, M, C), whose gradient X (D + Dᵀ) / M is one product where autograd would take two."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor) -> Tensor:
+        """Return (N, C, C)."""
+        ctx.save_for_backward(flat)
+        return flat.transpose(1, 2) @ flat / flat.shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the gradient, (N, M, C)."""
+        (flat,), (gradient,) = ctx.saved_tensors, gradients
+        return flat @ ((gradient + gradient.transpose(1, 2)) / flat.shape[1])
+
+
 def gram_matrix(features: Tensor) -> Tensor:
     """Return G = F Fᵀ / (H W), shape (N, C, C), of features (N, C, H, W), in float32 or better.
 
     Gatys et al. 2016, equation 3, divided by the number of positions so that pictures of any size compare.
     """
     with torch.autocast(features.device.type, enabled=False):
-        flat = in_full_precision(features).flatten(2)
-        return flat @ flat.transpose(1, 2) / flat.shape[2]
+        # Positions before channels: no copy, whether memory is channels-last or not.
+        return GramProduct.apply(in_full_precision(features).permute(0, 2, 3, 1).flatten(1, 2))
 
 
 def total_variation(image: Tensor) -> Tensor:

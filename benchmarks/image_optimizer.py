@@ -1,0 +1,83 @@
+"""An iteration of the image optimiser against torch's bare forward and backward: python benchmarks/image_optimizer.py
+
+Both run full-width VGG-19 with random weights to relu5_1 at 512² on the taps of the default loss. Bare: the taps, and
+the gradient of their sum to the picture. Ours: L-BFGS with every loss term, line search included. Rounds alternate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from datetime import date
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from nst_fast.commands.export import source_commit
+from nst_fast.image_optimizer import optimize_image
+from nst_fast.loss_network import VGG, VGG19_WIDTHS, freeze
+from nst_fast.losses import BalancedLoss, gram_matrix
+
+STYLE_LAYERS = [f"relu{block}_1" for block in range(1, 6)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--iterations", type=int, default=10, help="of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("image_optimizer.json"))
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    network = VGG(VGG19_WIDTHS)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)  # torch's own start dies out over 13 layers
+    loss = BalancedLoss(freeze(network), {"relu4_2": 1.0}, dict.fromkeys(STYLE_LAYERS, 0.2), 1.0, 7.0, 3.0)
+    content, painting = torch.rand(2, 1, 3, options.size, options.size).unbind()
+    with torch.no_grad():
+        loss.set_style({layer: gram_matrix(f)[0] for layer, f in network(painting**2, loss.layers).items()})
+
+    def bare() -> float:
+        picture = content.clone(memory_format=torch.channels_last).requires_grad_(True)
+        ones = {layer: torch.ones_like(f) for layer, f in network(picture, loss.layers).items()}
+        began = time.perf_counter()
+        for _ in range(options.iterations):
+            features = network(picture, loss.layers)
+            torch.autograd.grad([features[k] for k in ones], picture, list(ones.values()))
+        return (time.perf_counter() - began) / options.iterations
+
+    def ours() -> float:
+        _, trace = optimize_image(content, loss, iterations=options.iterations)
+        # The first row is the start: content features are made before it.
+        return (trace[-1]["seconds"] - trace[0]["seconds"]) / (len(trace) - 1)
+
+    times: dict[str, list[float]] = {"bare": [], "ours": []}
+    for turn in range(options.rounds + 1):
+        for name, measure in (("bare", bare), ("ours", ours)):
+            seconds = measure()
+            if turn:  # the first warms up
+                times[name].append(seconds)
+    report = {
+        "what": "seconds an iteration, VGG-19 with random weights to relu5_1, L-BFGS against bare forward and backward",
+        "size": options.size,
+        "device": f"CPU {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "commit": source_commit(),
+        "date": date.today().isoformat(),
+        "seconds": {k: {"median": statistics.median(t), "all": t} for k, t in times.items()},
+        "ratio": statistics.median(times["ours"]) / statistics.median(times["bare"]),
+    }
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
