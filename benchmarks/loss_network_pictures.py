@@ -1,0 +1,74 @@
+"""What counts in a loss network: pictures of networks trained on it. python benchmarks/loss_network_pictures.py
+
+Each painting is trained on vgg19_slim and on the two teachers together with the same data, steps, network, seed and
+weights; an outside judge (a script that prints JSON for --model and --style) scores both on photographs never seen.
+candy was not used while vgg19_slim was designed, neither its distillation nor its settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from nst_fast.commands.export import source_commit
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+TEACHERS = [
+    "loss_network=teachers",
+    f"loss_network.shallow={SHARED / 'teachers' / 'vgg19_normalised_to_conv3_1.safetensors'}",
+    f"loss_network.deep={SHARED / 'teachers' / 'vgg19_quarter_width_to_conv5_1.safetensors'}",
+]
+FIGURES = ("content", "style", "style_vgg19")
+
+
+def judged(style: Path, run: Path, options: argparse.Namespace, loss_network: list[str]) -> dict[str, float]:
+    """Train one network, unless its model is there already, and return the judge's figures."""
+    model = run / f"{style.stem}.onnx"
+    if not model.exists():
+        command = [sys.executable, "-m", "nst_fast.commands.train", "style=custom", f"style.image={style}"]
+        command += ["style.size=256", "data=folder", f"data.root={SHARED / 'content' / 'train'}"]
+        command += [f"trainer.max_steps={options.steps}", f"output={run}", *loss_network]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, str(options.judge), "--model", str(model), "--style", str(style)]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {name: answer[name] for name in (*FIGURES, "painting_size")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--styles", nargs="+", default=["starry_night", "candy"])
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--judge", type=Path, default=SHARED / "judge.py")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs", "loss_network_pictures"), help="resumes what is there"
+    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    styles = {}
+    for name in options.styles:
+        style = SHARED / "styles" / f"{name}.jpg"
+        slim = judged(style, options.runs / f"vgg19_slim_{name}", options, ["loss_network=vgg19_slim"])
+        both = judged(style, options.runs / f"teachers_{name}", options, TEACHERS)
+        ratios = {figure: slim[figure] / both[figure] for figure in FIGURES}
+        styles[name] = {"vgg19_slim": slim, "teachers": both, "ratio": ratios}
+        print(name, json.dumps(styles[name], indent=1), flush=True)
+    report = {
+        "what": f"fast network, {options.steps} steps of 4 at 256 px, painting at 256 px, default weights",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "commit": source_commit(),
+        "date": date.today().isoformat(),
+        "styles": styles,
+    }
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
