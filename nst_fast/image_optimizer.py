@@ -127,8 +127,9 @@ def lbfgs(objective: Objective, pixels: Tensor, history: int = 10) -> Iterator[t
     """
     losses, gradient = objective(pixels)
     pairs: list[tuple[Tensor, Tensor, float]] = []
+    rounding, idle = torch.finfo(pixels.dtype).eps, 0
     yield pixels, losses
-    while True:
+    while idle < 5:  # iterations in a row whose fall is within rounding: converged
         free = ~(((pixels <= 0) & (gradient > 0)) | ((pixels >= 1) & (gradient < 0)))
         reduced = gradient * free
         direction = -two_loop(reduced, pairs) * free
@@ -156,6 +157,8 @@ def lbfgs(objective: Objective, pixels: Tensor, history: int = 10) -> Iterator[t
         curvature = dot(moved, change)
         if curvature > 1e-10 * dot(change, change):
             pairs = [*pairs[-history + 1 :], (moved, change, curvature)]
+        fall = losses["total"] - new_losses["total"]
+        idle = 0 if fall > rounding * abs(losses["total"]) else idle + 1
         pixels, losses, gradient = candidate, new_losses, new_gradient
         yield pixels, losses
 

@@ -114,6 +114,12 @@ class VGG(LossNetwork):
             if not missing:
                 break
             if name[0] != previous:
+                if min(x.shape[2:]) < 2:
+                    least = 2 ** (max(int(layer[4]) for layer in wanted) - 1)  # blocks halve
+                    raise UserError(
+                        f"a picture of {image.shape[3]}×{image.shape[2]} px is too small for "
+                        f"{', '.join(wanted)}; {least} px a side are needed"
+                    )
                 x = F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2)
                 previous = name[0]
             x = convolution(x)

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from nst_fast import __version__
-from nst_fast.assets import find_model
+from nst_fast.assets import find_model, shipped
 from nst_fast.commands import require_training_packages, run
 from nst_fast.errors import UserError
 from nst_fast.images import find_pictures, load_image, resize_long_side
@@ -158,17 +158,29 @@ passes the model's loss after so many iterations: median (least–most) over {le
 """
 
 
+# What a loss is made of, beside its layers.
+LOSS_OPTIONS = ("content_weight", "style_weight", "tv_weight", "pooling", "normalise")
+
+
+def quoted(text: str) -> str:
+    """Return a text as Hydra's grammar takes it whatever is in it."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list[str]:
     """Return the options of `nst-optimize` that give the loss a model was trained on, overrides last."""
     trained: dict[str, Any] = json.loads(stylizer.metadata.get("config", "{}"))
-    arguments = [f"style={style}"]
-    if trained.get("style", {}).get("name") == style:
-        arguments += [f"loss={trained['loss']['name']}", f"loss_network={trained['loss_network']['name']}"]
-        arguments += [f"style.{key}={trained['style'][key]}" for key in ("size", "weight")]
-        arguments += [f"loss.{key}={trained['loss'][key]}" for key in ("content_weight", "style_weight", "tv_weight")]
-        for key in ("content_layers", "style_layers"):
-            layers = ", ".join(f"{layer}: {weight}" for layer, weight in trained["loss"][key].items())
-            arguments.append(f"loss.{key}={{{layers}}}")
+    if trained.get("style", {}).get("name") != style:
+        return [f"style={style}", *overrides]
+    known = {path.stem for path in (shipped("configs") / "style").glob("*.yaml")}
+    # A painting of the user's own has to be given again: style.image=FILE.
+    arguments = [f"style={style}"] if style in known else ["style=custom", f"style.name={quoted(style)}"]
+    arguments += [f"loss={trained['loss']['name']}", f"loss_network={trained['loss_network']['name']}"]
+    arguments += [f"style.{key}={trained['style'][key]}" for key in ("size", "weight")]
+    arguments += [f"loss.{key}={trained['loss'][key]}" for key in LOSS_OPTIONS]
+    for key in ("content_layers", "style_layers"):
+        layers = ", ".join(f"{layer}: {weight}" for layer, weight in trained["loss"][key].items())
+        arguments.append(f"loss.{key}={{{layers}}}")
     return arguments + overrides
 
 
@@ -188,8 +200,18 @@ def compare_models(arguments: list[str]) -> None:
     parser.add_argument("--pixel-range", type=int, choices=(1, 255))
     parser.add_argument("--bgr", action="store_true")
     parser.add_argument("-o", "--output", type=Path, default=Path("comparison"))
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_intermixed_args(arguments)
+    parser.add_argument("stray", nargs="*")
+    # key=value may stand anywhere, also where argparse would take it for another start or method.
+    valued = ("model", "content", "style", "size", "count", "iterations", "pixel-range", "output")
+    takes_value = {"-o"} | {f"--{option}" for option in valued}
+    previous = ["", *arguments[:-1]]
+    overrides = [
+        a
+        for a, before in zip(arguments, previous, strict=True)
+        if "=" in a and not a.startswith("-") and before not in takes_value
+    ]
+    options = parser.parse_args([a for a in arguments if a not in overrides])
+    overrides += options.stray
     for name, least in {"size": 32, "count": 1, "iterations": 1}.items():
         if getattr(options, name) < least:
             raise UserError(f"--{name} is {getattr(options, name)}; at least {least} is needed")
@@ -217,15 +239,15 @@ def compare_models(arguments: list[str]) -> None:
         raise UserError("no model says what its style is: give --style NAME")
     judged = [name for name, model in models.items() if model.metadata.get("style") == style]
     first = models[judged[0]] if judged else next(iter(models.values()))
-    overrides = loss_arguments(first, style, options.overrides)
-    cfg = load_config("optimize", ["content=photograph", *overrides])
+    cfg = load_config("optimize", ["content=photograph", *loss_arguments(first, style, overrides)])
     resolve(cfg, console)
     perceptual_loss = create_perceptual_loss(cfg).to(cfg.device)
     grams, _ = find_style(cfg.style, perceptual_loss)
     perceptual_loss.set_style({layer: gram.to(cfg.device) for layer, gram in grams.items()})
 
     paths = find_pictures(options.content)
-    paths = paths[:: max(1, len(paths) // options.count)][: options.count]
+    count = min(options.count, len(paths))
+    paths = [paths[round(i * (len(paths) - 1) / max(count - 1, 1))] for i in range(count)]
     comparisons = {}
     optimizations = len(options.methods) * len(options.starts)
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -240,7 +262,7 @@ def compare_models(arguments: list[str]) -> None:
                 completed = n * optimizations * options.iterations + sum(done.values())
                 progress.update(bar, completed=completed, description=f"{path.name}: {name}")
 
-            comparisons[path.name] = compare(
+            comparisons[str(path.relative_to(options.content))] = compare(
                 resize_long_side(load_image(path), options.size),
                 models,
                 perceptual_loss,
@@ -268,7 +290,10 @@ def compare_models(arguments: list[str]) -> None:
         "models": summarise(comparisons, judged, options.iterations),
         "photographs": {
             name: {
-                "models": {k: {"seconds": m.seconds, "losses": m.losses} for k, m in c.models.items()},
+                "models": {
+                    k: {"seconds": m.seconds} | ({"losses": m.losses} if k in judged else {})
+                    for k, m in c.models.items()
+                },
                 "optimizers": {k: list(o.trace) for k, o in c.optimizers.items()},
             }
             for name, c in comparisons.items()

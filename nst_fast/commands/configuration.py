@@ -10,7 +10,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nst_fast.assets import nearest, shipped
@@ -118,18 +118,22 @@ def require_choice(cfg: DictConfig, key: str, known: Iterable[Any]) -> None:
 def require_number(cfg: DictConfig, key: str, least: float, whole: bool = True, optional: bool = False) -> None:
     """Raise UserError unless an option is a number, whole where asked for, of at least ``least``."""
     value = OmegaConf.select(cfg, key)
-    if value is None and optional:
-        return
+    if not (value is None and optional):
+        check_number(key, value, least, whole)
+
+
+def check_number(name: str, value: Any, least: float, whole: bool = True) -> None:
+    """Raise UserError unless a value is a finite number, whole where asked for, of at least ``least``."""
     kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < float("inf"):
         kind = "a whole number" if whole else "a number"
-        raise UserError(f"{key} is {value!r}; {kind} of at least {least:g} is needed")
+        raise UserError(f"{name} is {value!r}; {kind} of at least {least:g} is needed")
 
 
-def require_weights(cfg: DictConfig, key: str) -> None:
-    """Raise UserError unless an option maps layer names to numbers of at least 0."""
+def require_weights(cfg: DictConfig, key: str, optional: bool = False) -> None:
+    """Raise UserError unless an option maps names to numbers of at least 0, one or more unless optional."""
     value = OmegaConf.select(cfg, key)
-    if isinstance(value, ListConfig) or not isinstance(value, DictConfig) or not value:
-        raise UserError(f"{key} is {value!r}; {{layer: weight}} is needed")
-    for layer in map(str, value):
-        require_number(cfg, f"{key}.{layer}", 0, whole=False)
+    if not isinstance(value, DictConfig) or (not value and not optional):
+        raise UserError(f"{key} is {value!r}; {{name: weight}} is needed")
+    for name, weight in value.items():
+        check_number(f"{key}.{name!s}", weight, 0, whole=False)

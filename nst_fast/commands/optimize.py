@@ -50,7 +50,7 @@ def resolve(cfg: Any, console: Console) -> None:
     """Check a config's values and replace what is automatic by what this machine gets."""
     import torch
 
-    from nst_fast.commands.configuration import require_choice, require_number
+    from nst_fast.commands.configuration import require_choice, require_number, require_weights
     from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
     from nst_fast.image_optimizer import METHODS, STARTS
 
@@ -65,8 +65,9 @@ def resolve(cfg: Any, console: Console) -> None:
     require_choice(cfg, "format", ("png", "jpg"))
     require_choice(cfg, "keep_colors", (True, False))
     require_choice(cfg, "device", ("auto", "cpu", "cuda"))
-    for name in cfg.blend or {}:
-        require_number(cfg.blend, name, 0, whole=False)
+    require_weights(cfg, "blend", optional=True)
+    if cfg.seed >= 2**32:
+        raise UserError(f"seed is {cfg.seed}; a whole number below {2**32} is needed")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch finds no GPU here; device=cpu works everywhere")
     if cfg.device == "auto":
@@ -96,7 +97,10 @@ def optimize(cfg: Any) -> Path:
     start_image = None if cfg.start_image is None else load_image(cfg.start_image)
     perceptual_loss = create_perceptual_loss(cfg).to(cfg.device)
     sizes = [max(16, round(size / 2**octave)) for octave in reversed(range(cfg.scales))]
-    # Before anything is written: a painting that cannot be had ends the command here.
+    # Before anything is written: a picture too small or a painting that cannot be had ends the command here.
+    with torch.no_grad():
+        smallest = to_tensor(resize_long_side(photograph, sizes[0])).to(cfg.device)
+        perceptual_loss.loss_network(smallest, perceptual_loss.layers)
     targets = [find_blend(cfg, dict(cfg.blend or {}), perceptual_loss, round(cfg.style.size * s / size)) for s in sizes]
 
     started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

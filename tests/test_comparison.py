@@ -1,0 +1,149 @@
+"""Fast against slow: who passes whom, counted by hand; models whose losses are known beforehand."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nst_fast.commands.compare import spread, summarise
+from nst_fast.comparison import TIMED_RUNS, Comparison, ModelResult, OptimizerResult, compare, perceptual_losses
+from nst_fast.image_optimizer import optimize_image, white_noise
+from nst_fast.loss_network import VGG
+from nst_fast.losses import BalancedLoss, gram_matrix
+from nst_fast.style_targets import to_image, to_tensor
+
+PICTURE = Image.new("RGB", (4, 4))
+LAYERS = {"relu1_1": 0.5, "relu2_1": 0.5}
+
+
+def optimizer(*totals, seconds_each=0.5):
+    rows = [{"iteration": i, "seconds": i * seconds_each, "total": total} for i, total in enumerate(totals)]
+    return OptimizerResult(PICTURE, rows)
+
+
+def model(total, seconds):
+    return ModelResult(PICTURE, seconds, {"content": total / 4, "total": total})
+
+
+# Counted by hand
+
+
+@pytest.mark.parametrize(
+    ("total", "iteration"), [(100.0, 0), (8.0, 0), (7.99, 2), (3.0, 2), (2.5, 4), (2.0, 4), (1.99, None)]
+)
+def test_passes_gives_the_first_row_that_is_not_above_a_figure(total, iteration):
+    run = optimizer(8.0, 9.0, 3.0, 4.0, 2.0)
+    row = run.passes(total)
+    assert row == (None if iteration is None else run.trace[iteration])
+
+
+def test_spread_of_figures_of_which_some_are_missing():
+    assert spread([3, 1, 8], 9) == {"median": 3, "least": 1, "most": 8, "not_reached": 0}
+    assert spread([3, None, 1, None], 200) == {"median": 101.5, "least": 1, "most": 200, "not_reached": 2}
+
+
+def test_summary_of_three_photographs_by_hand():
+    comparisons = {
+        "a": Comparison(PICTURE, {"m": model(4.0, 0.1), "peer": model(0.1, 3.0)}, {"x": optimizer(9.0, 5.0, 4.0, 1.0)}),
+        "b": Comparison(PICTURE, {"m": model(6.0, 0.5), "peer": model(0.1, 1.0)}, {"x": optimizer(9.0, 5.0, 4.0, 1.0)}),
+        "c": Comparison(PICTURE, {"m": model(0.5, 0.2), "peer": model(0.1, 2.0)}, {"x": optimizer(9.0, 5.0, 4.0, 1.0)}),
+    }
+    # Passed after 2, 1 and more than 3 iterations: 1 s, 0.5 s and at least 1.5 s; 10, 1 and 7.5 times the model's time.
+    passed = {
+        "iterations": {"median": 2, "least": 1, "most": 3, "not_reached": 1},
+        "seconds": 1.0,
+        "times_faster": pytest.approx(7.5),
+    }
+    assert summarise(comparisons, ["m"], 3) == {
+        "m": {
+            "seconds": 0.2,
+            "losses": pytest.approx({"content": 10.5 / 12, "total": 3.5}),
+            "passed_by": {"x": passed},
+        },
+        "peer": {"seconds": 2.0},
+    }
+
+
+# Models that give back the photograph and noise
+
+
+@pytest.fixture(scope="module")
+def loss():
+    torch.manual_seed(7)
+    network = VGG([[8], [12]]).requires_grad_(False)
+    loss = BalancedLoss(network, {"relu2_1": 1.0}, LAYERS, 2.0, 5.0, 1.0)
+    painting = torch.rand(1, 3, 40, 30)
+    loss.set_style({layer: gram_matrix(f)[0] for layer, f in network(painting, list(LAYERS)).items()})
+    return loss
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    y, x = np.mgrid[:24, :32]
+    return Image.fromarray(np.stack([8 * x, 10 * y, 100 + 3 * x + 2 * y], 2).astype(np.uint8))
+
+
+def noise_of(image):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (image.height, image.width, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def calls():
+    return {"model": 0, "progress": []}
+
+
+@pytest.fixture(scope="module")
+def result(loss, photograph, calls):
+    """Both models and all optimisers, nine iterations each."""
+
+    def give_back(image):
+        calls["model"] += 1
+        return image
+
+    def on_progress(name, iterations):
+        calls["progress"].append((name, iterations))
+
+    models = {"photograph": give_back, "noise": noise_of}
+    return compare(photograph, models, loss, iterations=9, seed=4, on_progress=on_progress)
+
+
+def test_model_that_gives_back_the_photograph_has_no_content_loss_and_is_where_the_optimisers_start(result, photograph):
+    same = result.models["photograph"]
+    assert same.losses["content"] == 0
+    assert same.losses["style"] > 0
+    np.testing.assert_array_equal(np.asarray(same.image), np.asarray(photograph))
+    for method in ("lbfgs", "adam"):
+        row = result.optimizers[f"{method} from content"].passes(same.losses["total"] * (1 + 1e-6))
+        assert row["iteration"] == 0
+
+
+def test_losses_of_a_model_are_those_of_its_8_bit_picture(result, loss, photograph):
+    picture, content = to_tensor(noise_of(photograph)), to_tensor(photograph)
+    terms = loss(picture, loss.content_features(content))
+    assert result.models["noise"].losses == pytest.approx({k: v.item() for k, v in terms.items()})
+    assert perceptual_losses(loss, picture, content) == result.models["noise"].losses
+    assert result.models["noise"].losses["tv"] > 10 * result.models["photograph"].losses["tv"]
+
+
+def test_models_are_run_once_to_warm_up_and_then_timed(result, calls):
+    assert calls["model"] == 1 + TIMED_RUNS
+    assert all(m.seconds >= 0 for m in result.models.values())
+
+
+def test_every_method_runs_from_every_start_as_optimize_image_does(result, loss, photograph, calls):
+    names = ["lbfgs from content", "adam from content", "lbfgs from noise", "adam from noise"]
+    assert list(result.optimizers) == names
+    assert calls["progress"] == [(name, n) for name in names for n in range(10)]
+    content = to_tensor(photograph)
+    for name, got in result.optimizers.items():
+        method, _, start = name.split()
+        begin = content if start == "content" else white_noise(content, 4)
+        image, trace = optimize_image(content, loss, start=begin, method=method, iterations=9)
+        assert [row["total"] for row in got.trace] == [row["total"] for row in trace]
+        np.testing.assert_array_equal(np.asarray(got.image), np.asarray(to_image(image)))
+
+
+def test_only_the_methods_and_starts_asked_for_run(loss, photograph):
+    got = compare(photograph, {}, loss, methods=["adam"], starts=["noise"], iterations=1)
+    assert list(got.optimizers) == ["adam from noise"]
+    assert got.models == {}

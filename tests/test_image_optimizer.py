@@ -1,0 +1,379 @@
+"""Single images: gradients against the paper's closed forms, optimisers against scipy, torch and known solutions."""
+
+import math
+from itertools import islice, pairwise
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from scipy.optimize import minimize
+
+from nst_fast.assets import VGG19_SLIM
+from nst_fast.commands.configuration import load_config
+from nst_fast.errors import UserError
+from nst_fast.image_optimizer import METHODS, adam, lbfgs, optimize_image, white_noise
+from nst_fast.images import keep_colors, resize_long_side
+from nst_fast.loss_network import VGG, create_loss_network
+from nst_fast.losses import BalancedLoss, GatysLoss, gram_matrix
+from nst_fast.style_targets import style_grams, to_image, to_tensor
+
+LAYER = "relu2_1"
+FILTERS = 6  # of that layer
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gatys_loss(content_weight=1.0, style_weight=1.0, painting=(8, 8)):
+    """Return a Gatys loss on one layer of a small random VGG in float64, with the style of a random painting."""
+    torch.manual_seed(0)
+    network = VGG(((4, 4), (FILTERS,))).double().requires_grad_(False)
+    loss = GatysLoss(network, {LAYER: 1.0}, {LAYER: 1.0}, content_weight, style_weight, 0.0)
+    picture = random(1, 3, *painting, seed=9).sigmoid()
+    loss.set_style({LAYER: gram_matrix(network(picture, [LAYER])[LAYER])[0]})
+    return loss, picture
+
+
+def features_of(loss, image):
+    return loss.loss_network(image, [LAYER])[LAYER]
+
+
+def closed_gradient(loss, painting, image, content):
+    """Return dL/dF of equations 2 and 6, weighted, for sums A over as many positions M as F has."""
+    f, p, a = (features_of(loss, x)[0].flatten(1) for x in (image, content, painting))
+    m = f.shape[1]
+    content_part = f - p
+    style_part = (f.T @ (f @ f.T - a @ a.T * (m / a.shape[1]))).T / (FILTERS**2 * m**2)
+    sum_of_parts = loss.content_weight * content_part + loss.style_weight * style_part
+    return torch.where(f > 0, sum_of_parts, 0.0).reshape(features_of(loss, image).shape)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (2.0, 30.0)], ids=["content", "style", "both"])
+@pytest.mark.parametrize("painting", [(8, 8), (12, 20)], ids=["as many positions", "more positions"])
+def test_gradient_at_the_features_is_equation_2_and_equation_6(weights, painting):
+    loss, picture = gatys_loss(*weights, painting)
+    image, content = (random(1, 3, 8, 8, seed=s).sigmoid() for s in (1, 2))
+    taps = []
+    # The rectification may work in place: it gets a copy.
+    loss.loss_network.convolutions["2_1"].register_forward_hook(lambda *call: taps.append(call[-1]) or call[-1].clone())
+    expected = closed_gradient(loss, picture, image, content)
+    targets = loss.content_features(content)
+    total = loss(image.requires_grad_(), targets)["total"]
+    (gradient,) = torch.autograd.grad(total, taps[-1])  # before the rectification: 0 where F is 0
+    assert 0 < (expected == 0).sum() < expected.numel()
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)], ids=["content", "style"])
+def test_closed_gradient_at_every_pixel_equals_finite_differences(weights):
+    loss, picture = gatys_loss(*weights)
+    image, content = (random(1, 3, 6, 6, seed=s).sigmoid() for s in (1, 2))
+    targets, step = loss.content_features(content), 1e-6
+    differences = torch.zeros_like(image)
+    for i in range(image.numel()):
+        nudge = torch.zeros(image.numel(), dtype=image.dtype).index_fill_(0, torch.tensor(i), step).view_as(image)
+        ahead, behind = (loss(image + s * nudge, targets)["total"] for s in (1, -1))
+        differences.view(-1)[i] = (ahead - behind) / (2 * step)
+    at_features = closed_gradient(loss, picture, image, content)
+    image.requires_grad_()
+    (pulled_back,) = torch.autograd.grad(features_of(loss, image), image, at_features)
+    scale = differences.abs().max().item()
+    torch.testing.assert_close(pulled_back, differences, rtol=0, atol=1e-6 * scale)
+
+
+def test_first_step_goes_down_the_closed_gradient():
+    loss, picture = gatys_loss(1.0, 10.0)
+    start, content = (0.4 + 0.2 * random(1, 3, 8, 8, seed=s).sigmoid() for s in (1, 2))
+    at_features = closed_gradient(loss, picture, start, content)
+    pixels = start.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(features_of(loss, pixels), pixels, at_features)
+    image, trace = optimize_image(content, loss, start=start, iterations=1)
+    assert trace[1]["total"] < trace[0]["total"]
+    moved = start - image
+    torch.testing.assert_close(moved / moved.abs().max(), gradient / gradient.abs().max(), rtol=0, atol=1e-9)
+
+
+# L-BFGS on problems with known solutions
+
+
+def quadratic(matrix, target):
+    """Return ½ (x − target)ᵀ matrix (x − target) as an objective."""
+
+    def objective(pixels):
+        difference = pixels.double().flatten() - target
+        slope = matrix @ difference
+        return {"total": float(difference @ slope) / 2}, slope.to(pixels.dtype).reshape(pixels.shape)
+
+    return objective
+
+
+def coupled_problem(seed):
+    """Return a matrix that couples 48 pixels, its unbounded optimum, partly beyond the bounds, and a start."""
+    root = random(48, 48, seed=seed)
+    matrix = root @ root.T / 48 + 0.01 * torch.eye(48, dtype=torch.float64)
+    return matrix, 0.5 + 0.8 * random(48, seed=100 + seed), random(1, 3, 4, 4, seed=200 + seed).sigmoid()
+
+
+def assert_never_rises_and_stays_within_bounds(iterates):
+    totals = [losses["total"] for _, losses in iterates]
+    assert all(b <= a * (1 + 1e-6) for a, b in pairwise(totals))
+    assert all(pixels.min() >= 0 and pixels.max() <= 1 for pixels, _ in iterates)
+
+
+def test_lbfgs_solves_a_diagonal_problem_by_clipping():
+    target, start = 0.5 + random(48, seed=1), random(1, 3, 4, 4, seed=2).sigmoid()
+    curvatures = torch.logspace(-1, 1, 48, dtype=torch.float64)
+    iterates = list(islice(lbfgs(quadratic(curvatures.diag(), target), start), 100))
+    assert ((target < 0) | (target > 1)).sum() > 10
+    torch.testing.assert_close(iterates[-1][0].flatten(), target.clamp(0, 1), rtol=0, atol=1e-6)
+    assert_never_rises_and_stays_within_bounds(iterates)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lbfgs_solves_a_coupled_problem_as_scipy_does(seed):
+    matrix, target, start = coupled_problem(seed)
+    objective = quadratic(matrix, target)
+
+    def flat(x):
+        losses, slope = objective(torch.from_numpy(x))
+        return losses["total"], slope.numpy()
+
+    options = {"ftol": 1e-16, "gtol": 1e-10, "maxiter": 5000}
+    exact = minimize(flat, start.flatten().numpy(), jac=True, method="L-BFGS-B", bounds=[(0, 1)] * 48, options=options)
+    assert 5 < np.isin(exact.x, (0, 1)).sum() < 43
+    iterates = list(islice(lbfgs(objective, start), 100))
+    np.testing.assert_allclose(iterates[-1][0].flatten().numpy(), exact.x, atol=1e-5)
+    assert_never_rises_and_stays_within_bounds(iterates)
+
+
+def test_lbfgs_stops_in_a_corner():
+    target = torch.where(random(48, seed=1) > 0, 1.7, -0.7).double()
+    iterates = list(islice(lbfgs(quadratic(torch.eye(48).double(), target), torch.full((1, 3, 4, 4), 0.4)), 100))
+    assert len(iterates) < 100
+    assert torch.equal(iterates[-1][0].flatten().double(), target.clamp(0, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lbfgs_stops_by_itself_at_an_optimum_between_the_bounds(dtype):
+    for seed in range(10):
+        matrix, target, start = coupled_problem(seed)
+        iterates = list(islice(lbfgs(quadratic(matrix, target), start.to(dtype)), 1000))
+        assert len(iterates) < 1000, f"still going on at seed {seed}"
+
+
+def test_lbfgs_that_starts_at_the_optimum_yields_the_start_alone():
+    target = 0.5 + 0.1 * random(48)
+    (only,) = lbfgs(quadratic(torch.eye(48).double(), target), target.reshape(1, 3, 4, 4))
+    assert torch.equal(only[0].flatten(), target)
+
+
+# Adam
+
+
+def test_adam_is_torchs_with_half_a_cosine_and_clamping():
+    matrix, target, start = coupled_problem(0)
+    objective, steps = quadratic(matrix, target), 20
+    x = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([x], betas=(0.9, 0.99))
+    iterates = list(islice(adam(objective, start.clone(), 0.06, steps), steps + 1))
+    for step, (pixels, losses) in enumerate(iterates):
+        torch.testing.assert_close(pixels, x.detach(), rtol=0, atol=1e-12)
+        expected, x.grad = objective(x.detach())
+        assert losses["total"] == pytest.approx(expected["total"])
+        optimizer.param_groups[0]["lr"] = 0.06 * (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.step()
+        x.data.clamp_(0, 1)
+    assert (iterates[-1][0] == 0).any()
+    assert (iterates[-1][0] == 1).any()
+
+
+# The shipped loss
+
+
+@pytest.fixture(scope="module")
+def starry():
+    """The loss that training has by default, with shipped targets, and a photograph of 48 pixels."""
+    network = create_loss_network("vgg19_slim", weights=VGG19_SLIM)
+    styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
+    loss = BalancedLoss(network, {"relu4_2": 1.0}, styles, 1.0, 7.0, 3.0)
+    sha256 = load_config("train", ["style=starry_night"]).style.sha256
+    loss.set_style(style_grams(network, loss.layers, name="starry_night", size=256, sha256=sha256)[0])
+    return loss, to_tensor(Image.fromarray(skimage.data.coffee()).resize((48, 48)))
+
+
+@pytest.mark.parametrize("start", ["content", "noise"])
+def test_lbfgs_keeps_up_with_scipy_on_the_shipped_loss(starry, start):
+    loss, content = starry
+    start = content if start == "content" else white_noise(content, 0)
+    targets = loss.content_features(content)
+
+    def flat(x):
+        pixels = torch.from_numpy(x).float().reshape(content.shape).requires_grad_()
+        total = loss(pixels, targets)["total"]
+        return total.item(), torch.autograd.grad(total, pixels)[0].double().numpy().ravel()
+
+    options = {"maxiter": 30, "maxcor": 10, "ftol": 0, "gtol": 0}
+    bounds = [(0, 1)] * content.numel()
+    theirs = minimize(flat, start.double().numpy().ravel(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    images = []
+    _, trace = optimize_image(
+        content, loss, start=start, iterations=30, on_iteration=lambda i: images.append((i.image, i.losses))
+    )
+    assert theirs.nit == 30
+    assert trace[30]["total"] < 1.05 * theirs.fun
+    assert trace[30]["total"] < trace[20]["total"] < trace[10]["total"] < trace[0]["total"] / 2
+    assert_never_rises_and_stays_within_bounds(images)
+
+
+def test_adam_ends_near_lbfgs_on_the_shipped_loss(starry):
+    loss, content = starry
+    lowest = {m: min(r["total"] for r in optimize_image(content, loss, method=m, iterations=200)[1]) for m in METHODS}
+    assert lowest["adam"] == pytest.approx(lowest["lbfgs"], rel=0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_runs_are_identical_bit_for_bit(starry, method):
+    loss, content = starry
+    runs = [optimize_image(content, loss, start=white_noise(content, 3), method=method, iterations=8) for _ in range(2)]
+    assert torch.equal(runs[0][0], runs[1][0])
+    first, second = ([{k: v for k, v in row.items() if k != "seconds"} for row in trace] for _, trace in runs)
+    assert first == second
+
+
+# optimize_image
+
+
+def test_trace_counts_iterations_and_seconds_and_holds_the_terms_of_every_iterate():
+    loss, _ = gatys_loss(2.0, 3.0)
+    content, seen = random(1, 3, 8, 8).sigmoid(), []
+    _, trace = optimize_image(
+        content, loss, iterations=5, start=white_noise(content, 0).double(), on_iteration=seen.append
+    )
+    targets = loss.content_features(content)
+    assert [row["iteration"] for row in trace] == [i.number for i in seen] == list(range(6))
+    assert all(a["seconds"] <= b["seconds"] for a, b in pairwise(trace))
+    for row, iteration in zip(trace, seen, strict=True):
+        terms = loss(iteration.image, targets)
+        for name in ("content", "style", "tv", "total"):
+            assert row[name] == iteration.losses[name] == pytest.approx(terms[name].item(), rel=1e-9)
+
+
+def test_best_image_is_returned_though_the_last_is_worse():
+    loss, _ = gatys_loss()
+    content = random(1, 3, 8, 8).sigmoid()
+    image, trace = optimize_image(
+        content,
+        loss,
+        start=white_noise(content, 0).double(),
+        method="adam",
+        learning_rate=0.5,
+        iterations=1000,
+        on_iteration=lambda i: i.number == 6,
+    )
+    totals = [row["total"] for row in trace]
+    assert len(totals) == 7  # where the callback said stop
+    assert min(totals) < totals[-1]
+    recomputed = loss(image, loss.content_features(content))["total"].item()
+    assert recomputed == pytest.approx(min(totals), rel=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_iterations_give_the_start_clipped_and_leave_it_as_it_was(method):
+    loss, _ = gatys_loss()
+    content, start = random(1, 3, 8, 8).sigmoid(), 2 * random(1, 3, 8, 8, seed=5)
+    before = start.clone()
+    image, trace = optimize_image(content, loss, start=start, method=method, iterations=0)
+    assert torch.equal(image, before.clamp(0, 1))
+    assert torch.equal(start, before)
+    assert [row["iteration"] for row in trace] == [0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "sgd"}, "'sgd'.*lbfgs, adam"),
+        ({"start": torch.zeros(1, 3, 8, 9)}, r"\(1, 3, 8, 9\).*\(1, 3, 8, 8\)"),
+        ({"start": torch.full((1, 3, 8, 8), float("nan")).double()}, "nan at iteration 0"),
+    ],
+    ids=["method", "shape", "start that is not finite"],
+)
+def test_mistakes_are_user_errors_in_one_line(options, words):
+    loss, _ = gatys_loss()
+    with pytest.raises(UserError, match=words) as caught:
+        optimize_image(random(1, 3, 8, 8).sigmoid(), loss, **{"iterations": 3, **options})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_a_user_error_in_one_line(method, weight):
+    loss, _ = gatys_loss(content_weight=weight)
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at iteration 0") as caught:
+        optimize_image(random(1, 3, 8, 8).sigmoid(), loss, method=method, iterations=3)
+    assert "\n" not in str(caught.value)
+
+
+# White noise
+
+
+def test_white_noise_is_uniform_and_belongs_to_its_seed():
+    like = torch.empty(2, 3, 50, 60)
+    noise = white_noise(like, 1)
+    assert noise.shape == like.shape
+    assert torch.equal(noise, white_noise(like, 1))
+    assert not torch.equal(noise, white_noise(like, 2))
+    shares = torch.histc(noise, bins=10, min=0, max=1) / noise.numel()  # nothing outside the range is counted
+    torch.testing.assert_close(shares, torch.full((10,), 0.1), rtol=0, atol=0.01)
+
+
+# Pictures
+
+
+def test_keep_colors_takes_luminance_of_one_and_chroma_of_the_other():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(100, 156, (2, 30, 40, 3), dtype=np.uint8)  # mild: no colour leaves the gamut
+    got = np.asarray(keep_colors(*(Image.fromarray(p) for p in pixels)), float)
+    # ITU-R BT.601.
+    luminance = pixels @ np.array([0.299, 0.587, 0.114])
+    chroma = pixels[1].astype(float)[..., [2, 0]] - luminance[1][..., None]  # B − Y, R − Y
+    blue, red = luminance[0] + chroma[..., 0], luminance[0] + chroma[..., 1]
+    green = (luminance[0] - 0.299 * red - 0.114 * blue) / 0.587
+    np.testing.assert_allclose(got, np.stack([red, green, blue], 2), atol=4)  # 8-bit chroma
+
+
+def test_keep_colors_of_a_picture_with_its_own_colours_changes_nothing_much():
+    cat = Image.fromarray(skimage.data.chelsea())
+    difference = np.abs(np.asarray(keep_colors(cat, cat), int) - np.asarray(cat))
+    assert difference.max() <= 4
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (333, 1000), (5000, 7), (64, 64)])
+@pytest.mark.parametrize("long_side", [16, 37, 700])
+def test_resizing_sets_the_long_side_and_keeps_proportions(size, long_side):
+    got = resize_long_side(Image.new("L", size), long_side).size
+    assert max(got) == long_side
+    for before, after in zip(size, got, strict=True):
+        assert after == 1 or abs(after * max(size) - before * long_side) <= max(size) / 2
+
+
+def test_to_image_rounds_to_the_nearest_step_and_clips():
+    steps = torch.arange(256.0).reshape(1, 1, 16, 16)
+    for shift in (-0.49, 0.0, 0.49):
+        picture = to_image(((steps + shift) / 255).expand(1, 3, -1, -1))
+        assert (picture.mode, picture.size) == ("RGB", (16, 16))
+        np.testing.assert_array_equal(np.asarray(picture)[..., 1], np.arange(256).reshape(16, 16))
+    beyond = torch.tensor([-3.0, 7.0]).reshape(1, 1, 1, 2).expand(1, 3, 1, 2)
+    np.testing.assert_array_equal(np.asarray(to_image(beyond)), [[[0] * 3, [255] * 3]])
+
+
+def test_picture_to_tensor_and_back_is_the_picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    tensor = to_tensor(Image.fromarray(pixels))
+    assert tensor[0, 2, 3, 4].item() == pytest.approx(pixels[3, 4, 2] / 255)
+    np.testing.assert_array_equal(np.asarray(to_image(tensor)), pixels)
