@@ -71,6 +71,8 @@ def optimize_image(
     """
     if method not in METHODS:
         raise UserError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    if iterations < 0:
+        raise UserError(f"iterations is {iterations}; 0 or more are needed")
     start = content if start is None else start
     if start.shape != content.shape:
         raise UserError(

@@ -240,6 +240,21 @@ def test_start_image_is_where_it_starts_at_the_photographs_size(folder):
     assert trace[0]["content"] > 0.1
 
 
+def test_adam_moves_the_pixels_by_its_learning_rate(folder):
+    run(*PHOTO, "method=adam", "learning_rate=0.04", "snapshot_every=1", "output=o")
+    before, after = (np.asarray(Image.open(f"o/snapshots/48px_0000{n}.png"), int) for n in (0, 1))
+    inside = (before > 15) & (before < 240)  # where nothing is clipped
+    moved = np.abs(after - before)[inside]
+    assert moved.max() <= 11
+    assert np.median(moved) == 10  # Adam's first step is its rate everywhere: 0.04 · 255
+
+
+def test_weight_of_the_style_multiplies_that_of_the_loss(folder):
+    _, trace, _ = run(*PHOTO, "style.weight=3", "loss.style_weight=2", "output=o")
+    for row in trace:
+        assert row["total"] == pytest.approx(row["content"] + 6 * row["style"] + 3 * row["tv"], rel=1e-5)
+
+
 def test_keep_colors_gives_the_picture_the_photographs_chroma(folder):
     free, trace, _ = run(*PHOTO, "iterations=8", "output=free")
     kept, same_trace, _ = run(*PHOTO, "iterations=8", "keep_colors=true", "snapshot_every=8", "output=kept")

@@ -308,7 +308,8 @@ def compare_models(arguments: list[str]) -> None:
     for model, entry in report["models"].items():
         for name, passed in entry.get("passed_by", {}).items():
             n = passed["iterations"]
-            print(f"{model} = {n['median']:g} iterations of {name} ({n['least']:g}–{n['most']:g})")
+            more = f"; not reached on {n['not_reached']} of {len(comparisons)} photographs" if n["not_reached"] else ""
+            print(f"{model} = {n['median']:g} iterations of {name} ({n['least']:g}–{n['most']:g}{more})")
     print(options.output / "report.html")
 
 
