@@ -282,35 +282,21 @@ class ScaledSlimVGG(SlimVGG):
     Edge filters fire rarely and strongly; heads that must grow to their size learn slowly.
     """
 
-    def start(self, images: Tensor, truth: dict[str, Tensor], earlier: dict[str, Tensor]) -> None:
-        """Give every convolution zero mean and unit variance on some images, and fit the heads by ridge regression.
-
-        What fits of an earlier student's state is taken over instead.
-        """
-
-        def taken_over(prefix: str, module: torch.nn.Module) -> bool:
-            state = {k: earlier.get(f"{prefix}.{k}", torch.empty(0)) for k in module.state_dict()}
-            fits = all(v.shape == state[k].shape for k, v in module.state_dict().items())
-            if fits:
-                module.load_state_dict(state)
-            return fits
-
+    def start(self, images: Tensor, truth: dict[str, Tensor]) -> None:
+        """Give every convolution zero mean and unit variance on some images, and fit the heads by ridge regression."""
         x, block = self.trunk.preprocess(images), "1"
         for name, convolution in self.trunk.convolutions.items():
+            torch.nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            torch.nn.init.zeros_(convolution.bias)
             x, block = (F.max_pool2d(x, 2) if name[0] != block else x), name[0]
-            if not taken_over(f"trunk.convolutions.{name}", convolution):
-                torch.nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-                torch.nn.init.zeros_(convolution.bias)
-                y = convolution(x)
-                mean, deviation = y.mean((0, 2, 3)), y.std((0, 2, 3))
-                convolution.weight /= deviation[:, None, None, None]
-                convolution.bias.copy_(0.3 * torch.randn(len(mean)) - mean / deviation)
+            y = convolution(x)
+            mean, deviation = y.mean((0, 2, 3)), y.std((0, 2, 3))
+            convolution.weight /= deviation[:, None, None, None]
+            convolution.bias.copy_(0.3 * torch.randn(len(mean)) - mean / deviation)
             x = F.relu(convolution(x))
         for layer, features in self.trunk(images, self.layers).items():
             scale = truth[layer].square().mean((0, 2, 3)).sqrt().clamp_min(1e-2)
             self.register_buffer("scale_" + layer, scale[:, None, None])
-            if taken_over(f"heads.{layer}", self.heads[layer]):
-                continue
             s, t = to_positions(features), to_positions(truth[layer] / scale[:, None, None])
             s = torch.cat([s, torch.ones(len(s), 1)], 1)
             normal = s.T @ s
@@ -347,8 +333,7 @@ def new_student(cfg: DictConfig, teachers: LossNetwork, mixture: Mixture) -> Sca
     student.trunk.preprocess.weight.data = torch.eye(3)[:, :, None, None] * 4
     student.trunk.preprocess.bias.data = torch.full((3,), -1.8)
     student.trunk.preprocess.requires_grad_(False)
-    earlier = torch.load(cfg.initial, map_location="cpu", weights_only=True)["student"] if cfg.initial else {}
-    student.start(images, truth, earlier)
+    student.start(images, truth)
     return student
 
 
@@ -442,7 +427,7 @@ def distil(cfg: DictConfig) -> ScaledSlimVGG:
                     for group, part in (("made", value[: count // 2]), ("clean", value[count // 2 :])):
                         key = f"{group}/{name}/{layer}"
                         running[key] = running.get(key, 0.0) * 0.99 + 0.01 * float(part.detach().mean())
-            progress.update(bar, advance=1, loss=f"loss {float(loss):.3f}")
+            progress.update(bar, advance=1, loss=f"loss {loss.item():.3f}")
             if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
                 seconds = time.perf_counter() - start
                 state = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
