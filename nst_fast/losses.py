@@ -6,6 +6,7 @@ whatever precision the features come in, and are means over the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,19 +27,31 @@ def in_full_precision(x: Tensor) -> Tensor:
 
 
 class GramProduct(torch.autograd.Function):
-    """Xᵀ X / M of X (N, M, C), whose gradient X (D + Dᵀ) / M is one product where autograd would take two."""
+    """F Fᵀ / M of F (N, C, H, W), M = H W: one product backward, where autograd takes two, and no core idle.
+
+    One tall and narrow product runs on one core, so the positions are summed in parts.
+    """
 
     @staticmethod
-    def forward(ctx: Any, flat: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor) -> Tensor:
         """Return (N, C, C)."""
-        ctx.save_for_backward(flat)
-        return flat.transpose(1, 2) @ flat / flat.shape[1]
+        ctx.save_for_backward(features)
+        count, channels, height, width = features.shape
+        positions = height * width
+        parts = math.gcd(positions, 16)
+        # Positions before channels: no copy, whether memory is channels-last or not.
+        flat = features.permute(0, 2, 3, 1).reshape(count * parts, positions // parts, channels)
+        return (flat.transpose(1, 2) @ flat).reshape(count, parts, channels, channels).sum(1) / positions
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Return the gradient, (N, M, C)."""
-        (flat,), (gradient,) = ctx.saved_tensors, gradients
-        return flat @ ((gradient + gradient.transpose(1, 2)) / flat.shape[1])
+        """Return (D + Dᵀ) F / M."""
+        (features,), (gradient,) = ctx.saved_tensors, gradients
+        weight = (gradient + gradient.transpose(1, 2)) / features[0, 0].numel()
+        if len(features) == 1 and features.device.type == "cpu":
+            return F.conv2d(features, weight[0, :, :, None, None])  # two to four times faster than the product
+        flat = features.permute(0, 2, 3, 1).flatten(1, 2)
+        return (flat @ weight).unflatten(1, features.shape[2:]).permute(0, 3, 1, 2)
 
 
 def gram_matrix(features: Tensor) -> Tensor:
@@ -47,8 +60,7 @@ def gram_matrix(features: Tensor) -> Tensor:
     Gatys et al. 2016, equation 3, divided by the number of positions so that pictures of any size compare.
     """
     with torch.autocast(features.device.type, enabled=False):
-        # Positions before channels: no copy, whether memory is channels-last or not.
-        return GramProduct.apply(in_full_precision(features).permute(0, 2, 3, 1).flatten(1, 2))
+        return GramProduct.apply(in_full_precision(features))
 
 
 def total_variation(image: Tensor) -> Tensor:
