@@ -16,10 +16,10 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `train` does: threads that spin suffer from anything else
 
-import torch  # noqa: E402
+import torch
 
-from nst_fast.commands.export import source_commit  # noqa: E402
-from nst_fast.loss_network import VGG, VGG19_WIDTHS, LossNetwork, create_loss_network, freeze  # noqa: E402
+from nst_fast.commands.export import source_commit
+from nst_fast.loss_network import VGG, VGG19_WIDTHS, LossNetwork, create_loss_network, freeze
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu4_2", "relu5_1"]
 

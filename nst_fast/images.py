@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
 from nst_fast.errors import UserError
 
@@ -17,6 +17,24 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff",
 
 
 ORIENTATION, GPS_POSITION = 0x0112, 0x8825  # EXIF tags
+TO_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return a picture with its EXIF orientation applied; unlike Pillow's, whatever else is damaged in the EXIF."""
+    try:
+        method = TO_UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged metadata is no reason to refuse a picture
+        method = None
+    return image if method is None else image.transpose(method)
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -25,8 +43,7 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     EXIF orientation is applied, an ICC profile converted, 16 bits scaled to 8.
     """
     image.load()
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    image = upright(image)
     profile, alpha = image.info.get("icc_profile"), None
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         # Pillow clips 16 bits to 8 instead of scaling them.
@@ -106,7 +123,7 @@ def encode_image(image: Image.Image, suffix: str, quality: int = 95, **options: 
     kind = Image.registered_extensions().get(suffix.lower())
     if kind is None:
         raise UserError(f"{suffix or 'no suffix'} is no picture format; use .png or .jpg")
-    if kind == "JPEG":
+    if kind in ("JPEG", "MPO"):
         options |= {"quality": quality, "subsampling": 0}
     elif kind == "WEBP":
         options |= {"quality": quality}

@@ -48,13 +48,11 @@ class Stylizer:
         device: str = "auto",
         pixel_range: int | None = None,
         bgr: bool = False,
-        tile: int | None = None,
     ) -> None:
         path = Path(model)
         if not os.path.isfile(path):
             raise UserError(f"no model at {path}")
         self.providers = choose_providers(device)
-        self.tile = tile
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

@@ -419,7 +419,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments, words, folder):
 def test_help_shows_an_example_and_the_console_script_knows_its_version(tmp_path):
     done = nst_compare(tmp_path, "--help")
     assert (done.code, done.err) == (0, "")
-    usage, example = done.out.split("example:\n")
+    usage, example = done.out.split("examples:\n")
     assert usage.startswith("usage: nst-compare ")
     assert example.startswith("  nst-compare --model ")
     version = subprocess.run([BIN / "nst-compare", "--version"], capture_output=True, text=True, check=True)

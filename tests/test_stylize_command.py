@@ -209,7 +209,7 @@ def test_shipped_model_is_found_by_its_name_and_the_nearest_is_named_for_a_missp
     assert "red_sun" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["train", "stylize", "nst-export"])
+@pytest.mark.parametrize("name", ["train", "stylize", "nst-export", "nst-optimize", "nst-compare"])
 def test_help_shows_examples_and_version_is_the_packages(tmp_path, name):
     for flag in ("--help", "-h"):
         done = call(name, flag, folder=tmp_path)

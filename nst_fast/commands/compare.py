@@ -42,8 +42,9 @@ Compare models with the per-image optimiser on the very same loss: at how many i
   key=value             of the loss, where it is not the model's own: style.size=256 loss.style_weight=5 …
   --version             print the version
 
-example:
+examples:
   nst-compare --model starry_night --content holiday/
+  nst-compare --model a.onnx --model b.onnx --content holiday/ --starts content loss.style_weight=5
 """
 
 

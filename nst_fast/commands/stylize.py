@@ -26,6 +26,7 @@ from nst_fast.images import (
     encode_image,
     find_pictures,
     keep_colors,
+    over_white,
     resize_long_side,
     split_alpha,
     write_atomically,
@@ -52,7 +53,6 @@ Stylize pictures, one forward pass each.
   --max-side PX         make larger pictures smaller first
   --scale F             stylize at F times the size and return: above 1 smaller strokes, below 1 larger ones
 
-  --tile PX             stylize in tiles of this side (default: only where a picture is too large for one piece)
   --huge                open pictures of more than 179 megapixels, which may be decompression bombs
   --device NAME         auto, cpu, cuda, coreml or directml (default auto)
   --threads N           threads to use (default: all cores)
@@ -72,7 +72,13 @@ examples:
 
 FORMATS = {"jpg": ".jpg", "jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}
 ANIMATED = (".gif", ".webp", ".png")
+ANIMATIONS = ("GIF", "WEBP", "PNG")  # as Pillow calls them
 WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".gif")
+# EXIF tags that speak of the photograph, not of the file: a TIFF's are its very layout, its profile and its XMP.
+CARRIED = frozenset(
+    {0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749}
+    | {0x8298, 0x8769, GPS_POSITION, 0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F}
+)
 
 
 @dataclass(frozen=True)
@@ -182,11 +188,15 @@ def open_picture(job: Job) -> Image.Image:
     try:
         content = sys.stdin.buffer.read() if job.source is None else None
         image = Image.open(io.BytesIO(content) if content is not None else job.source)  # type: ignore[arg-type]
-        image.load()
+        try:
+            image.load()
+        except Exception:
+            image.close()
+            raise
     except Image.DecompressionBombError as error:
         raise UserError(f"{job.name} claims a huge size, perhaps a bomb; --huge opens it: {error}") from error
     except Exception as error:  # decoders of damaged files raise whatever they please
-        raise UserError(f"{job.name} cannot be read as a picture: {error or type(error).__name__}") from error
+        raise UserError(f"{job.name} cannot be read as a picture: {str(error) or type(error).__name__}") from error
     return image
 
 
@@ -195,45 +205,58 @@ def carried_exif(image: Image.Image, keep_gps: bool) -> bytes:
     exif = Image.Exif()
     try:
         exif.load(image.getexif().tobytes())
+        for tag in set(exif) - (CARRIED if keep_gps else CARRIED - {GPS_POSITION}):
+            del exif[tag]
         if ORIENTATION in exif:
             exif[ORIENTATION] = 1
-        if not keep_gps and GPS_POSITION in exif:
-            del exif[GPS_POSITION]
         return exif.tobytes() if len(exif) else b""
     except Exception:  # damaged metadata is no reason to refuse a picture
         return b""
 
 
-def stylize_picture(job: Job, image: Image.Image, stylizer: Stylizer, looks: Looks, suffix: str, options: Any) -> bytes:
-    """Return the encoded result of a picture: every frame where both formats are animated, alpha where it has a place.
+def read_frames(job: Job, image: Image.Image, every: bool) -> Iterator[tuple[Image.Image, Image.Image | None, float]]:
+    """Yield every frame, or the first alone, as RGB, alpha and milliseconds; raises UserError for a damaged one."""
+    try:
+        for frame in ImageSequence.Iterator(image) if every else [image]:
+            yield *split_alpha(frame), frame.info.get("duration", 100)
+    except Exception as error:  # as in open_picture
+        raise UserError(f"{job.name} cannot be read as a picture: {str(error) or type(error).__name__}") from error
 
-    Raises UserError where a later frame cannot be read.
+
+def stylize_picture(
+    job: Job, image: Image.Image, stylizer: Stylizer, looks: Looks, suffix: str, options: Any
+) -> tuple[bytes, tuple[int, int]]:
+    """Return the encoded result of a picture and its size.
+
+    It has every frame where both formats are animated, and alpha where that has a place. Raises UserError where a frame
+    cannot be read or the format cannot hold the result.
     """
     exif = carried_exif(image, options.keep_gps)
-    frames = getattr(image, "n_frames", 1) if suffix in ANIMATED else 1
-
-    def finished() -> Iterator[Image.Image]:
-        for frame in ImageSequence.Iterator(image) if frames > 1 else [image]:
-            try:
-                rgb, alpha = split_alpha(frame)
-            except Exception as error:  # as in open_picture
-                raise UserError(f"{job.name} cannot be read as a picture: {error}") from error
-            stylized = looks.apply(stylizer, rgb)
-            if alpha is not None and suffix in WITH_ALPHA:
-                stylized.putalpha(alpha if alpha.size == stylized.size else alpha.resize(stylized.size))
-            elif alpha is not None:
-                small = alpha if alpha.size == stylized.size else alpha.resize(stylized.size)
-                stylized = Image.composite(stylized, Image.new("RGB", stylized.size, "white"), small)
-            stylized.info["duration"] = frame.info.get("duration", 100)
-            yield stylized
+    every = []
+    # Only these are animated: the pictures of a TIFF or an MPO are pages and previews.
+    for photograph, alpha, duration in read_frames(job, image, suffix in ANIMATED and image.format in ANIMATIONS):
+        stylized = looks.apply(stylizer, photograph)
+        if alpha is not None:
+            small = alpha if alpha.size == stylized.size else alpha.resize(stylized.size)
+            if suffix in WITH_ALPHA:
+                stylized.putalpha(small)
+            else:
+                stylized = over_white(stylized, small)
+        stylized.info["duration"] = duration
+        every.append(stylized)
 
     extra: dict[str, Any] = {"exif": exif} if exif else {}
-    if frames > 1:
-        every = list(finished())
-        extra |= {"save_all": True, "append_images": every[1:], "loop": image.info.get("loop", 0)}
+    if len(every) > 1:
+        extra |= {"save_all": True, "append_images": every[1:]}
         extra["duration"] = [frame.info["duration"] for frame in every]
-        return encode_image(every[0], suffix, options.quality, **extra)
-    return encode_image(next(finished()), suffix, options.quality, **extra)
+        # A GIF that says nothing plays once.
+        extra["loop"] = image.info.get("loop", None if suffix == ".gif" else 1)
+        if suffix == ".gif" and any(frame.mode == "RGBA" for frame in every):
+            extra["disposal"] = 2  # what is transparent shows nothing of the frame before
+    try:
+        return encode_image(every[0], suffix, options.quality, **extra), every[0].size
+    except UserError as error:
+        raise UserError(f"{job.name}: {error}") from error
 
 
 def read_ahead(jobs: list[Job], pool: ThreadPoolExecutor) -> Iterator[tuple[Job, Future[Image.Image]]]:
@@ -266,7 +289,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--max-side", type=int)
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument("--tile", type=int)
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pixel-range", type=int, choices=(1, 255))
@@ -281,7 +303,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         ("--strength", options.strength, 0, 1),
         ("--scale", options.scale, 0.05, 16),
         ("--max-side", options.max_side, 1, 10**6),
-        ("--tile", options.tile, 64, 10**6),
     ):
         if value is not None and not least <= value <= most:
             raise UserError(f"{name} is {value}; {least} to {most} is needed")
@@ -307,7 +328,6 @@ def stylize(arguments: list[str]) -> int:
         device=options.device,
         pixel_range=options.pixel_range,
         bgr=options.bgr,
-        tile=options.tile,
     )
     if options.info:
         for key, value in stylizer.metadata.items():
@@ -324,11 +344,11 @@ def stylize(arguments: list[str]) -> int:
             for job, reading in track(read_ahead(jobs, readers), len(jobs)):
                 began = time.perf_counter()
                 try:
-                    image = reading.result()
-                    kind = suffix or (
-                        job.target.suffix.lower() if job.target else "." + (image.format or "png").lower()
-                    )
-                    content = stylize_picture(job, image, stylizer, looks, kind, options)
+                    with reading.result() as image:  # animations keep their files open
+                        kind = suffix or (
+                            job.target.suffix.lower() if job.target else "." + (image.format or "png").lower()
+                        )
+                        content, (width, height) = stylize_picture(job, image, stylizer, looks, kind, options)
                 except UserError as error:
                     if len(jobs) == 1:
                         raise
@@ -336,7 +356,7 @@ def stylize(arguments: list[str]) -> int:
                     report(options.json, {"input": job.name, "error": " ".join(str(error).split())})
                     continue
                 told = {"input": job.name, "output": "-" if job.target is None else str(job.target)}
-                told |= {"width": image.width, "height": image.height, "seconds": round(time.perf_counter() - began, 4)}
+                told |= {"width": width, "height": height, "seconds": round(time.perf_counter() - began, 4)}
                 written.append((job, writer.submit(write, job, content), told))
         except BaseException:
             readers.shutdown(cancel_futures=True)
