@@ -1,4 +1,4 @@
-"""Make the README's pictures: scikit-image's public-domain and CC0 photographs beside their stylized versions.
+"""Make the README's pictures: CC0 photographs, what a shipped model makes of them, what the slow optimiser does.
 
 python scripts/make_gallery.py            # every shipped model → docs/images/<style>.jpg
 """
@@ -10,12 +10,20 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 from PIL import Image
+from rich.console import Console
 
 from nst_fast.assets import shipped_models
+from nst_fast.commands.compare import loss_arguments
+from nst_fast.commands.configuration import load_config
+from nst_fast.commands.optimize import resolve
+from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
+from nst_fast.image_optimizer import optimize_image
 from nst_fast.images import resize_short_side, save_image
+from nst_fast.style_targets import to_image, to_tensor
 from nst_fast.stylizer import Stylizer
 
 HEIGHT = 240  # px of one picture
+ITERATIONS = 300  # of L-BFGS, from the photograph, on the loss that the model was trained on
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 
@@ -24,10 +32,15 @@ def main() -> None:
     photographs = [resize_short_side(Image.fromarray(a), HEIGHT) for a in arrays]
     for name, model in shipped_models().items():
         stylize = Stylizer(model)
-        rows = [np.concatenate([np.asarray(p) for p in photographs], 1)]
-        rows.append(np.concatenate([np.asarray(stylize(p)) for p in photographs], 1))
+        cfg = load_config("optimize", ["content=photograph", *loss_arguments(stylize, name, [])])
+        resolve(cfg, Console(stderr=True))
+        loss = create_perceptual_loss(cfg)
+        loss.set_style(find_style(cfg.style, loss)[0])
+        slow = [optimize_image(to_tensor(p), loss, iterations=ITERATIONS)[0] for p in photographs]
+        rows = [photographs, [stylize(p) for p in photographs], [to_image(image) for image in slow]]
+        sheet = np.concatenate([np.concatenate([np.asarray(p) for p in row], 1) for row in rows])
         path = OUTPUT / f"{name}.jpg"
-        save_image(Image.fromarray(np.concatenate(rows)), path, quality=80)
+        save_image(Image.fromarray(sheet), path, quality=75)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
