@@ -29,7 +29,7 @@ def in_full_precision(x: Tensor) -> Tensor:
 class GramProduct(torch.autograd.Function):
     """F Fᵀ / M of F (N, C, H, W), M = H W: one product backward, where autograd takes two, and no core idle.
 
-    One tall and narrow product runs on one core, so the positions are summed in parts.
+    One tall and narrow product runs on one core, so the positions of a single picture are summed in parts.
     """
 
     @staticmethod
@@ -38,7 +38,7 @@ class GramProduct(torch.autograd.Function):
         ctx.save_for_backward(features)
         count, channels, height, width = features.shape
         positions = height * width
-        parts = math.gcd(positions, 16)
+        parts = math.gcd(positions, 16) if count == 1 else 1
         # Positions before channels: no copy, whether memory is channels-last or not.
         flat = features.permute(0, 2, 3, 1).reshape(count * parts, positions // parts, channels)
         return (flat.transpose(1, 2) @ flat).reshape(count, parts, channels, channels).sum(1) / positions
