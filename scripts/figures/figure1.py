@@ -16,7 +16,7 @@ def main() -> None:
     print(
         make_sheet(
             "gatys2016_figure1",
-            "Reconstructions from white noise, 500 iterations of L-BFGS (Gatys et al. 2016, figure 1)",
+            "Reconstructions from white noise (Gatys et al. 2016, figure 1)",
             [style, content],
             ["style, layers up to", "content, layer"],
             STYLE_LAYERS,
