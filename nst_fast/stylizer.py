@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -14,7 +15,11 @@ from PIL import Image
 from nst_fast.errors import UserError
 from nst_fast.images import to_rgb
 
+if TYPE_CHECKING:
+    from nst_fast.tiling import Box, TiledModel
+
 METADATA_PREFIX = "nst_fast."
+TILED_ABOVE = 4_000_000  # pixels, about 2 GB of memory in one piece
 # What people call a device, as onnxruntime's provider with its options; the first that is there is taken for auto.
 DEVICES: dict[str, tuple[str, dict[str, str]] | None] = {
     "auto": None,
@@ -36,6 +41,7 @@ class Stylizer:
         device: `DEVICES` has the names; ``auto`` takes the first that this onnxruntime offers.
         pixel_range: 1 or 255, what a foreign model calls white.
         bgr: whether a foreign model's channels are blue, green, red.
+        tile: run even small pictures in tiles; large ones are anyway, where the model allows it.
 
     Raises UserError where the file is missing, is no ONNX model or is not one of ours and nothing says how to feed it.
     """
@@ -48,16 +54,14 @@ class Stylizer:
         device: str = "auto",
         pixel_range: int | None = None,
         bgr: bool = False,
+        tile: bool = False,
     ) -> None:
-        path = Path(model)
+        self.path = path = Path(model)
         if not os.path.isfile(path):
             raise UserError(f"no model at {path}")
-        self.providers = choose_providers(device)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        self.providers, self.threads = choose_providers(device), threads
         try:
-            self.session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=self.providers)
+            self.session = self.create_session(path.read_bytes())
         except Exception as error:  # onnxruntime's exceptions share no base class
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{path} is no ONNX model that onnxruntime can load: {reason}") from error
@@ -84,25 +88,85 @@ class Stylizer:
         height, width = shape[2:] if self.floating else shape[1:3]
         # Peers export for one size: pictures are resized to it and back.
         self.fixed_size = (width, height) if isinstance(height, int) and isinstance(width, int) else None
+        self.tile = tile
+        if tile:
+            if self.fixed_size is not None:
+                raise UserError(f"{path} takes pictures of {width}×{height} only: it cannot be tiled")
+            _ = self.tiled
+
+    def create_session(self, content: bytes, options: onnxruntime.SessionOptions | None = None) -> Any:
+        """Return an onnxruntime session of a model on this stylizer's device and threads."""
+        options = options or onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(content, options, providers=self.providers)
+
+    @functools.cached_property
+    def tiled(self) -> TiledModel:
+        """The model cut into stages; raises UserError where it cannot be."""
+        from nst_fast.tiling import TiledModel  # here: most pictures need no tiles and no second library
+
+        share_memory()
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        return TiledModel(self.path.read_bytes(), functools.partial(self.create_session, options=options))
+
+    def needs_tiles(self, width: int, height: int) -> bool:
+        """Return whether a picture is run in tiles."""
+        if self.fixed_size is not None or min(width, height) < self.min_size:
+            return False
+        if not self.tile and width * height <= TILED_ABOVE:
+            return False
+        try:
+            return self.tiled is not None
+        except UserError:  # a foreign model that looks at the whole picture at once has to
+            return False
+
+    def to_input(self, pictures: np.ndarray) -> np.ndarray:
+        """Return pictures, uint8 RGB (N, H, W, 3), as the model takes them."""
+        if not self.floating:
+            return pictures
+        ordered = pictures[..., ::-1] if self.bgr else pictures
+        return np.ascontiguousarray(ordered.transpose(0, 3, 1, 2), np.float32) * np.float32(self.pixel_range / 255)
+
+    def to_pictures(self, output: np.ndarray) -> np.ndarray:
+        """Return the model's output as uint8 RGB (N, H, W, 3)."""
+        if not self.floating:
+            return output
+        values = (output * np.float32(255 / self.pixel_range)).clip(0, 255).round().astype(np.uint8)
+        pictures = values.transpose(0, 2, 3, 1)
+        return pictures[..., ::-1] if self.bgr else pictures
 
     def run(self, pictures: np.ndarray) -> np.ndarray:
         """Return the model's output, uint8 (N, H, W, 3), for pictures of a size that it takes."""
+        values = self.to_input(pictures)
         if not self.floating:
-            return self.session.run(None, {self.input_name: pictures})[0]
-        if self.bgr:
-            pictures = pictures[..., ::-1]
-        scale = np.float32(self.pixel_range / 255)
-        values = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32) * scale
+            return self.session.run(None, {self.input_name: values})[0]
         # Models that are frozen to one picture a batch take them one by one.
         outputs = [self.session.run(None, {self.input_name: v[None]})[0][:1] for v in values]
-        stylized = (np.concatenate(outputs) / scale).clip(0, 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
-        return stylized[..., ::-1] if self.bgr else stylized
+        # Those that halve and double odd sizes come out a little larger.
+        return self.to_pictures(np.concatenate(outputs)[:, :, : values.shape[2], : values.shape[3]])
+
+    def run_tiled(self, picture: Image.Image) -> Image.Image:
+        """Return the stylized picture of an RGB picture of any size, run tile by tile."""
+        stylized = Image.new("RGB", picture.size)
+
+        def read(box: Box) -> np.ndarray:
+            return self.to_input(np.asarray(picture.crop(box))[None])
+
+        def write(box: Box, output: np.ndarray) -> None:
+            stylized.paste(Image.fromarray(np.ascontiguousarray(self.to_pictures(output)[0])), box)
+
+        self.tiled.run(picture.size, read, write)
+        return stylized
 
     def stylize_array(self, pictures: np.ndarray) -> np.ndarray:
         """Return stylized uint8 RGB (N, H, W, 3) of pictures of the same shape and type."""
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape:
             raise ValueError(f"got {pictures.dtype} {pictures.shape}; uint8 (N, H, W, 3), none of them 0, is needed")
         height, width = pictures.shape[1:3]
+        if self.needs_tiles(width, height):
+            return np.stack([np.asarray(self.run_tiled(Image.fromarray(picture))) for picture in pictures])
         if self.fixed_size is not None and self.fixed_size != (width, height):
             resized = self.run(np.stack([resize(picture, self.fixed_size) for picture in pictures]))
             return np.stack([resize(picture, (width, height)) for picture in resized])
@@ -116,6 +180,8 @@ class Stylizer:
 
     def stylize(self, picture: Image.Image) -> Image.Image:
         """Return the stylized picture of an RGB picture, of exactly its size."""
+        if self.needs_tiles(*picture.size):
+            return self.run_tiled(picture)
         return Image.fromarray(np.ascontiguousarray(self.stylize_array(np.asarray(picture)[None])[0]))
 
     def __call__(self, image: Image.Image | np.ndarray) -> Any:
@@ -126,6 +192,17 @@ class Stylizer:
         if isinstance(image, np.ndarray):
             return self.stylize_array(image[None])[0]
         return self.stylize(to_rgb(image))
+
+
+@functools.cache
+def share_memory() -> None:
+    """Let the sessions of a tiled model use one pool of memory; each would keep its own otherwise."""
+    processor = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    # 1: extended by what is asked for, not by powers of two; -1: onnxruntime's own defaults; 0: without a limit
+    arena = {"max_mem": 0, "arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    onnxruntime.create_and_register_allocator(processor, onnxruntime.OrtArenaCfg(arena))
 
 
 def choose_providers(device: str) -> list[tuple[str, dict[str, str]]]:

@@ -53,7 +53,8 @@ def calls(path: Path, *names: str) -> list[ast.Call]:
 def test_the_inference_path_imports_nothing_above_it():
     assert ours("nst_fast.errors") == set()
     assert ours("nst_fast.images") == {"nst_fast.errors"}
-    assert ours("nst_fast.stylizer") == {"nst_fast.errors", "nst_fast.images"}
+    assert ours("nst_fast.tiling") == {"nst_fast.errors"}
+    assert ours("nst_fast.stylizer") == {"nst_fast.errors", "nst_fast.images", "nst_fast.tiling"}
 
 
 @pytest.mark.parametrize("package", ["hydra", "omegaconf", "rich", "argparse"])

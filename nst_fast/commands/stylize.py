@@ -53,6 +53,7 @@ Stylize pictures, one forward pass each.
   --max-side PX         make larger pictures smaller first
   --scale F             stylize at F times the size and return: above 1 smaller strokes, below 1 larger ones
 
+  --tile                run in tiles, as pictures of more than 4 megapixels are: bounded memory, the same result
   --huge                open pictures of more than 179 megapixels, which may be decompression bombs
   --device NAME         auto, cpu, cuda, coreml or directml (default auto)
   --threads N           threads to use (default: all cores)
@@ -292,7 +293,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pixel-range", type=int, choices=(1, 255))
-    for flag in ("--overwrite", "--keep-gps", "--keep-colors", "--huge", "--bgr", "--json", "--list", "--info"):
+    for flag in (
+        "--overwrite",
+        "--keep-gps",
+        "--keep-colors",
+        "--huge",
+        "--bgr",
+        "--tile",
+        "--json",
+        "--list",
+        "--info",
+    ):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("-r", "--recursive", action="store_true")
     options = parser.parse_intermixed_args(arguments)
@@ -328,6 +339,7 @@ def stylize(arguments: list[str]) -> int:
         device=options.device,
         pixel_range=options.pixel_range,
         bgr=options.bgr,
+        tile=options.tile,
     )
     if options.info:
         for key, value in stylizer.metadata.items():
