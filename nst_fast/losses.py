@@ -6,7 +6,6 @@ whatever precision the features come in, and are means over the batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,30 +25,37 @@ def in_full_precision(x: Tensor) -> Tensor:
     return x if x.dtype.itemsize >= 4 else x.float()
 
 
+def alone_on_cpu(features: Tensor) -> bool:
+    """Return whether features are of one picture on a CPU."""
+    return len(features) == 1 and features.device.type == "cpu"
+
+
 class GramProduct(torch.autograd.Function):
     """F Fᵀ / M of F (N, C, H, W), M = H W: one product backward, where autograd takes two, and no core idle.
 
-    One tall and narrow product runs on one core, so the positions of a single picture are summed in parts.
+    A tall and narrow product runs on one core. A single picture on a CPU therefore takes the same sums as a 1×1
+    convolution's gradients, twice to four times as fast.
     """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
         """Return (N, C, C)."""
         ctx.save_for_backward(features)
-        count, channels, height, width = features.shape
-        positions = height * width
-        parts = math.gcd(positions, 16) if count == 1 else 1
+        channels, positions = features.shape[1], features[0, 0].numel()
+        if alone_on_cpu(features):
+            kernel = (channels, channels, 1, 1)
+            return torch.nn.grad.conv2d_weight(features, kernel, features)[None, :, :, 0, 0] / positions
         # Positions before channels: no copy, whether memory is channels-last or not.
-        flat = features.permute(0, 2, 3, 1).reshape(count * parts, positions // parts, channels)
-        return (flat.transpose(1, 2) @ flat).reshape(count, parts, channels, channels).sum(1) / positions
+        flat = features.permute(0, 2, 3, 1).flatten(1, 2)
+        return flat.transpose(1, 2) @ flat / positions
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         """Return (D + Dᵀ) F / M."""
         (features,), (gradient,) = ctx.saved_tensors, gradients
         weight = (gradient + gradient.transpose(1, 2)) / features[0, 0].numel()
-        if len(features) == 1 and features.device.type == "cpu":
-            return F.conv2d(features, weight[0, :, :, None, None])  # two to four times faster than the product
+        if alone_on_cpu(features):
+            return F.conv2d(features, weight[0, :, :, None, None])
         flat = features.permute(0, 2, 3, 1).flatten(1, 2)
         return (flat @ weight).unflatten(1, features.shape[2:]).permute(0, 3, 1, 2)
 
