@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from nst_fast.errors import UserError
 from nst_fast.loss_network import LossNetwork
@@ -44,7 +45,7 @@ class GramProduct(torch.autograd.Function):
         channels, positions = features.shape[1], features[0, 0].numel()
         if alone_on_cpu(features):
             kernel = (channels, channels, 1, 1)
-            return torch.nn.grad.conv2d_weight(features, kernel, features)[None, :, :, 0, 0] / positions
+            return conv2d_weight(features, kernel, features)[None, :, :, 0, 0] / positions
         # Positions before channels: no copy, whether memory is channels-last or not.
         flat = features.permute(0, 2, 3, 1).flatten(1, 2)
         return flat.transpose(1, 2) @ flat / positions

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copy
+from typing import ClassVar, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nst_fast.assets import nearest
 from nst_fast.errors import UserError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def norm(channels: int) -> nn.InstanceNorm2d:
@@ -19,6 +23,40 @@ def norm(channels: int) -> nn.InstanceNorm2d:
 def conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     """Return a convolution with reflection padding, so that borders do not darken."""
     return nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, padding_mode="reflect")
+
+
+class UpsampleConv(nn.Conv2d):
+    """Bilinear ×2 and a 3×3 convolution in one: four convolutions of the small map, interleaved.
+
+    Upsampling and convolution are linear, so for each of the four output phases the two make one 3×3 kernel over the
+    small map, and the large map of the wider layer is never made. The same figures come out, except at the border: the
+    small map is continued by reflection. `fold` gives the plain convolution, for inference.
+    """
+
+    # [phase, tap of the kernel, offset on the small map]: ¾ and ¼ of the two nearest positions
+    PHASES = ((0.75, 0.25, 0), (0.25, 0.75, 0), (0, 0.75, 0.25)), ((0.25, 0.75, 0), (0, 0.75, 0.25), (0, 0.25, 0.75))
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1, padding_mode="reflect")
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return weight (4 O, I, 3, 3) and bias (4 O,), the phases of an output channel beside each other."""
+        phases = self.weight.new_tensor(self.PHASES)
+        weight = torch.einsum("oihw,phk,qwl->opqikl", self.weight, phases, phases).flatten(0, 2)
+        assert self.bias is not None
+        return weight, self.bias.repeat_interleave(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, O, 2 H, 2 W)."""
+        weight, bias = self.folded()
+        return F.pixel_shuffle(F.conv2d(F.pad(x, (1,) * 4, mode="reflect"), weight, bias), 2)
+
+    def fold(self) -> nn.Sequential:
+        """Return an equal convolution and pixel-shuffle."""
+        plain = conv(self.in_channels, 4 * self.out_channels, 3).to(self.weight)
+        weight, bias = self.folded()
+        plain.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
+        return nn.Sequential(plain, nn.PixelShuffle(2))
 
 
 class Residual(nn.Module):
@@ -79,7 +117,7 @@ class JohnsonNetwork(TransformationNetwork):
 
 
 class FastNetwork(TransformationNetwork):
-    """A small network that works at a quarter of the resolution: pixel-unshuffle in, smoothed nearest upsampling out.
+    """A small network that works at a quarter of the resolution, with smoothed nearest upsampling out.
 
     Bilinear ×2 is nearest ×2 followed by [1 2 1] / 4 both ways: plain nearest upsampling strings strokes into beads of
     four pixels, and pixel-shuffle leaves a two-pixel grid in flat skies. Outside training the picture is continued by
@@ -92,10 +130,10 @@ class FastNetwork(TransformationNetwork):
         super().__init__()
         half, full = width // 2, width // 4
         self.body = nn.Sequential(
-            *(nn.PixelUnshuffle(4), conv(48, width, 3), norm(width), nn.ReLU()),
+            *(nn.Conv2d(3, width, 12, 4, 4, padding_mode="reflect"), norm(width), nn.ReLU()),
             *(Residual(width) for _ in range(blocks)),
-            *(nn.Upsample(scale_factor=2, mode="bilinear"), conv(width, half, 3), norm(half), nn.ReLU()),
-            *(nn.Upsample(scale_factor=2, mode="bilinear"), conv(half, full, 3), norm(full), nn.ReLU()),
+            *(UpsampleConv(width, half), norm(half), nn.ReLU()),
+            *(UpsampleConv(half, full), norm(full), nn.ReLU()),
             conv(full, 3, 5),
         )
 
@@ -116,3 +154,13 @@ def create_network(name: str, width: int, blocks: int) -> TransformationNetwork:
     if name not in NETWORKS:
         raise UserError(f"unknown network {name!r}: {nearest(name, NETWORKS)}")
     return NETWORKS[name](width, blocks)
+
+
+def for_inference(network: Network) -> Network:
+    """Return a copy of a network on the CPU in evaluation mode, what was split for training folded into one."""
+    folded = copy.deepcopy(network).cpu().float().eval()
+    for module in list(folded.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, UpsampleConv):
+                setattr(module, name, child.fold())
+    return folded

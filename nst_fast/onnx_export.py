@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nst_fast.errors import UserError
 from nst_fast.images import write_atomically
-from nst_fast.networks import TransformationNetwork
+from nst_fast.networks import TransformationNetwork, for_inference
 from nst_fast.stylizer import METADATA_PREFIX, Stylizer
 
 OPSET = 18
@@ -49,7 +49,7 @@ class FloatNetwork(nn.Module):
 
 def to_onnx(network: TransformationNetwork, metadata: Mapping[str, str], float_nchw: bool = False) -> onnx.ModelProto:
     """Return the checked graph ``image`` → ``stylized`` with N, H and W free and the metadata in it."""
-    module = (FloatNetwork if float_nchw else Uint8Network)(network).eval()
+    module = (FloatNetwork if float_nchw else Uint8Network)(for_inference(network)).eval()
     if float_nchw:
         example, axes = torch.rand(2, 3, 64, 80), {0: "N", 2: "H", 3: "W"}
     else:

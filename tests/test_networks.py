@@ -3,10 +3,18 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from nst_fast.errors import UserError
-from nst_fast.networks import NETWORKS, FastNetwork, JohnsonNetwork, create_network
+from nst_fast.networks import (
+    NETWORKS,
+    FastNetwork,
+    JohnsonNetwork,
+    UpsampleConv,
+    create_network,
+    for_inference,
+)
 
 
 def small(name: str) -> nn.Module:
@@ -57,7 +65,8 @@ def test_every_convolution_pads_by_reflection_to_keep_its_size(name):
     assert len(convolutions) >= 14
     for convolution in convolutions:
         assert convolution.padding_mode == "reflect"
-        assert convolution.padding == tuple((k - 1) // 2 for k in convolution.kernel_size)
+        kernel, stride, padding = convolution.kernel_size[0], convolution.stride[0], convolution.padding[0]
+        assert (64 + 2 * padding - kernel) // stride + 1 == 64 // stride
     assert not any(isinstance(m, nn.ConvTranspose2d) for m in create_network(name, 32, 5).modules())
 
 
@@ -89,6 +98,24 @@ def test_a_shift_by_the_stride_shifts_the_output(name):
     moved = shifted[:, :, border - step : -border - step, border - step : -border - step]
     torch.testing.assert_close(moved, inner)
     assert inner.std() > 0
+
+
+def test_upsampling_and_convolution_in_one_are_bilinear_upsampling_then_a_convolution():
+    torch.manual_seed(0)
+    both, small_map = UpsampleConv(5, 7).double(), torch.rand(2, 5, 9, 12, dtype=torch.float64)
+    upsampled = F.interpolate(small_map, scale_factor=2, mode="bilinear", align_corners=False)
+    expected = F.conv2d(upsampled, both.weight, both.bias, padding=1)
+    torch.testing.assert_close(both(small_map)[:, :, 2:-2, 2:-2], expected[:, :, 2:-2, 2:-2])
+    torch.testing.assert_close(both.fold()(small_map), both(small_map))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_for_inference_the_same_figures_come_from_plain_convolutions(name):
+    network, image = small(name).eval(), torch.rand(1, 3, 37, 50)
+    folded = for_inference(network)
+    assert not any(isinstance(m, UpsampleConv) for m in folded.modules())
+    torch.testing.assert_close(folded(image), network(image), rtol=1e-4, atol=1e-5)
+    assert network.training is False
 
 
 def test_unknown_network_is_a_user_error_that_names_the_nearest():

@@ -176,7 +176,11 @@ def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list
     known = {path.stem for path in (shipped("configs") / "style").glob("*.yaml")}
     # A painting of the user's own has to be given again: style.image=FILE.
     arguments = [f"style={style}"] if style in known else ["style=custom", f"style.name={quoted(style)}"]
-    arguments += [f"loss={trained['loss']['name']}", f"loss_network={trained['loss_network']['name']}"]
+    # The teachers are files of whoever trained the model: unless they are given again, ours stands in.
+    given = any(option.startswith("loss_network") for option in overrides)
+    network = trained["loss_network"]["name"]
+    network = "vgg19_slim" if network == "teachers" and not given else network
+    arguments += [f"loss={trained['loss']['name']}", f"loss_network={network}"]
     arguments += [f"style.{key}={trained['style'][key]}" for key in ("size", "weight")]
     arguments += [f"loss.{key}={trained['loss'][key]}" for key in LOSS_OPTIONS]
     for key in ("content_layers", "style_layers"):

@@ -1,0 +1,159 @@
+"""Release trained models: ship each with a card that says what it is, how it was made and how good it is.
+
+python scripts/release_models.py runs/release/*          # measure these runs, ship their models, write every card
+python scripts/release_models.py                         # write the cards again
+
+A run is a folder that `train` left behind. The figures are kept in benchmarks/released_models.json, the cards are
+checkpoints/README.md; everything else comes from the models' own metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from nst_fast.assets import shipped_models
+from nst_fast.commands.compare import compare_models
+from nst_fast.commands.configuration import load_config
+from nst_fast.stylizer import Stylizer
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+FIGURES = ROOT / "benchmarks" / "released_models.json"
+CARDS = ROOT / "checkpoints" / "README.md"
+JUDGED = ("content", "style", "style_vgg19", "tv", "painting_size")
+HEAD = """# Released models
+
+One forward pass each: `stylize --model NAME photo.jpg`. The judge's figures are relative distances on photographs never
+trained on: 0 is a perfect match; photographs untouched have a style_vgg19 of about 0.7. `scripts/release_models.py`
+wrote this page.
+"""
+SIZES = (256, 720)  # px, of the judge's photographs
+
+
+def judge(model: Path, style: str, size: int) -> dict[str, float]:
+    """Return the outside judge's figures on photographs never trained on."""
+    command = [sys.executable, str(SHARED / "judge.py"), "--model", str(model), "--size", str(size)]
+    command += ["--style", str(SHARED / "styles" / f"{style}.jpg")]
+    if size > 256:
+        command += ["--limit", "12"]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {name: answer[name] for name in JUDGED}
+
+
+def iterations(model: Path, count: int) -> dict[str, float]:
+    """Return how many L-BFGS iterations from the photograph the model is worth on vgg19_slim: median and range."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--content", str(SHARED / "content" / "val"), "--count", str(count), "--iterations", "60"]
+        options += ["--methods", "lbfgs", "--starts", "content", "-o", folder]
+        compare_models(["--model", str(model), *options])
+        report = json.loads((Path(folder) / "report.json").read_text())
+    return report["models"][model.stem]["passed_by"]["lbfgs from content"]["iterations"]
+
+
+def release(run: Path, count: int) -> dict[str, Any]:
+    """Ship a run's model and return its figures."""
+    summary = json.loads((run / "summary.json").read_text())
+    style = summary["style"]
+    model = ROOT / "checkpoints" / f"{style}.onnx"
+    shutil.copyfile(run / f"{style}.onnx", model)
+    kept = ("steps", "seconds", "images_per_second", "device", "precision", "validation_losses", "versions")
+    return {
+        "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "training": {key: summary[key] for key in kept} | {"machine": platform.machine()},
+        "judge": {str(size): judge(model, style, size) for size in SIZES},
+        "lbfgs_iterations": iterations(model, count),
+    }
+
+
+def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a config by dotted name; a mapping of layers is one value."""
+    if not isinstance(config, dict) or prefix in ("loss.content_layers.", "loss.style_layers."):
+        return {prefix[:-1]: config}
+    return {name: value for key, part in config.items() for name, value in leaves(part, f"{prefix}{key}.").items()}
+
+
+def command_of(config: dict[str, Any]) -> str:
+    """Return the `train` command that composes a model's config."""
+    from omegaconf import OmegaConf
+
+    groups = {"loss": "balanced", "loss_network": "auto", "network": "fast", "data": "bundled"}
+    chosen = [f"style={config['style']['name']}"]
+    chosen += [f"{g}={config[g]['name']}" for g, usual in groups.items() if config[g]["name"] != usual]
+    placeholders = [
+        f"{key}=x" for key in ("data.root", "loss_network.shallow", "loss_network.deep") if leaves(config).get(key)
+    ]
+    default = leaves(OmegaConf.to_container(load_config("train", [*chosen, *placeholders]), resolve=True))
+    automatic = ("trainer.accelerator", "trainer.precision", "loss_network.name")
+    differ = {k: v for k, v in leaves(config).items() if k not in automatic and default.get(k) != v}
+    return " ".join(
+        [
+            "train",
+            *chosen,
+            *(f"{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in differ.items()),
+        ]
+    )
+
+
+def card(name: str, model: Path, figures: dict[str, Any]) -> str:
+    """Return a model's card."""
+    told = Stylizer(model).metadata
+    config = json.loads(told["config"])
+    style, data = config["style"], config["data"]
+    training, worth = figures["training"], figures["lbfgs_iterations"]
+    command = command_of(config)
+    everyone = f"train style={name} loss_network=vgg19 data=coco"
+    kept = ("loss.style_weight", "style.size", "trainer.max_steps")
+    everyone += "".join(f" {option}" for option in command.split() if option.split("=")[0] in kept)
+    rows = {
+        "painting": f"[{told['title']}]({style['url']}), {told['artist']}, {style['year']}; {told['licence']}",
+        "painting's sha256": f"`{told['image_sha256']}`",
+        "file": f"{model.stat().st_size / 1e6:.2f} MB, sha256 `{figures['sha256']}`",
+        "made by": f"`{command}`",
+        "nearest for everyone": f"`{everyone}`",
+        "data": f"{data['name']} {data.get('root') or ''}, {told['steps']} steps of {data['batch_size']} at "
+        f"{data['size']} px, seed {config['seed']}",
+        "loss network": f"`{told['loss_network']}`",
+        "network": told["network"],
+        "training": f"{training['seconds'] / 60:.1f} minutes on {training['device']} ({training['machine']}), "
+        f"{training['precision']}, torch {training['versions']['torch']}",
+        "validation losses": ", ".join(f"{k[4:-5]} {float(v):.3g}" for k, v in told.items() if k.startswith("val_")),
+        **{
+            f"judge at {size} px": ", ".join(f"{k} {v:.3g}" for k, v in found.items())
+            for size, found in figures["judge"].items()
+        },
+        "worth": f"{worth['median']:g} L-BFGS iterations from the photograph ({worth['least']:g}–{worth['most']:g}), "
+        "on vgg19_slim",
+        "commit, date": f"`{told['commit']}`, {told['date']}",
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    picture = f"![photographs, the model, the slow optimiser](../docs/images/{name}.jpg)"
+    return f"## {name}\n\n{picture}\n\n| | |\n|---|---|\n{table}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, help="folders that `train` left behind")
+    parser.add_argument("--count", type=int, default=4, help="photographs that the optimiser is run on")
+    options = parser.parse_args()
+    figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    for run in options.runs:
+        name = json.loads((run / "summary.json").read_text())["style"]
+        figures[name] = release(run, options.count)
+        FIGURES.write_text(json.dumps(dict(sorted(figures.items())), indent=1) + "\n")
+        print(name, json.dumps(figures[name]["judge"]), flush=True)
+    cards = [card(name, model, figures[name]) for name, model in shipped_models().items()]
+    CARDS.write_text(HEAD + "\n" + "\n".join(cards))
+    print(CARDS)
+
+
+if __name__ == "__main__":
+    main()
