@@ -133,7 +133,7 @@ def test_a_run_leaves_exactly_the_files_that_are_documented(finished):
         "pic.onnx",
         "summary.json",
     }
-    assert [p.name for p in (finished.folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {p.name for p in (finished.folder / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
     assert {p.name for p in finished.cwd.iterdir()} == {"pic.jpg", "photo.jpg", "runs"}
 
 
@@ -516,6 +516,6 @@ def test_help_names_only_options_that_exist_and_examples_that_can_be_read(train)
         group, _, key = option.rpartition(".")
         assert key in (OmegaConf.select(cfg, group) if group else cfg) or (ROOT / "configs" / option).is_dir()
     examples = [line.removeprefix("  train ") for line in usage.splitlines() if line.startswith("  train ")]
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         load_config("train", shlex.split(example))
