@@ -133,8 +133,8 @@ def train(arguments: list[str]) -> Path | None:
     from nst_fast.networks import create_network
     from nst_fast.style_transfer import CHECKPOINT_KEY, LAST, PREVIOUS, Checkpoints, StyleTransfer, read_checkpoint
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     first = getattr(rank_zero_only, "rank", 0) == 0
     console = Console(stderr=True, markup=False, emoji=False, highlight=False, quiet=not first)
     resumed = any(a.startswith("resume=") and a != "resume=null" for a in arguments)
