@@ -36,6 +36,7 @@ MACHINE = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOMENTS = ("starting", "training", "writing")
 KILLS_A_RUN = 3
+UNFINISHED = Path("checkpoints", ".last.ckpt.unfinished")
 
 
 def start(folder: Path, arguments: list[str]) -> subprocess.Popen[str]:
@@ -84,7 +85,7 @@ def wait_until_training(folder: Path, process: subprocess.Popen[str], before: in
 def kill(folder: Path, arguments: list[str], number: signal.Signals, moment: str, share: float, times: Any) -> Any:
     """Start `train`, send it a signal at a moment, and return what came of it; None where it finished before."""
     run = run_folder(folder)
-    before = changed(run / "config.yaml") if run else 0
+    before, left = (changed(run / name) if run else 0 for name in ("config.yaml", UNFINISHED))
     process = start(folder, arguments)
     if moment == "starting":
         time.sleep(share * times["starting"])
@@ -92,8 +93,7 @@ def kill(folder: Path, arguments: list[str], number: signal.Signals, moment: str
         wait_until_training(folder, process, before)
         time.sleep(share * times["training"])
         run = run_folder(folder)
-        unfinished = run / "checkpoints" / ".last.ckpt.unfinished" if run else None
-        left = changed(unfinished)
+        unfinished = run / UNFINISHED if run else None
         while moment == "writing" and process.poll() is None and changed(unfinished) in (0, left):
             pass  # a write takes milliseconds
     if process.poll() is None:
@@ -111,7 +111,7 @@ def kill(folder: Path, arguments: list[str], number: signal.Signals, moment: str
         "traceback": "Traceback" in err,
         "recorded": run is not None,
         "checkpoints": sorted(p.name for p in run.glob("checkpoints/*.ckpt")) if run else [],
-        "write_cut_short": run is not None and any(run.glob("checkpoints/.*.unfinished")),
+        "write_cut_short": run is not None and changed(run / UNFINISHED) not in (0, left),
     }
 
 

@@ -192,7 +192,8 @@ class Checkpoints(TorchCheckpointIO):
         except OSError as error:
             with contextlib.suppress(OSError):  # where nothing can be written nothing can be removed
                 unfinished.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}: {error.strerror}; the checkpoint before it is whole") from error
+            kept = "; the checkpoint before it is whole" if path.exists() else ""
+            raise UserError(f"cannot write {path}: {error.strerror}{kept}") from error
 
 
 def damage(path: str | Path) -> str | None:

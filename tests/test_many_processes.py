@@ -1,9 +1,5 @@
 """Two processes that train together: the gradients, the shares of the data, one set of files, going on."""
 
-import json
-import os
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +7,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-import yaml
 
 from nst_fast.data import BundledImages, ContentImages, Forever
 from nst_fast.loss_network import VGG, freeze

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from nst_fast.assets import shipped
 from nst_fast.commands.configuration import PATH_OPTIONS, literal, load_config
 from nst_fast.commands.perceptual_loss import style_name
 from nst_fast.errors import UserError
@@ -27,55 +28,62 @@ def resume_run(arguments: list[str], console: Console) -> DictConfig:
     typed = {a.partition("=")[0] for a in arguments}
     if "style" not in typed:
         arguments = ["style=custom", *arguments]
-    asked = load_config("train", arguments)
+    style = [a for a in arguments if a.partition("=")[0].partition(".")[0] == "style"]
     notes: list[str] = []
-    checkpoint: Path | None
-    folder: Path | None
-    if asked.resume == "last":
-        if not typed & {"style", "output"}:
-            raise UserError("resume=last needs style=NAME, or the run's output=FOLDER")
-        folder = Path(asked.output) if asked.output else newest_run(RUNS / style_name(asked.style))
-        if not (folder / "config.yaml").is_file():
-            raise UserError(f"no run in {folder}: it has no config.yaml; leave out resume=last to start one")
-        kept = [folder / "checkpoints" / name for name in (LAST, PREVIOUS)]
-        checkpoint = kept[0] if any(path.exists() for path in kept) else None
-    else:
-        checkpoint = Path(asked.resume)
-        inside = checkpoint.parent.name == "checkpoints"
-        folder = Path(asked.output) if asked.output else checkpoint.parents[1] if inside else None
-    if folder and not checkpoint:
-        notes.append(f"{folder} has no checkpoint yet: starting over")
-        recorded = OmegaConf.load(folder / "config.yaml")
+    wanted = load_config("train", [*style, *(a for a in arguments if a.startswith(("resume=", "output=")))])
+    folder, checkpoint = find_checkpoint(wanted, typed)
     if checkpoint:
         checkpoint, config = whole_checkpoint(checkpoint, notes)
-        recorded = OmegaConf.create(escaped(config))
-    if not isinstance(recorded, DictConfig):
-        raise UserError(f"the config of {checkpoint or folder} is no mapping")
-    # What the command line chose, as opposed to what a choice of style brings with it.
-    usual = load_config("train", [a for a in arguments if a.startswith("style=")])
-    chosen = typed | {f"{key}.name" for key in typed}
-    for name, value in options(asked):
-        if name in ("resume", "output") or value in (None, "auto"):
+        recorded: Any = OmegaConf.create(escaped(config))
+    elif folder:
+        notes.append(f"{folder} has no checkpoint yet: starting over")
+        recorded = OmegaConf.load(folder / "config.yaml")
+    run = checkpoint or folder
+    groups = [str(key) for key, value in wanted.items() if isinstance(value, DictConfig)]
+    for group in groups:
+        if not isinstance(recorded, DictConfig) or not isinstance(recorded.get(group), DictConfig):
+            raise UserError(f"the config of {run} lacks {group}")
+
+    # What the command line says beside the run's own choices, as opposed to what these bring with them.
+    files = {group: shipped("configs") / group / f"{recorded[group].get('name')}.yaml" for group in groups}
+    choices = [
+        f"{group}={path.stem}" for group, path in files.items() if group not in typed | {"style"} and path.is_file()
+    ]
+    choices += ["data.root=."] if "data=folder" in choices else []
+    usual = load_config("train", [*(a for a in style if a.startswith("style=")), *choices])
+    typed |= {f"{key}.name" for key in typed}
+    for name, value in options(load_config("train", [*choices, *arguments])):
+        usually, was = OmegaConf.select(usual, name), OmegaConf.select(recorded, name)
+        if name in ("resume", "output") or value in (None, "auto") or (name not in typed and value == usually):
             continue
-        if name not in chosen and value == OmegaConf.select(usual, name):
-            continue
-        was = OmegaConf.select(recorded, name)
         if value != was and str(value) != str(was):
             if name not in MAY_CHANGE:
-                raise UserError(f"the run of {checkpoint or folder} has {name}={was}, this command {value}")
+                raise UserError(f"the run of {run} has {name}={was}, this command {value}")
             notes.append(f"{name} was {was} and is now {value}")
             OmegaConf.update(recorded, name, literal(value) if isinstance(value, str) else value)
     for name, value in options(usual):  # an option that came after the run takes its default
-        group, _, key = name.rpartition(".")
-        if not isinstance(recorded if not group else recorded.get(group), DictConfig):
-            raise UserError(f"the config of {checkpoint or folder} lacks {group}")
-        if group != "data" and key not in (recorded[group] if group else recorded):
+        if not name.startswith(("data.", "style.")) and OmegaConf.select(recorded, name) is None:
             OmegaConf.update(recorded, name, value, force_add=True)
     for note in notes:
         console.print(note, style="yellow", soft_wrap=True)
     recorded.resume = None if checkpoint is None else literal(str(checkpoint))
     recorded.output = None if folder is None else literal(str(folder))
     return recorded
+
+
+def find_checkpoint(cfg: DictConfig, typed: set[str]) -> tuple[Path | None, Path | None]:
+    """Return the folder of the run that a command line means and its newest checkpoint; one of them may be None."""
+    if cfg.resume != "last":
+        checkpoint = Path(cfg.resume)
+        inside = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else None
+        return Path(cfg.output) if cfg.output else inside, checkpoint
+    if not typed & {"style", "output"}:
+        raise UserError("resume=last needs style=NAME, or the run's output=FOLDER")
+    folder = Path(cfg.output) if cfg.output else newest_run(RUNS / style_name(cfg.style))
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"no run in {folder}: it has no config.yaml; leave out resume=last to start one")
+    kept = [folder / "checkpoints" / name for name in (LAST, PREVIOUS)]
+    return folder, kept[0] if any(path.exists() for path in kept) else None
 
 
 def newest_run(root: Path) -> Path:
@@ -101,11 +109,11 @@ def whole_checkpoint(path: Path, notes: list[str]) -> tuple[Path, dict[str, Any]
 
 def options(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, value) of every option; a mapping of layers is one value."""
-    for key in map(str, cfg):
-        if isinstance(cfg[key], DictConfig):
-            yield from ((f"{key}.{name}", value) for name, value in cfg[key].items())
+    for key, value in cfg.items():
+        if isinstance(value, DictConfig):
+            yield from ((f"{key!s}.{name!s}", item) for name, item in value.items())
         else:
-            yield key, cfg[key]
+            yield str(key), value
 
 
 def escaped(value: Any) -> Any:

@@ -9,6 +9,7 @@ import platform
 import shlex
 import signal
 import sys
+import threading
 import time
 import warnings
 from datetime import datetime
@@ -279,6 +280,8 @@ def main() -> None:
         # Threads that spin while they wait halve the speed as soon as anything else runs, a data worker for instance.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # The log is written by a thread of TensorBoard's, whose errors come up again in this one.
+        threading.excepthook = lambda e: None if isinstance(e.exc_value, OSError) else threading.__excepthook__(e)
         try:
             from omegaconf import OmegaConf
 
@@ -291,7 +294,11 @@ def main() -> None:
         except ModuleNotFoundError as error:
             require_training_packages(error)
         except OSError as error:  # a disk that is full or gone; nothing of the run is lost
-            raise UserError(f"{error.filename or 'writing'}: {error.strerror or error}") from error
+            raise UserError(
+                f"cannot go on: {error.filename or ''} {error.strerror or error}; resume=last does"
+            ) from error
+        finally:
+            threading.excepthook = threading.__excepthook__
         if model is not None:
             print(model)
             print(f"stylize --model {shlex.quote(str(model))} photo.jpg")
