@@ -289,6 +289,14 @@ def test_two_runs_with_one_seed_have_identical_weights_for_any_number_of_workers
     assert_same_weights(Path("w0"), finished.folder)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_two_runs_with_one_seed_have_identical_weights_in_either_precision(precision, train):
+    options = [*SMOKE, "network.width=8", "network.blocks=1", f"trainer.precision={precision}"]
+    for name in ("first", "second"):
+        assert train("style=starry_night", *options, "style.size=384", f"output={name}").code == 0
+    assert_same_weights(Path("first"), Path("second"))
+
+
 def test_another_seed_has_other_weights(finished, train):
     draw_picture(Path("pic.jpg"))
     assert train(*CUSTOM, *SMOKE, "seed=1", "output=other").code == 0

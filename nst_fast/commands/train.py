@@ -294,9 +294,8 @@ def main() -> None:
         except ModuleNotFoundError as error:
             require_training_packages(error)
         except OSError as error:  # a disk that is full or gone; nothing of the run is lost
-            raise UserError(
-                f"cannot go on: {error.filename or ''} {error.strerror or error}; resume=last does"
-            ) from error
+            place = error.filename or "cannot write the run"
+            raise UserError(f"{place}: {error.strerror or error}; go on with resume=last") from error
         finally:
             threading.excepthook = threading.__excepthook__
         if model is not None:
