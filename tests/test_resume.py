@@ -177,6 +177,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_with_its_config(ru
     assert_as_if_untouched(run, runs)
 
 
+@pytest.mark.parametrize("content", ["{", "- 1\n- 2\n", "style: 3\n", "\0"])
+def test_a_damaged_config_of_a_run_without_checkpoint_is_one_line(content, train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(content)
+    assert_one_line(train(STYLE, "resume=last", "output=run"), "run")
+
+
 def test_a_checkpoint_by_its_path_needs_no_other_option(runs, train, tmp_path):
     run = copy_run(runs, "half", tmp_path / "elsewhere")
     assert train(f"resume={run / 'checkpoints' / 'last.ckpt'}").code == 0

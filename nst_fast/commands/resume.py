@@ -37,7 +37,10 @@ def resume_run(arguments: list[str], console: Console) -> DictConfig:
         recorded: Any = OmegaConf.create(escaped(config))
     elif folder:
         notes.append(f"{folder} has no checkpoint yet: starting over")
-        recorded = OmegaConf.load(folder / "config.yaml")
+        try:
+            recorded = OmegaConf.load(folder / "config.yaml")
+        except Exception as error:  # a damaged file can fail in any way
+            raise UserError(f"{folder / 'config.yaml'} cannot be read ({type(error).__name__}); start anew") from error
     run = checkpoint or folder
     groups = [str(key) for key, value in wanted.items() if isinstance(value, DictConfig)]
     for group in groups:
