@@ -6,8 +6,11 @@ Every example is a function of (seed, index) alone, so the number of workers, a 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nst_fast.assets import cache_folder
 from nst_fast.errors import UserError
-from nst_fast.images import find_pictures, load_image, resize_short_side, to_rgb, write_atomically
+from nst_fast.images import find_pictures, load_image, resize_short_side, to_rgb
 
 Progress = Callable[[int, int], None]
 LONGEST_ASPECT = 3.0  # longer pictures are cut: a 1×10000 one would be huge at a useful short side
@@ -140,7 +143,7 @@ class FolderImages(Dataset[Tensor]):
         self.root, self.size, self.seed = Path(root), size, seed
         self.short_side = round(1.25 * size)
         files = find_pictures(root)
-        listing = "".join(f"{p.relative_to(self.root)}\0{p.stat().st_size}\0{p.stat().st_mtime_ns}\0" for p in files)
+        listing = "".join(f"{p.relative_to(self.root)}\0{size_and_time(p)}\0" for p in files)
         key = f"{self.root.resolve()}\0{self.short_side}\0{listing}"
         self.cache = (
             cache_folder() / "content" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -173,24 +176,35 @@ class FolderImages(Dataset[Tensor]):
         return np.asarray(resize_short_side(rgb, self.short_side))
 
     def build(self, files: list[Path], progress: Progress | None) -> None:
-        """Decode every picture into the cache; it counts only once its index is written."""
+        """Decode every picture into a folder beside the cache, then rename it: two processes may do so at once."""
         shapes, skipped = [], []
         try:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            with ThreadPoolExecutor() as pool, (self.cache / "pixels.uint8").open("wb") as out:
-                for done, (path, pixels) in enumerate(zip(files, pool.map(self.decode, files), strict=True), start=1):
-                    if isinstance(pixels, str):
-                        skipped.append((str(path), pixels))
-                    else:
-                        shapes.append(pixels.shape)
-                        out.write(pixels.tobytes())
-                    if progress:
-                        progress(done, len(files))
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.cache.parent) as name:
+                unfinished = Path(name) / "unfinished"
+                unfinished.mkdir()
+                with ThreadPoolExecutor() as pool, (unfinished / "pixels.uint8").open("wb") as out:
+                    decoded = pool.map(self.decode, files)
+                    for done, (path, pixels) in enumerate(zip(files, decoded, strict=True), start=1):
+                        if isinstance(pixels, str):
+                            skipped.append((str(path), pixels))
+                        else:
+                            shapes.append(pixels.shape)
+                            out.write(pixels.tobytes())
+                        if progress:
+                            progress(done, len(files))
+                index = json.dumps({"shapes": shapes, "skipped": skipped})
+                (unfinished / "index.json").write_text(index)
+                try:
+                    unfinished.rename(self.cache)
+                except OSError:  # it is there by now
+                    if not (self.cache / "index.json").exists():
+                        shutil.rmtree(self.cache)
+                        unfinished.rename(self.cache)
         except OSError as error:
             raise UserError(
                 f"cannot write the picture cache {self.cache}: {error.strerror}; NST_FAST_CACHE=FOLDER moves it"
             ) from error
-        write_atomically(self.cache / "index.json", json.dumps({"shapes": shapes, "skipped": skipped}).encode())
 
     def __getitem__(self, index: int) -> Tensor:
         rng = np.random.default_rng((self.seed, index))
@@ -200,17 +214,25 @@ class FolderImages(Dataset[Tensor]):
         return torch.from_numpy(window.transpose(2, 0, 1).copy())
 
 
-class Forever(Sampler[int]):
-    """Count upwards from an index, without end."""
+def size_and_time(path: Path) -> str:
+    """Return what changes with a file's content, or nothing where it has just vanished."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_size}\0{status.st_mtime_ns}"
 
-    def __init__(self, start: int) -> None:
-        self.start = start
+
+class Forever(Sampler[int]):
+    """Count upwards from an index, without end; each of several processes takes its share of every batch."""
+
+    def __init__(self, start: int, batch_size: int = 1, rank: int = 0, processes: int = 1) -> None:
+        self.start, self.batch_size, self.rank, self.processes = start, batch_size, rank, processes
 
     def __iter__(self) -> Iterator[int]:
-        index = self.start
-        while True:
-            yield index
-            index += 1
+        first = self.start + self.rank * self.batch_size
+        for share in itertools.count(first, self.processes * self.batch_size):
+            yield from range(share, share + self.batch_size)
 
 
 class ContentImages(pl.LightningDataModule):
@@ -218,7 +240,7 @@ class ContentImages(pl.LightningDataModule):
 
     Args:
         images: a dataset whose item i is a function of i alone.
-        batch_size: pictures a step.
+        batch_size: pictures a step, for each of the processes that train together.
         num_workers: processes that prepare them; changes nothing but speed.
         validation: a folder of photographs never trained on, or None for the two bundled ones.
         size: side of the validation photographs, centre crops, px.
@@ -236,13 +258,15 @@ class ContentImages(pl.LightningDataModule):
         self.validation = torch.stack([centre_crop(p, size) for p in photographs])
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        """Return the endless loader, starting where the run stopped."""
-        module = self.trainer.lightning_module if self.trainer else None
-        seen = int(module.batches_seen) if module is not None else 0  # type: ignore[arg-type]
+        """Return the endless loader of this process, starting where the run stopped."""
+        seen, rank, processes = 0, 0, 1
+        if self.trainer:
+            seen = int(self.trainer.lightning_module.batches_seen)  # type: ignore[arg-type]
+            rank, processes = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(
             self.images,
             self.batch_size,
-            sampler=Forever(seen * self.batch_size),
+            sampler=Forever(seen * processes * self.batch_size, self.batch_size, rank, processes),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,

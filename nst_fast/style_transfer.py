@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from nst_fast import __version__
@@ -20,6 +24,7 @@ from nst_fast.losses import PerceptualLoss, pixel_grid
 from nst_fast.networks import TransformationNetwork
 
 CHECKPOINT_KEY = "nst_fast"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 MOST_SKIPPED_IN_A_ROW = 20  # steps; past this the run is broken, not unlucky
 
 
@@ -55,7 +60,9 @@ class StyleTransfer(pl.LightningModule):
         self.automatic_optimization = False  # a non-finite step is skipped whole: no update, no momentum
         self.strict_loading = False  # the frozen loss network is not in checkpoints
         self.batches_seen, self.skipped_steps, self.skipped_in_a_row = 0, 0, 0
-        self.seconds = 0.0  # of training, over all sessions of a resumed run
+        self.seconds = self.earlier_seconds = (
+            0.0  # of training, over all sessions of a resumed run, and before this one
+        )
         self.started = self.clock = 0.0
         self.first_batch = 0
         self.samples_folder: Path | None = None
@@ -70,8 +77,8 @@ class StyleTransfer(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def stylize(self, content: Tensor) -> Tensor:
-        """Return stylized images (N, 3, H, W), float32, not clamped."""
-        return self.network(content.contiguous(memory_format=torch.channels_last)).float()
+        """Return stylized images (N, 3, H, W), in the weights' type, not clamped."""
+        return self.network(content.contiguous(memory_format=torch.channels_last)).to(self.dtype)
 
     def losses(self, content: Tensor, stylized: Tensor) -> dict[str, Tensor]:
         """Return the perceptual loss's terms for a batch, with ``grid`` beside them and in the total."""
@@ -81,7 +88,7 @@ class StyleTransfer(pl.LightningModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """Take one optimiser step on content images (N, 3, H, W) uint8, or skip it where it is not finite."""
-        content = (batch.float() / 255).contiguous(memory_format=torch.channels_last)
+        content = (batch.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
         terms = self.losses(content, self.stylize(content))
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
@@ -105,7 +112,8 @@ class StyleTransfer(pl.LightningModule):
         self.log("train/gradient_norm", norm)
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        self.log("images_per_second", (self.batches_seen - self.first_batch) * len(batch) / (now - self.started))
+        images = (self.batches_seen - self.first_batch) * len(batch) * self.trainer.world_size
+        self.log("images_per_second", images / (now - self.started))
 
     def on_train_start(self) -> None:
         """Start the clocks."""
@@ -114,7 +122,7 @@ class StyleTransfer(pl.LightningModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Log the losses of the clamped pictures, as a viewer sees them, and keep the first ones as a strip."""
-        content = (batch.float() / 255).contiguous(memory_format=torch.channels_last)
+        content = (batch.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
         stylized = self.stylize(content).clamp(0, 1)
         for name, value in self.losses(content, stylized).items():
             self.log(f"val/{name}_loss", value, batch_size=len(batch), prog_bar=False)
@@ -130,7 +138,7 @@ class StyleTransfer(pl.LightningModule):
         """Write content images above their stylized ones, to TensorBoard and as PNG."""
         strip = torch.cat([torch.cat(list(row), dim=2) for row in (content, stylized)], dim=1).float()
         for logger in self.loggers:
-            logger.experiment.add_image("val/strip", strip, self.global_step)  # type: ignore[attr-defined]
+            logger.experiment.add_image("val/strip", strip, max(self.batches_seen - 1, 0))  # type: ignore[attr-defined]
         if self.samples_folder is not None and self.trainer.is_global_zero:
             pixels = (strip * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             name = f"step_{self.global_step:06d}.png"
@@ -146,6 +154,7 @@ class StyleTransfer(pl.LightningModule):
             "step": self.global_step,
             "batches_seen": self.batches_seen,
             "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "seconds": self.seconds,
             "validation_losses": self.validation_losses,
         }
@@ -154,7 +163,49 @@ class StyleTransfer(pl.LightningModule):
         """Take the counters up where the checkpoint left them."""
         ours = checkpoint[CHECKPOINT_KEY]
         self.batches_seen, self.skipped_steps = ours["batches_seen"], ours["skipped_steps"]
-        self.seconds, self.validation_losses = ours["seconds"], ours["validation_losses"]
+        self.skipped_in_a_row = ours.get("skipped_in_a_row", 0)
+        self.seconds = self.earlier_seconds = ours["seconds"]
+        self.validation_losses = ours["validation_losses"]
+
+
+class Checkpoints(TorchCheckpointIO):
+    """Write checkpoints so that whatever happens meanwhile the newest or the one before is whole on the disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a file beside the target, flush it to the disk, keep the target as `PREVIOUS`, rename.
+
+        Raises UserError where the place cannot be written.
+        """
+        path = Path(path)
+        unfinished = path.with_name(f".{path.name}.unfinished")  # one name: what a killed run left is written over
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists() and damage(path) is None:  # a damaged one must not take a good one's place
+                path.replace(path.with_name(PREVIOUS))
+            unfinished.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # where nothing can be written nothing can be removed
+                unfinished.unlink(missing_ok=True)
+            kept = "; the checkpoint before it is whole" if path.exists() else ""
+            raise UserError(f"cannot write {path}: {error.strerror}{kept}") from error
+
+
+def damage(path: str | Path) -> str | None:
+    """Return what is wrong with a checkpoint's bytes, or None; torch writes checksums but does not read them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                return "compressed, which torch never does"
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged archive can fail in any way
+        return type(error).__name__
+    return damaged and f"the checksum of {damaged} does not match"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -165,6 +216,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not os.path.isfile(path):
         raise UserError(f"no checkpoint at {path}")
+    if (wrong := damage(path)) is not None:
+        raise UserError(f"{path} is no PyTorch checkpoint, or a damaged one ({wrong})")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile pickle can fail in any way

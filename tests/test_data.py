@@ -1,6 +1,7 @@
 """Content images: what item i is, which files a folder gives, where a loader starts."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from nst_fast import data
 from nst_fast.data import (
     BundledImages,
     ContentImages,
@@ -23,6 +25,7 @@ from nst_fast.data import (
     random_window,
 )
 from nst_fast.errors import UserError
+from nst_fast.images import find_pictures
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
@@ -234,6 +237,26 @@ def test_a_folder_lies_in_the_cache_folder_and_not_among_the_pictures(tmp_path):
     images = FolderImages(root, SIZE, 0)
     assert images.cache.is_relative_to(os.environ["NST_FAST_CACHE"])
     assert sorted(root.rglob("*")) == before
+
+
+def test_a_folder_may_be_decoded_by_several_at_once(tmp_path):
+    root = make_folder(tmp_path / "tree")
+    with ThreadPoolExecutor(4) as pool:
+        several = list(pool.map(lambda _: FolderImages(root, SIZE, 0), range(4)))
+    assert len({images.cache for images in several}) == 1
+    for images in several:
+        assert torch.equal(items(images, 20), items(several[0], 20))
+    assert [p.name for p in several[0].cache.parent.iterdir() if not (p / "index.json").exists()] == []
+
+
+def test_a_picture_that_vanishes_while_the_folder_is_listed_is_skipped(tmp_path, monkeypatch):
+    root = make_folder(tmp_path / "tree")
+    listed = find_pictures(root)
+    (root / "red.jpg").unlink()
+    monkeypatch.setattr(data, "find_pictures", lambda _: listed)
+    images = FolderImages(root, SIZE, 0)
+    assert root / "red.jpg" in {path for path, _ in images.skipped}
+    assert seen_colours(images) == set(COLOURS) - {"red.jpg"}
 
 
 def one_line_refusal(root: Path) -> str:

@@ -133,7 +133,7 @@ def test_a_run_leaves_exactly_the_files_that_are_documented(finished):
         "pic.onnx",
         "summary.json",
     }
-    assert [p.name for p in (finished.folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert {p.name for p in (finished.folder / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
     assert {p.name for p in finished.cwd.iterdir()} == {"pic.jpg", "photo.jpg", "runs"}
 
 
@@ -287,6 +287,14 @@ def test_two_runs_with_one_seed_have_identical_weights_for_any_number_of_workers
         assert train(*CUSTOM, *options).code == 0
     assert_same_weights(Path("w0"), Path("w1"))
     assert_same_weights(Path("w0"), finished.folder)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_two_runs_with_one_seed_have_identical_weights_in_either_precision(precision, train):
+    options = [*SMOKE, "network.width=8", "network.blocks=1", f"trainer.precision={precision}"]
+    for name in ("first", "second"):
+        assert train("style=starry_night", *options, "style.size=384", f"output={name}").code == 0
+    assert_same_weights(Path("first"), Path("second"))
 
 
 def test_another_seed_has_other_weights(finished, train):
@@ -516,6 +524,6 @@ def test_help_names_only_options_that_exist_and_examples_that_can_be_read(train)
         group, _, key = option.rpartition(".")
         assert key in (OmegaConf.select(cfg, group) if group else cfg) or (ROOT / "configs" / option).is_dir()
     examples = [line.removeprefix("  train ") for line in usage.splitlines() if line.startswith("  train ")]
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         load_config("train", shlex.split(example))

@@ -63,7 +63,8 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
                 raise UserError(f"unknown {key} {value!r}: {nearest(value, known)}")
             choices.append(argument)
         elif key in PATH_OPTIONS:
-            paths[key] = None if value == "null" else os.path.abspath(os.path.expanduser(value))
+            word = {"null": None, "last": "last" if key == "resume" else os.path.abspath(value)}
+            paths[key] = word[value] if value in word else os.path.abspath(os.path.expanduser(value))
         else:
             values.append(argument)
     with initialize_config_dir(str(folder), version_base="1.3"):

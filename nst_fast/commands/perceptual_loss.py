@@ -28,17 +28,19 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
     cfg.loss_network.name, warning = choose_loss_network(cfg.loss_network.name, gpu)
     if warning:
         console.print(warning, style="yellow")
-    if cfg.style.name is None:
-        if not (cfg.style.image or cfg.style.targets):
-            raise UserError("style=custom needs a picture: style.image=FILE")
-        cfg.style.name = literal(Path(cfg.style.image or cfg.style.targets).stem)
-    cfg.style.name = literal(str(cfg.style.name))
-    if Path(cfg.style.name).name != cfg.style.name:
-        raise UserError(
-            f"style.name is {cfg.style.name!r}; a name without slashes is needed, files are called after it"
-        )
+    cfg.style.name = literal(style_name(cfg.style))
     if cfg.style.title is None:
         cfg.style.title = literal(cfg.style.name)
+
+
+def style_name(style: Any) -> str:
+    """Return what a style is called: its name, or its picture's; raises UserError where it has neither."""
+    if style.name is None and not (style.image or style.targets):
+        raise UserError("style=custom needs a picture: style.image=FILE")
+    name = Path(style.image or style.targets).stem if style.name is None else str(style.name)
+    if Path(name).name != name:
+        raise UserError(f"style.name is {name!r}; a name without slashes is needed, files are called after it")
+    return name
 
 
 def create_perceptual_loss(cfg: Any) -> PerceptualLoss:

@@ -45,7 +45,8 @@ class TrainingProgress(Callback):
         now = time.perf_counter()
         if not self.console.is_terminal and now - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = now
-            left = (trainer.max_steps - trainer.global_step) * trainer.train_dataloader.batch_size  # type: ignore[union-attr]
+            batch_size = trainer.train_dataloader.batch_size * trainer.world_size  # type: ignore[union-attr]
+            left = (trainer.max_steps - trainer.global_step) * batch_size
             minutes = left / max(float(metrics["images_per_second"]), 1e-9) / 60
             line = f"step {trainer.global_step} of {trainer.max_steps}  {losses}  {minutes:.1f} minutes left"
             self.console.print(line, soft_wrap=True)

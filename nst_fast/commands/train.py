@@ -8,6 +8,8 @@ import os
 import platform
 import shlex
 import signal
+import sys
+import threading
 import time
 import warnings
 from datetime import datetime
@@ -35,7 +37,8 @@ Train a transformation network on a style and export it to ONNX.
   loss_network=NAME        vgg19_slim, vgg19 or teachers (default: chosen by the device)
   network=NAME             fast or johnson
   experiment=johnson2016   the field's standard recipe
-  resume=CHECKPOINT        go on from a checkpoint; repeat the options of its run
+  resume=last              go on with the newest run of the style, or with the one in output=FOLDER
+  resume=CHECKPOINT        go on from a checkpoint; its run's options hold and need not be repeated
   output=FOLDER            folder of the run (default: runs/train/<style>/<time>)
   --cfg                    print the resolved config and stop
   --version                print the version
@@ -44,6 +47,7 @@ examples:
   train style=starry_night
   train style=custom style.image="my picture (1).jpg" style.size=256
   train style=the_scream data=folder data.root=~/Pictures trainer.max_steps=5000
+  train style=the_scream resume=last
 """
 
 
@@ -71,6 +75,7 @@ def resolve(cfg: Any, console: Console) -> None:
     require_choice(cfg, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda"))
     require_choice(cfg, "trainer.precision", ("auto", "32-true", "bf16-mixed", "16-mixed"))
     require_number(cfg, "trainer.devices", 1)
+    require_number(cfg, "trainer.num_nodes", 1)
     require_choice(cfg, "trainer.strategy", ("auto", *StrategyRegistry.available_strategies()))
     for key in ("trainer.learning_rate", "trainer.gradient_clip", "trainer.grid_weight"):
         require_number(cfg, key, 0, whole=False)
@@ -107,53 +112,74 @@ def create_data(cfg: Any, console: Console) -> Any:
     return ContentImages(images, cfg.data.batch_size, cfg.data.num_workers, cfg.data.size, cfg.data.validation)
 
 
-def train(cfg: Any) -> Path:
-    """Train as a config says, leave the run's folder behind and return the path of the ONNX file."""
+def train(arguments: list[str]) -> Path | None:
+    """Train as a command line says, leave the run's folder behind and return the path of the ONNX file.
+
+    Of several processes that train together the first one writes and prints; the others return None.
+    """
     import pytorch_lightning as pl
     import torch
     from omegaconf import OmegaConf
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
+    from pytorch_lightning.utilities import rank_zero_only
 
-    from nst_fast.commands.configuration import literal
+    from nst_fast.commands.configuration import literal, load_config
     from nst_fast.commands.export import export_checkpoint
+    from nst_fast.commands.interruption import Interruption, interrupt_at_once
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
     from nst_fast.commands.progress import TrainingProgress
+    from nst_fast.commands.resume import RUNS, resume_run
+    from nst_fast.images import write_atomically
     from nst_fast.networks import create_network
-    from nst_fast.style_transfer import CHECKPOINT_KEY, StyleTransfer, read_checkpoint
+    from nst_fast.style_transfer import CHECKPOINT_KEY, LAST, PREVIOUS, Checkpoints, StyleTransfer, read_checkpoint
 
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False, quiet=not first)
+    resumed = any(a.startswith("resume=") and a != "resume=null" for a in arguments)
+    cfg = resume_run(arguments, console) if resumed else load_config("train", arguments)
     resolve(cfg, console)
     pl.seed_everything(cfg.seed, verbose=False)
     # First of all that draws random numbers: the same seed starts alike whatever the loss network.
     network = create_network(cfg.network.name, cfg.network.width, cfg.network.blocks)
-    resume = None
-    if cfg.resume is not None:
-        earlier_config = OmegaConf.create(read_checkpoint(cfg.resume)[CHECKPOINT_KEY]["config"])
-        for key in ("network.name", "network.width", "network.blocks", "trainer.max_steps"):
-            was, now = OmegaConf.select(earlier_config, key), OmegaConf.select(cfg, key)
-            if was != now:
-                raise UserError(f"{cfg.resume} is of a run with {key}={was}, this one has {now}")
-        resume = cfg.resume
+    started = datetime.now()
+    resume, cfg.resume = cfg.resume, None
+    earlier: dict[str, Any] = {} if resume is None else read_checkpoint(resume)[CHECKPOINT_KEY]
+    output = Path(cfg.output or RUNS / cfg.style.name / started.strftime("%Y-%m-%d_%H-%M-%S"))
+    model = output / f"{cfg.style.name}.onnx"
+    last = output / "checkpoints" / LAST
+    in_place = resume is not None and Path(resume).parent.resolve() == last.parent.resolve()
+    if in_place and (output / "summary.json").exists() and model.exists():
+        console.print(f"the run in {output} is finished", soft_wrap=True)
+        return model if first else None
     data = create_data(cfg, console)
     perceptual_loss = create_perceptual_loss(cfg)
     grams, sha256 = find_style(cfg.style, perceptual_loss)
     perceptual_loss.set_style(grams)
     recorded = {"image_sha256": sha256, "loss_network": perceptual_loss.loss_network.identity}
+    for key, value in recorded.items():
+        if earlier and earlier[key] != value:
+            raise UserError(f"{resume} was trained with {key} {earlier[key]}, this command has {value}")
+    skipped: dict[str, str] = dict(earlier.get("skipped_pictures", {}))
+    skipped |= {str(path): reason for path, reason in data.images.skipped}
 
-    started = datetime.now()
-    output = Path(cfg.output or Path("runs", "train", cfg.style.name, started.strftime("%Y-%m-%d_%H-%M-%S")))
-    cfg.output = literal(str(output))
+    named, cfg.output = cfg.output is not None, literal(str(output))
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, output / "config.yaml")
-    except OSError as error:
-        raise UserError(f"cannot write the run into {output}: {error.strerror}; output=FOLDER moves it") from error
+    if first:
+        if not in_place and (last.exists() or last.with_name(PREVIOUS).exists()):
+            raise UserError(
+                f"{output} holds a run already; resume=last goes on with it, another output=FOLDER does not"
+            )
+        try:
+            output.mkdir(parents=True, exist_ok=named)
+            write_atomically(output / "config.yaml", OmegaConf.to_yaml(cfg).encode())
+        except (OSError, UserError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"cannot write the run into {output}: {reason}; output=FOLDER moves it") from error
 
-    description = {"config": config, **recorded}
+    description = {"config": config, **recorded, "skipped_pictures": skipped}
     module = StyleTransfer(
         network,
         perceptual_loss,
@@ -165,14 +191,15 @@ def train(cfg: Any) -> Path:
     )
     module.samples_folder = output / "samples"
     checkpoints = ModelCheckpoint(
-        output / "checkpoints",
-        filename="last",
-        every_n_train_steps=cfg.trainer.validate_every,
+        last.parent,
+        filename=last.stem,
+        save_on_train_epoch_end=False,  # but after each validation, whose losses are in it
         enable_version_counter=False,
     )
     trainer = pl.Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
+        num_nodes=cfg.trainer.num_nodes,
         strategy=cfg.trainer.strategy,
         precision=cfg.trainer.precision,
         max_steps=cfg.trainer.max_steps,
@@ -180,47 +207,55 @@ def train(cfg: Any) -> Path:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=min(10, cfg.trainer.validate_every),
-        callbacks=[checkpoints, TrainingProgress(console)],
+        callbacks=[checkpoints, TrainingProgress(console), Interruption()],
+        plugins=[Checkpoints()],
+        use_distributed_sampler=False,  # the data know which share is whose
         enable_progress_bar=False,
-        logger=TensorBoardLogger(output / "tensorboard", name="", version=""),
+        # What a killed session logged after its last checkpoint is logged again.
+        logger=TensorBoardLogger(
+            output / "tensorboard", name="", version="", purge_step=earlier.get("batches_seen", 0)
+        ),
         enable_model_summary=False,
     )
+    images_a_step = cfg.data.batch_size * trainer.world_size
     console.print(
         f"style {cfg.style.name} at {cfg.style.size} px, loss network {recorded['loss_network'][:30]}, "
-        f"network {cfg.network.name}, data {cfg.data.name}, {cfg.trainer.max_steps} steps of {cfg.data.batch_size} "
+        f"network {cfg.network.name}, data {cfg.data.name}, {cfg.trainer.max_steps} steps of {images_a_step} "
         f"on {cfg.trainer.accelerator} in {cfg.trainer.precision} → {output}",
         soft_wrap=True,
     )
 
-    def stop(*_: Any) -> None:
-        trainer.should_stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one stops at once
-
     start = time.perf_counter()
-    earlier = signal.signal(signal.SIGINT, stop)
     with warnings.catch_warnings():
         # Lightning's hints for other set-ups than this one: a frozen network, steps taken by hand, an endless loader.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-        signal.signal(signal.SIGINT, earlier)
-        last = output / "checkpoints" / "last.ckpt"
+        try:
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        except SystemExit as error:  # so Lightning leaves on a second Ctrl-C
+            raise KeyboardInterrupt from error
+        interrupt_at_once()
         if trainer.global_step < cfg.trainer.max_steps:
             trainer.save_checkpoint(last)
+            if not trainer.is_global_zero:
+                sys.exit(1)
             raise UserError(f"stopped at step {trainer.global_step}; go on with resume={shlex.quote(str(last))}")
         trainer.validate(module, data, verbose=False)
         trainer.save_checkpoint(last)
+    if not trainer.is_global_zero:
+        return None
     checkpoint = read_checkpoint(last)
-    model = export_checkpoint(checkpoint, output / f"{cfg.style.name}.onnx")
+    export_checkpoint(checkpoint, model)
     if cfg.float_nchw:
         export_checkpoint(checkpoint, output / f"{cfg.style.name}.float.onnx", float_nchw=True)
     summary = {
         "style": cfg.style.name,
         "steps": trainer.global_step,
         "skipped_steps": module.skipped_steps,
-        "skipped_pictures": [str(path) for path, _ in data.images.skipped],
+        "skipped_pictures": list(skipped),
         "validation_losses": module.validation_losses,
-        "seconds": time.perf_counter() - start,
-        "images_per_second": trainer.global_step * cfg.data.batch_size / max(module.seconds, 1e-9),
+        "seconds": module.earlier_seconds + time.perf_counter() - start,
+        "images_per_second": trainer.global_step * images_a_step / max(module.seconds, 1e-9),
+        "processes": trainer.world_size,
         "device": torch.cuda.get_device_name()
         if cfg.trainer.accelerator == "gpu"
         else f"CPU, {torch.get_num_threads()} threads",
@@ -228,10 +263,10 @@ def train(cfg: Any) -> Path:
         "loss_network": recorded["loss_network"],
         "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    if data.images.skipped:
-        console.print(f"{len(data.images.skipped)} pictures could not be read and were left out:", style="yellow")
-        for path, reason in data.images.skipped:
+    write_atomically(output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    if skipped:
+        console.print(f"{len(skipped)} pictures could not be read and were left out:", style="yellow")
+        for path, reason in skipped.items():
             console.print(f"  {path}: {reason}", soft_wrap=True)
     if module.skipped_steps:
         console.print(f"{module.skipped_steps} steps were not finite and were skipped", style="yellow")
@@ -244,20 +279,28 @@ def main() -> None:
     def command(arguments: list[str]) -> None:
         # Threads that spin while they wait halve the speed as soon as anything else runs, a data worker for instance.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # The log is written by a thread of TensorBoard's, whose errors come up again in this one.
+        threading.excepthook = lambda e: None if isinstance(e.exc_value, OSError) else threading.__excepthook__(e)
         try:
             from omegaconf import OmegaConf
 
             from nst_fast.commands.configuration import load_config
 
-            cfg = load_config("train", [a for a in arguments if a != "--cfg"])
             if "--cfg" in arguments:
-                print(OmegaConf.to_yaml(cfg), end="")
+                print(OmegaConf.to_yaml(load_config("train", [a for a in arguments if a != "--cfg"])), end="")
                 return
-            model = train(cfg)
+            model = train(arguments)
         except ModuleNotFoundError as error:
             require_training_packages(error)
-        print(model)
-        print(f"stylize --model {shlex.quote(str(model))} photo.jpg")
+        except OSError as error:  # a disk that is full or gone; nothing of the run is lost
+            place = error.filename or "cannot write the run"
+            raise UserError(f"{place}: {error.strerror or error}; go on with resume=last") from error
+        finally:
+            threading.excepthook = threading.__excepthook__
+        if model is not None:
+            print(model)
+            print(f"stylize --model {shlex.quote(str(model))} photo.jpg")
 
     run(command, "train", USAGE)
 

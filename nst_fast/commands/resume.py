@@ -1,0 +1,126 @@
+"""Going on with a run: which one, from which checkpoint, with which config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from nst_fast.assets import shipped
+from nst_fast.commands.configuration import PATH_OPTIONS, literal, load_config
+from nst_fast.commands.perceptual_loss import style_name
+from nst_fast.errors import UserError
+from nst_fast.style_transfer import CHECKPOINT_KEY, LAST, PREVIOUS, read_checkpoint
+
+RUNS = Path("runs", "train")
+# Where things lie and who reads them may change in the middle of a run; what is trained may not.
+MAY_CHANGE = PATH_OPTIONS | {"data.num_workers"}
+
+
+def resume_run(arguments: list[str], console: Console) -> DictConfig:
+    """Return the recorded config of an earlier run, its ``resume`` the checkpoint to go on from, None to start over.
+
+    Raises UserError where there is no such run, none of its checkpoints can be read, or an option contradicts it.
+    """
+    typed = {a.partition("=")[0] for a in arguments}
+    if "style" not in typed:
+        arguments = ["style=custom", *arguments]
+    style = [a for a in arguments if a.partition("=")[0].partition(".")[0] == "style"]
+    notes: list[str] = []
+    wanted = load_config("train", [*style, *(a for a in arguments if a.startswith(("resume=", "output=")))])
+    folder, checkpoint = find_checkpoint(wanted, typed)
+    if checkpoint:
+        checkpoint, config = whole_checkpoint(checkpoint, notes)
+        recorded: Any = OmegaConf.create(escaped(config))
+    elif folder:
+        notes.append(f"{folder} has no checkpoint yet: starting over")
+        try:
+            recorded = OmegaConf.load(folder / "config.yaml")
+        except Exception as error:  # a damaged file can fail in any way
+            raise UserError(f"{folder / 'config.yaml'} cannot be read ({type(error).__name__}); start anew") from error
+    run = checkpoint or folder
+    groups = [str(key) for key, value in wanted.items() if isinstance(value, DictConfig)]
+    for group in groups:
+        if not isinstance(recorded, DictConfig) or not isinstance(recorded.get(group), DictConfig):
+            raise UserError(f"the config of {run} lacks {group}")
+
+    # What the command line says beside the run's own choices, as opposed to what these bring with them.
+    files = {group: shipped("configs") / group / f"{recorded[group].get('name')}.yaml" for group in groups}
+    choices = [
+        f"{group}={path.stem}" for group, path in files.items() if group not in typed | {"style"} and path.is_file()
+    ]
+    choices += ["data.root=."] if "data=folder" in choices else []
+    usual = load_config("train", [*(a for a in style if a.startswith("style=")), *choices])
+    typed |= {f"{key}.name" for key in typed}
+    for name, value in options(load_config("train", [*choices, *arguments])):
+        usually, was = OmegaConf.select(usual, name), OmegaConf.select(recorded, name)
+        if name in ("resume", "output") or value in (None, "auto") or (name not in typed and value == usually):
+            continue
+        if value != was and str(value) != str(was):
+            if name not in MAY_CHANGE:
+                raise UserError(f"the run of {run} has {name}={was}, this command {value}")
+            notes.append(f"{name} was {was} and is now {value}")
+            OmegaConf.update(recorded, name, literal(value) if isinstance(value, str) else value)
+    for name, value in options(usual):  # an option that came after the run takes its default
+        if not name.startswith(("data.", "style.")) and OmegaConf.select(recorded, name) is None:
+            OmegaConf.update(recorded, name, value, force_add=True)
+    for note in notes:
+        console.print(note, style="yellow", soft_wrap=True)
+    recorded.resume = None if checkpoint is None else literal(str(checkpoint))
+    recorded.output = None if folder is None else literal(str(folder))
+    return recorded
+
+
+def find_checkpoint(cfg: DictConfig, typed: set[str]) -> tuple[Path | None, Path | None]:
+    """Return the folder of the run that a command line means and its newest checkpoint; one of them may be None."""
+    if cfg.resume != "last":
+        checkpoint = Path(cfg.resume)
+        inside = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else None
+        return Path(cfg.output) if cfg.output else inside, checkpoint
+    if not typed & {"style", "output"}:
+        raise UserError("resume=last needs style=NAME, or the run's output=FOLDER")
+    folder = Path(cfg.output) if cfg.output else newest_run(RUNS / style_name(cfg.style))
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"no run in {folder}: it has no config.yaml; leave out resume=last to start one")
+    kept = [folder / "checkpoints" / name for name in (LAST, PREVIOUS)]
+    return folder, kept[0] if any(path.exists() for path in kept) else None
+
+
+def newest_run(root: Path) -> Path:
+    """Return the folder of the run in ``root`` that was started or resumed last."""
+    configs = sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
+    if not configs:
+        raise UserError(f"no run in {root}; leave out resume=last to start one")
+    return configs[-1].parent
+
+
+def whole_checkpoint(path: Path, notes: list[str]) -> tuple[Path, dict[str, Any]]:
+    """Return a checkpoint and its config; those of the one before, noting so, where it is damaged or missing."""
+    previous = path.with_name(PREVIOUS)
+    try:
+        return path, read_checkpoint(path)[CHECKPOINT_KEY]["config"]
+    except UserError as error:
+        if path.name != LAST or not previous.exists():
+            raise
+        config = read_checkpoint(previous)[CHECKPOINT_KEY]["config"]
+        notes.append(f"{error}; going on from {previous}")
+        return previous, config
+
+
+def options(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of every option; a mapping of layers is one value."""
+    for key, value in cfg.items():
+        if isinstance(value, DictConfig):
+            yield from ((f"{key!s}.{name!s}", item) for name, item in value.items())
+        else:
+            yield str(key), value
+
+
+def escaped(value: Any) -> Any:
+    """Return plain types such that OmegaConf reads every string in them as it stands."""
+    if isinstance(value, dict):
+        return {key: escaped(item) for key, item in value.items()}
+    return literal(value) if isinstance(value, str) else value

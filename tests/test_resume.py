@@ -1,0 +1,300 @@
+"""Going on with a run: which one, from which checkpoint, with which config, to the same end."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nst_fast.commands import train as train_command
+from nst_fast.errors import UserError
+from nst_fast.style_transfer import StyleTransfer, read_checkpoint
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+]
+
+STYLE = "style=starry_night"
+SMALL = ["network.width=8", "network.blocks=1", "data.size=32", "data.batch_size=2", "data.num_workers=0"]
+MACHINE = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
+STEPS = 6
+FIRST = [*SMALL, *MACHINE, f"trainer.max_steps={STEPS}", "trainer.validate_every=2"]
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Return `train` as a function of its arguments, run in this process in a fresh folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> Result:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        with pytest.raises(SystemExit) as end:
+            train_command.main()
+        return Result(end.value.code or 0, *capsys.readouterr())
+
+    return command
+
+
+def assert_one_line(result: Result, *words: str) -> None:
+    """Check that a command failed in one line with these words, and nothing else."""
+    assert result.code != 0
+    assert result.out == ""
+    (line,) = [line for line in result.err.splitlines() if line.startswith("train: ")]
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in line
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that went through, one stopped half-way and one killed before its first checkpoint."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["train", STYLE, *FIRST, "output=through"])
+        with pytest.raises(SystemExit) as end:
+            train_command.main()
+        assert not end.value.code
+
+        whole_step = StyleTransfer.training_step
+
+        def interrupted(self: StyleTransfer, batch: Any, index: int) -> None:
+            whole_step(self, batch, index)
+            if self.batches_seen == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        patch.setattr(StyleTransfer, "training_step", interrupted)
+        patch.setattr(sys, "argv", ["train", STYLE, *FIRST, "output=half"])
+        with pytest.raises(SystemExit) as end:
+            train_command.main()
+        assert end.value.code == 1
+    (folder / "early").mkdir()
+    shutil.copy(folder / "half" / "config.yaml", folder / "early")
+    return folder
+
+
+def copy_run(runs: Path, name: str, target: Path) -> Path:
+    shutil.copytree(runs / name, target)
+    return target
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_as_if_untouched(run: Path, runs: Path) -> None:
+    """Check that a run ended as the one that went through: weights, losses, log."""
+    first, second = weights(run), weights(runs / "through")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (run, runs / "through")]
+    for key in ("steps", "validation_losses", "skipped_steps"):
+        assert summaries[0][key] == summaries[1][key]
+
+
+def logged(run: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_sigterm_leaves_a_checkpoint_of_its_step(runs):
+    ours = read_checkpoint(runs / "half" / "checkpoints" / "last.ckpt")["nst_fast"]
+    assert ours["step"] == ours["batches_seen"] == 5
+    assert not (runs / "half" / "summary.json").exists()
+
+
+def test_resume_last_goes_on_in_the_same_folder_with_the_recorded_config(runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "runs" / "train" / "starry_night" / "one")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    result = train(STYLE, "resume=last")
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[0] == str(Path("runs", "train", "starry_night", "one", "starry_night.onnx"))
+    assert_as_if_untouched(run, runs)
+    again = yaml.safe_load((run / "config.yaml").read_text())
+    assert {**again, "output": None} == {**config, "output": None}
+
+
+def test_the_log_and_the_seconds_of_a_resumed_run_are_of_all_its_sessions(runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "run")
+    before = read_checkpoint(run / "checkpoints" / "last.ckpt")["nst_fast"]["seconds"]
+    assert train(STYLE, "resume=last", "output=run").code == 0
+    assert json.loads((run / "summary.json").read_text())["seconds"] > before > 0
+    log, untouched = logged(run), logged(runs / "through")
+    for tag in set(untouched) - {"images_per_second", "epoch"}:
+        steps = [step for step, _ in log[tag]]
+        assert steps == sorted(set(steps))
+        assert set(untouched[tag]) <= set(log[tag])
+
+
+def test_the_newest_run_is_the_one_started_or_resumed_last(runs, train, tmp_path):
+    root = tmp_path / "runs" / "train" / "starry_night"
+    for age, name in enumerate(("b", "c", "a")):
+        copy_run(runs, "through" if name == "c" else "half", root / name)
+        os.utime(root / name / "config.yaml", (1e9 - age, 1e9 - age))
+    os.utime(root / "c" / "config.yaml")
+    result = train(STYLE, "resume=last")
+    assert (result.code, Path(result.out.splitlines()[0]).parent.name) == (0, "c")
+
+
+def test_a_finished_run_says_so_and_names_its_model(runs, train, tmp_path):
+    run = copy_run(runs, "through", tmp_path / "run")
+    files = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    for resume in ("last", str(run / "checkpoints" / "last.ckpt")):
+        result = train(STYLE, f"resume={resume}", *(["output=run"] if resume == "last" else []))
+        assert result.code == 0
+        assert result.out.splitlines()[0] == str(run / "starry_night.onnx")
+        assert "is finished" in result.err
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == files
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over_with_its_config(runs, train, tmp_path):
+    run = copy_run(runs, "early", tmp_path / "runs" / "train" / "starry_night" / "early")
+    result = train(STYLE, "resume=last")
+    assert result.code == 0
+    assert "starting over" in result.err.splitlines()[0]
+    assert_as_if_untouched(run, runs)
+
+
+@pytest.mark.parametrize("content", ["{", "- 1\n- 2\n", "style: 3\n", "\0"])
+def test_a_damaged_config_of_a_run_without_checkpoint_is_one_line(content, train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(content)
+    assert_one_line(train(STYLE, "resume=last", "output=run"), "run")
+
+
+def test_a_checkpoint_by_its_path_needs_no_other_option(runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "elsewhere")
+    assert train(f"resume={run / 'checkpoints' / 'last.ckpt'}").code == 0
+    assert_as_if_untouched(run, runs)
+
+
+def test_a_checkpoint_resumed_into_another_folder_leaves_its_own_run_alone(runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "half")
+    files = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert train(f"resume={run / 'checkpoints' / 'last.ckpt'}", "output=fork").code == 0
+    assert_as_if_untouched(tmp_path / "fork", runs)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
+
+
+def test_what_is_where_may_change_and_is_said(runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "run")
+    result = train(STYLE, "resume=last", "output=run", "data.num_workers=1", *MACHINE)
+    assert result.code == 0
+    assert result.err.splitlines()[0] == "data.num_workers was 0 and is now 1"
+    assert_as_if_untouched(run, runs)
+
+
+CONTRADICTIONS = {
+    "another length": (["trainer.max_steps=9"], ["trainer.max_steps=6", "9"]),
+    "a default typed": (["data.size=256"], ["data.size=32", "256"]),
+    "a choice": (["network=johnson"], ["network."]),
+    "a preset": (["trainer=smoke"], ["trainer.max_steps=6", "4"]),
+    "another loss": (["loss=johnson"], ["loss."]),
+    "other layers": (["loss.style_layers={relu1_1: 1}"], ["loss.style_layers"]),
+    "another style": (["style=the_scream"], ["style."]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_an_option_that_contradicts_the_run_is_refused_in_one_line(arguments, words, runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "run")
+    files = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    style = [] if arguments[0].startswith("style=") else [STYLE]
+    assert_one_line(train(*style, "resume=last", "output=run", *arguments), *words)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
+
+
+def test_nothing_to_resume_is_one_line(train, tmp_path):
+    assert_one_line(train(STYLE, "resume=last"), "no run in", "starry_night")
+    assert_one_line(train(STYLE, "resume=last", "output=nowhere"), "no run in", "nowhere")
+    assert_one_line(train("resume=last"), "style=NAME")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_not_started_over_another(runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "run")
+    files = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert_one_line(train(STYLE, *FIRST, "output=run"), "holds a run already", "resume=last")
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
+
+
+def test_another_painting_under_the_same_name_is_refused(train, tmp_path):
+    for seed in (0, 1):
+        blocks = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(blocks.repeat(10, 0).repeat(10, 1)).save("pic.jpg")
+        if seed == 0:
+            options = ["style=custom", "style.image=pic.jpg", "style.size=64", *FIRST, "output=run"]
+            assert train(*options).code == 0
+            (tmp_path / "run" / "summary.json").unlink()
+    assert_one_line(train("resume=last", "output=run"), "image_sha256")
+
+
+def damaged(content: bytes, kind: str) -> bytes:
+    if kind == "one bit":
+        position = len(content) // 2
+        return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+    return {"truncated": content[: len(content) // 3], "empty": b"", "text": b"hello\n"}[kind]
+
+
+@pytest.mark.parametrize("kind", ["one bit", "truncated", "empty", "text", "missing"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_used(kind, runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "run")
+    last = run / "checkpoints" / "last.ckpt"
+    if kind == "missing":
+        last.unlink()
+    else:
+        last.write_bytes(damaged(last.read_bytes(), kind))
+    result = train(STYLE, "resume=last", "output=run")
+    assert result.code == 0, result.err
+    assert str(last) in result.err.splitlines()[0]
+    assert "previous.ckpt" in result.err.splitlines()[0]
+    assert_as_if_untouched(run, runs)
+    read_checkpoint(run / "checkpoints" / "previous.ckpt")
+
+
+def test_two_damaged_checkpoints_are_refused_in_one_line(runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "run")
+    for path in (run / "checkpoints").iterdir():
+        path.write_bytes(damaged(path.read_bytes(), "truncated"))
+    assert_one_line(train(STYLE, "resume=last", "output=run"), "previous.ckpt", "damaged")
+
+
+def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(runs, tmp_path):
+    """torch itself does not read the checksums that it writes."""
+    path, rng = tmp_path / "flipped.ckpt", random.Random(0)
+    content = (runs / "half" / "checkpoints" / "last.ckpt").read_bytes()
+    expected = read_checkpoint(runs / "half" / "checkpoints" / "last.ckpt")["state_dict"]
+    noticed = 0
+    for _ in range(200):
+        flipped, position = bytearray(content), rng.randrange(len(content))
+        flipped[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            got = read_checkpoint(path)["state_dict"]
+        except UserError as error:
+            noticed += "\n" not in str(error)
+        else:  # in the padding between two tensors
+            assert all(torch.equal(got[k], v) for k, v in expected.items())
+    assert noticed > 150
