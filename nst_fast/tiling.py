@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -24,7 +25,10 @@ from onnx.utils import Extractor
 from nst_fast.errors import UserError
 
 TILE = 1024  # px, side of what is kept of a tile
-KEPT_BYTES = 2**30  # of intermediate maps, from which statistics are gathered; larger pictures are sampled
+KEPT_BYTES = 2**31  # of intermediate maps, from which statistics are gathered: 26 megapixels of the shipped model's
+# Larger pictures, which need memory themselves, are sampled: the more places the better, even at halos' cost.
+SAMPLED_BYTES = 2**30
+SAMPLED_TILE = 64  # px
 OLDEST_OPSET = 10  # Slice takes its bounds as inputs
 # px, height and width of the pictures that a graph's geometry is read from; it must not depend on their size
 PROBES = ((160, 192), (149, 203))
@@ -303,6 +307,11 @@ class Tile:
     last: tuple[bool, bool]
 
     @property
+    def seen_size(self) -> tuple[int, int]:
+        """Width and height of what is looked at, px."""
+        return self.seen[2] - self.seen[0], self.seen[3] - self.seen[1]
+
+    @property
     def kept(self) -> Box:
         """The core within what is seen."""
         left, top = self.seen[:2]
@@ -370,10 +379,10 @@ class TiledModel:
         self.stride = math.lcm(*(window.step.numerator for found in maps.values() for window in found.windows))
         reach = max(max(-window.first, window.last) for window in result.windows)
         self.halo = math.ceil(reach / self.stride) * self.stride
-        self.side = max(2, tile // self.stride) * self.stride
+        self.tile = tile
         self.stages = self.cut(model, probes[0], dependent, maps, create_session)
         most = max(sum(probes[0][name].nbytes for name in stage.lives) for stage in self.stages)
-        self.kept_pixels = KEPT_BYTES * math.prod(PROBES[0]) // most
+        self.bytes_per_pixel = most / math.prod(PROBES[0])
 
     def cut(
         self,
@@ -404,11 +413,12 @@ class TiledModel:
             lives = kept
         return stages
 
-    def tiles(self, width: int, height: int) -> list[Tile]:
+    def tiles(self, width: int, height: int, tile: int | None = None) -> list[Tile]:
         """Return tiles that cover a picture, row by row, all of about the same size."""
+        side = max(2, (tile or self.tile) // self.stride) * self.stride
 
         def edges(length: int) -> list[int]:
-            count = math.ceil(length / self.side)
+            count = math.ceil(length / side)
             return [round(i * length / count / self.stride) * self.stride for i in range(count)] + [length]
 
         return [
@@ -425,6 +435,14 @@ class TiledModel:
             for top, bottom in pairwise(edges(height))
             for left, right in pairwise(edges(width))
         ]
+
+    def sample(self, width: int, height: int) -> list[Tile]:
+        """Return small tiles from all over a picture, as many as SAMPLED_BYTES allow."""
+        tiles = self.tiles(width, height, SAMPLED_TILE)
+        most = SAMPLED_BYTES / self.bytes_per_pixel / (SAMPLED_TILE + 2 * self.halo) ** 2
+        # Multiples of the golden ratio spread evenly, however many tiles there are in a row.
+        order = sorted(range(len(tiles)), key=lambda i: i * 0.6180339887 % 1)
+        return [tiles[i] for i in order[: max(1, int(most))]]
 
     def advance(self, number: int, state: Arrays, norms: Arrays, tile: Tile) -> tuple[Arrays, Arrays]:
         """Take a tile through a stage: its new state, and the statistics of the next norm's input over its core."""
@@ -465,26 +483,22 @@ class TiledModel:
             write: takes a box and the stylized pixels in it, as the model gives them.
         """
         tiles = self.tiles(*size)
-        most = max(1, self.kept_pixels // (self.side + 2 * self.halo) ** 2)
-        # Multiples of the golden ratio spread evenly, however many tiles there are in a row.
-        chosen = sorted(range(len(tiles)), key=lambda i: i * 0.6180339887 % 1)[:most]
-        states = {i: {self.image: read(tiles[i].seen)} for i in chosen}
+        kept = self.bytes_per_pixel * sum(math.prod(tile.seen_size) for tile in tiles) <= KEPT_BYTES
+        gathered = tiles if kept else self.sample(*size)
+        states = deque({self.image: read(tile.seen)} for tile in gathered)
         norms: Arrays = {}
         for number in range(len(self.stages) - 1):
             counted = []
-            for i in chosen:
-                states[i], found = self.advance(number, states[i], norms, tiles[i])
+            for i, tile in enumerate(gathered):
+                states[i], found = self.advance(number, states[i], norms, tile)
                 counted.append({name: found[name.format(number)] for name in (SHAPE, MEAN, VARIANCE)})
             norms |= self.merge(number, counted)
-        if len(chosen) < len(tiles):
-            states = {}  # what was gathered is enough: the memory goes to the result
-        for i, tile in enumerate(tiles):
-            if i in states:
-                state, _ = self.advance(len(self.stages) - 1, states.pop(i), norms, tile)
-            else:
-                state = {self.image: read(tile.seen)}
-                for number in range(len(self.stages)):
-                    state, _ = self.advance(number, state, norms, tile)
+        if not kept:
+            states.clear()  # the memory goes to the result
+        for tile in tiles:
+            state = states.popleft() if kept else {self.image: read(tile.seen)}
+            for number in range(len(self.stages) - 1 if kept else 0, len(self.stages)):
+                state, _ = self.advance(number, state, norms, tile)
             left, top, right, bottom = tile.kept
             keep: list[slice] = [slice(None)] * 4
             keep[self.axes[0]], keep[self.axes[1]] = slice(top, bottom), slice(left, right)
