@@ -115,14 +115,20 @@ def keep_colors(stylized: Image.Image, photograph: Image.Image) -> Image.Image:
     return Image.fromarray((photo + difference[..., None]).clip(0, 255).round().astype(np.uint8))
 
 
+def find_format(suffix: str) -> str:
+    """Return Pillow's name of the format of a suffix; raises UserError where there is none."""
+    kind = Image.registered_extensions().get(suffix.lower())
+    if kind is None:
+        raise UserError(f"{suffix or 'no suffix'} is no picture format; use .png or .jpg")
+    return kind
+
+
 def encode_image(image: Image.Image, suffix: str, quality: int = 95, **options: Any) -> bytes:
     """Return a picture in the format of a suffix; JPEG without chroma subsampling. ``options`` are Pillow's.
 
     Raises UserError where the format is unknown or cannot hold the picture.
     """
-    kind = Image.registered_extensions().get(suffix.lower())
-    if kind is None:
-        raise UserError(f"{suffix or 'no suffix'} is no picture format; use .png or .jpg")
+    kind = find_format(suffix)
     if kind in ("JPEG", "MPO"):
         options |= {"quality": quality, "subsampling": 0}
     elif kind == "WEBP":
@@ -163,8 +169,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         Path(temporary).chmod(0o666 & ~umask)
         Path(temporary).replace(path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+    finally:  # Ctrl-C leaves no half file either
+        Path(temporary).unlink(missing_ok=True)
 
 
 def find_pictures(folder: str | Path, recursive: bool = True) -> list[Path]:

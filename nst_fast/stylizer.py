@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,16 +112,19 @@ class Stylizer:
         options.add_session_config_entry("session.use_env_allocators", "1")
         return TiledModel(self.path.read_bytes(), functools.partial(self.create_session, options=options))
 
+    @functools.cached_property
+    def can_tile(self) -> bool:
+        """Whether no operation of the model looks at the whole picture at once; a peer's may."""
+        try:
+            return self.tiled is not None
+        except UserError:
+            return False
+
     def needs_tiles(self, width: int, height: int) -> bool:
         """Return whether a picture is run in tiles."""
         if self.fixed_size is not None or min(width, height) < self.min_size:
             return False
-        if not self.tile and width * height <= TILED_ABOVE:
-            return False
-        try:
-            return self.tiled is not None
-        except UserError:  # a foreign model that looks at the whole picture at once has to
-            return False
+        return (self.tile or width * height > TILED_ABOVE) and self.can_tile
 
     def to_input(self, pictures: np.ndarray) -> np.ndarray:
         """Return pictures, uint8 RGB (N, H, W, 3), as the model takes them."""
@@ -137,13 +141,23 @@ class Stylizer:
         pictures = values.transpose(0, 2, 3, 1)
         return pictures[..., ::-1] if self.bgr else pictures
 
+    @contextlib.contextmanager
+    def running(self, width: int, height: int) -> Iterator[None]:
+        """Report a failure of onnxruntime as a UserError: too little memory, a size that a peer's model cannot take."""
+        try:
+            yield
+        except Exception as error:  # they share no base class
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"{self.path} failed on a picture of {width}×{height}: {reason}") from error
+
     def run(self, pictures: np.ndarray) -> np.ndarray:
         """Return the model's output, uint8 (N, H, W, 3), for pictures of a size that it takes."""
         values = self.to_input(pictures)
-        if not self.floating:
-            return self.session.run(None, {self.input_name: values})[0]
-        # Models that are frozen to one picture a batch take them one by one.
-        outputs = [self.session.run(None, {self.input_name: v[None]})[0][:1] for v in values]
+        with self.running(pictures.shape[2], pictures.shape[1]):
+            if not self.floating:
+                return self.session.run(None, {self.input_name: values})[0]
+            # Models that are frozen to one picture a batch take them one by one.
+            outputs = [self.session.run(None, {self.input_name: v[None]})[0][:1] for v in values]
         # Those that halve and double odd sizes come out a little larger.
         return self.to_pictures(np.concatenate(outputs)[:, :, : values.shape[2], : values.shape[3]])
 
@@ -157,7 +171,8 @@ class Stylizer:
         def write(box: Box, output: np.ndarray) -> None:
             stylized.paste(Image.fromarray(np.ascontiguousarray(self.to_pictures(output)[0])), box)
 
-        self.tiled.run(picture.size, read, write)
+        with self.running(*picture.size):
+            self.tiled.run(picture.size, read, write)
         return stylized
 
     def stylize_array(self, pictures: np.ndarray) -> np.ndarray:

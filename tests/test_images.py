@@ -221,3 +221,15 @@ def test_empty_and_missing_folders_are_user_errors(tmp_path):
     for path in (tmp_path / "missing", tmp_path / "notes.txt"):
         with pytest.raises(UserError, match="no folder at"):
             find_pictures(path)
+
+
+def test_interruption_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "out.png").write_bytes(b"old")
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_image(Image.fromarray(PIXELS), tmp_path / "out.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+    assert (tmp_path / "out.png").read_bytes() == b"old"

@@ -454,6 +454,10 @@ def test_damaged_exif_does_not_refuse_a_picture(stylize, suffix):
         (["photo.png", "--format", "tiff"], "photo.tiny.tif"),
         (["photo.png", "-o", "new/out.webp"], "new/out.webp"),
         (["photo.png", "-o", "there"], "there/photo.png"),
+        (["photo.png", "-o", "new/"], "new/photo.png"),
+        (["photo.png", "-o", "new/er/", "--format", "jpg"], "new/er/photo.jpg"),
+        (["photo.png", "-o", "out.png/"], "out.png/photo.png"),
+        (["photo.png", "-o", "out", "--format", "png"], "out"),
         (["photo.png", "-o", "there", "--format", "gif"], "there/photo.gif"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -464,7 +468,7 @@ def test_output_is_named_as_documented(stylize, arguments, written):
     done = stylize(*arguments)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{written}\n", "")
     assert names() == {"photo.png", written}
-    assert opened(written).format == PILLOWS[Path(written).suffix]["format"]
+    assert opened(written).format == PILLOWS[Path(written).suffix or ".png"]["format"]
 
 
 @pytest.mark.parametrize("quality", [1, 40, 100])
@@ -511,6 +515,27 @@ def test_outputs_that_collide_are_refused_before_any_work(stylize, arguments):
     assert_one_line(stylize(*arguments))
     assert {name: Path(name).read_bytes() for name in names()} == before
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("output", ["out", "out.xyz", "new/out.JPEG2"])
+def test_an_output_in_no_format_is_refused_before_its_picture_is_read(stylize, output):
+    done = stylize("missing.png", "-o", output)
+    assert_one_line(done)
+    assert output in done.stderr
+    assert "ends in /" in done.stderr
+    assert names() == set()
+
+
+def test_a_result_that_cannot_be_written_is_named_and_the_rest_is_done(stylize):
+    for name in ("holiday/a.png", "holiday/deep/b.png", "holiday/z.png"):
+        save(name)
+    Path("out").mkdir()
+    Path("out/deep").write_bytes(b"a file")
+    done = stylize("-r", "holiday", "-o", "out")
+    assert (done.returncode, done.stderr.count("\n"), done.stdout.count("\n")) == (1, 1, 1)
+    assert "out/deep/b.png" in done.stderr
+    assert "2 of 3 pictures" in done.stdout
+    assert names("out") == {"a.png", "deep", "z.png"}
 
 
 def test_a_place_that_cannot_be_written_leaves_no_half_file(stylize):
@@ -752,6 +777,24 @@ def test_interrupted_folder_leaves_whole_pictures_and_no_others(folder):
     assert 0 < len(written) < 200
     assert written < names("holiday")
     assert all(opened(f"out/{name}").size == (720, 480) for name in written)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a signal to a process is POSIX")
+def test_json_tells_of_each_picture_once_it_is_written_and_of_no_other(folder):
+    save("holiday/0.jpg", np.tile(PIXELS, (24, 24, 1)))
+    for number in range(1, 200):
+        shutil.copy("holiday/0.jpg", f"holiday/{number}.jpg")
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script += "from nst_fast.commands.stylize import main; main()"
+    command = [sys.executable, "-c", script, "--model", "tiny.onnx", "--threads", "1", "holiday", "-o", "out", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        first = process.stdout.readline()
+        assert Path(json.loads(first)["output"]).is_file()
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+    told = [json.loads(line)["output"] for line in (first + rest).splitlines()]
+    assert {f"out/{name}" for name in names("out")} == set(told)
+    assert len(told) == len(set(told)) < 200
 
 
 # Models of other projects

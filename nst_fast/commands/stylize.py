@@ -24,6 +24,7 @@ from nst_fast.images import (
     GPS_POSITION,
     ORIENTATION,
     encode_image,
+    find_format,
     find_pictures,
     keep_colors,
     over_white,
@@ -74,6 +75,7 @@ examples:
 FORMATS = {"jpg": ".jpg", "jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}
 ANIMATED = (".gif", ".webp", ".png")
 ANIMATIONS = ("GIF", "WEBP", "PNG")  # as Pillow calls them
+SLASHES = tuple({"/", os.sep})
 WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".gif")
 # EXIF tags that speak of the photograph, not of the file: a TIFF's are its very layout, its profile and its XMP.
 CARRIED = frozenset(
@@ -109,9 +111,9 @@ def find_jobs(inputs: list[str], output: str | None, model: str, suffix: str | N
         literal = given == "-" or os.path.lexists(plain)
         matches = [plain] if literal else sorted(glob.glob(plain, recursive=recursive))  # noqa: PTH207
         expanded += matches or [plain]
-    # A name with the suffix of a picture is a file, unless a folder of that name is there or several files go into it.
+    # A folder is what ends in a slash, is there already or takes more than one picture.
     single = len(expanded) == 1 and not os.path.isdir(expanded[0])
-    is_file = folder is not None and single and not os.path.isdir(folder)
+    is_file = folder is not None and single and not os.path.isdir(folder) and not (output or "").endswith(SLASHES)
     jobs = []
     for given in expanded:
         source = Path(given)
@@ -141,12 +143,20 @@ def find_jobs(inputs: list[str], output: str | None, model: str, suffix: str | N
     return jobs
 
 
-def refuse_collisions(jobs: list[Job], overwrite: bool) -> None:
-    """Raise UserError where two pictures would go to one file, one would replace its input, or a file is there."""
+def refuse_targets(jobs: list[Job], suffix: str | None, overwrite: bool) -> None:
+    """Raise UserError before any work where it would be in vain.
+
+    No format has the output's suffix, two pictures would go to one file, one would replace its input, or a file is
+    there.
+    """
     taken: dict[str, Job] = {}
     for job in jobs:
         if job.target is None:
             continue
+        try:
+            find_format(suffix or job.target.suffix)
+        except UserError as error:
+            raise UserError(f"cannot write {job.target}: {error}, or a name that ends in / for a folder") from error
         place = os.path.realpath(job.target)
         if job.source is not None and os.path.realpath(job.source) == place:
             raise UserError(f"the output would replace the input {job.source}; name another with -o")
@@ -347,11 +357,10 @@ def stylize(arguments: list[str]) -> int:
         return 0
     suffix = None if options.format is None else FORMATS[options.format]
     jobs = find_jobs(options.inputs, options.output, model.stem, suffix, options.recursive)
-    refuse_collisions(jobs, options.overwrite)
+    refuse_targets(jobs, suffix, options.overwrite)
     looks = Looks(options.strength, options.keep_colors, options.max_side, options.scale)
-    broken = 0
+    finished: list[Future[bool]] = []
     with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as writer:
-        written: list[tuple[Job, Future[None], dict[str, Any]]] = []
         try:
             for job, reading in track(read_ahead(jobs, readers), len(jobs)):
                 began = time.perf_counter()
@@ -361,46 +370,46 @@ def stylize(arguments: list[str]) -> int:
                             job.target.suffix.lower() if job.target else "." + (image.format or "png").lower()
                         )
                         content, (width, height) = stylize_picture(job, image, stylizer, looks, kind, options)
+                    told = {"width": width, "height": height, "seconds": round(time.perf_counter() - began, 4)}
+                    finished.append(writer.submit(write, job, content, told, options.json))
                 except UserError as error:
-                    if len(jobs) == 1:
-                        raise
-                    broken += 1
-                    report(options.json, {"input": job.name, "error": " ".join(str(error).split())})
-                    continue
-                told = {"input": job.name, "output": "-" if job.target is None else str(job.target)}
-                told |= {"width": width, "height": height, "seconds": round(time.perf_counter() - began, 4)}
-                written.append((job, writer.submit(write, job, content), told))
+                    finished.append(writer.submit(report, job, error, options.json))
         except BaseException:
             readers.shutdown(cancel_futures=True)
             raise
-        for job, writing, told in written:
-            writing.result()
-            if options.json and job.target is not None:
-                print(json.dumps(told))
-    if not options.json and len(jobs) == 1 and jobs[0].target is not None:
+    done = sum(future.result() for future in finished)
+    if done and not options.json and len(jobs) == 1 and jobs[0].target is not None:
         print(jobs[0].target)
     elif not options.json and len(jobs) > 1:
         places = sorted({str(job.target.parent) for job in jobs if job.target is not None})
         where = places[0] if len(places) == 1 else os.path.commonpath(places)
-        print(f"{len(jobs) - broken} of {len(jobs)} pictures stylized into {where}")
-    return 1 if broken else 0
+        print(f"{done} of {len(jobs)} pictures stylized into {where}")
+    return 0 if done == len(jobs) else 1
 
 
-def write(job: Job, content: bytes) -> None:
-    """Write a result in one step; raises UserError where that is not allowed."""
+def write(job: Job, content: bytes, told: dict[str, Any], as_json: bool) -> bool:
+    """Write a result in one step and say so; return whether it could be written."""
     if job.target is None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
-    else:
+        return True
+    try:
         write_atomically(job.target, content)
-
-
-def report(as_json: bool, told: dict[str, str]) -> None:
-    """Say that a picture failed, while the others go on."""
+    except UserError as error:
+        return report(job, error, as_json)
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps({"input": job.name, "output": str(job.target), **told}), flush=True)
+    return True
+
+
+def report(job: Job, error: UserError, as_json: bool) -> bool:
+    """Say that a picture failed, while the others go on; return False."""
+    line = " ".join(str(error).split())
+    if as_json:
+        print(json.dumps({"input": job.name, "error": line}), flush=True)
     else:
-        print(f"stylize: {told['error']}", file=sys.stderr)
+        print(f"stylize: {line}", file=sys.stderr)
+    return False
 
 
 def track(jobs: Iterable[Any], total: int) -> Iterable[Any]:
