@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from nst_fast.assets import VGG19_SLIM, cache_folder, nearest
+from nst_fast.downloads import Progress, fetch, file_hash, reachable
 from nst_fast.errors import UserError
 from nst_fast.images import write_atomically
 
@@ -233,7 +233,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 
 def file_identity(name: str, path: str | Path) -> str:
     """Return ``name@sha256`` of a weights file."""
-    return f"{name}@{hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+    return f"{name}@{file_hash(path)}"
 
 
 def multiplies_bfloat16(device_type: str) -> bool:
@@ -368,8 +368,9 @@ def load_slim_vgg(
     return network.compress() if compress else network
 
 
-VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision's IMAGENET1K_V1
-CONNECT_SECONDS = 3.0  # after that the network counts as absent
+# torchvision's IMAGENET1K_V1
+VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+VGG19_HASH = "sha256:dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44"
 
 
 def vgg19_file() -> Path:
@@ -377,32 +378,10 @@ def vgg19_file() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG19_URL).name
 
 
-def reachable(url: str, seconds: float = CONNECT_SECONDS) -> bool:
-    """Return whether the host of a URL answers within some seconds."""
-    host = url.split("/")[2]
-    try:
-        socket.create_connection((host.split(":")[0], 443), timeout=seconds).close()
-    except OSError:
-        return False
-    return True
-
-
-def fetch_vgg19() -> Path:
-    """Return torchvision's VGG-19 weights file, downloaded with progress and hash check on first use.
-
-    Raises UserError where there is no network or the download fails.
-    """
-    path = vgg19_file()
-    if not path.exists():
-        advice = "use loss_network=vgg19_slim, which ships with the package, or loss_network.weights=FILE"
-        if not reachable(VGG19_URL):
-            raise UserError(f"VGG-19 is not in {path.parent} and {VGG19_URL} cannot be reached; {advice}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(VGG19_URL, str(path), hash_prefix=path.stem.split("-")[1])
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"downloading {VGG19_URL} failed: {error}; {advice}") from error
-    return path
+def fetch_vgg19(progress: Progress | None = None) -> Path:
+    """Return torchvision's VGG-19 weights file, fetched on first use; raises UserError where it cannot be had."""
+    advice = "use loss_network=vgg19_slim, which ships with the package, or loss_network.weights=FILE"
+    return fetch(VGG19_URL, vgg19_file(), VGG19_HASH, advice, progress)
 
 
 def choose_loss_network(name: str, on_gpu: bool) -> tuple[str, str]:
@@ -428,6 +407,7 @@ def create_loss_network(
     pooling: str = "max",
     normalise: bool = False,
     photographs: Iterable[Tensor] = (),
+    progress: Progress | None = None,
 ) -> LossNetwork:
     """Return a frozen loss network by name: vgg19, vgg19_slim or teachers.
 
@@ -439,6 +419,7 @@ def create_loss_network(
         pooling: max or average.
         normalise: divide each filter by its mean activation over photographs.
         photographs: RGB (1, 3, H, W) in [0, 1], from which factors are computed where the weights record none.
+        progress: of the download of VGG-19.
 
     Raises UserError where the name is unknown or a file is missing or does not fit.
     """
@@ -448,7 +429,7 @@ def create_loss_network(
         return freeze(load_slim_vgg(weights or VGG19_SLIM, pooling, normalise, photographs=photographs))
     network: LossNetwork
     if name == "vgg19":
-        network = load_torchvision_vgg19(weights or fetch_vgg19(), pooling)
+        network = load_torchvision_vgg19(weights or fetch_vgg19(progress), pooling)
     else:
         if shallow is None or deep is None:
             raise UserError("loss_network=teachers needs loss_network.shallow=FILE and loss_network.deep=FILE")

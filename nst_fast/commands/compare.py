@@ -225,6 +225,7 @@ def compare_models(arguments: list[str]) -> None:
         from nst_fast.commands.export import source_commit
         from nst_fast.commands.optimize import resolve
         from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
+        from nst_fast.commands.progress import download_progress
         from nst_fast.comparison import compare
     except ModuleNotFoundError as error:
         require_training_packages(error)
@@ -242,8 +243,9 @@ def compare_models(arguments: list[str]) -> None:
     first = models[judged[0]] if judged else next(iter(models.values()))
     cfg = load_config("optimize", ["content=photograph", *loss_arguments(first, style, overrides)])
     resolve(cfg, console)
-    perceptual_loss = create_perceptual_loss(cfg).to(cfg.device)
-    grams, _ = find_style(cfg.style, perceptual_loss)
+    with download_progress(console) as fetching:
+        perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
+        grams, _ = find_style(cfg.style, perceptual_loss, progress=fetching)
     perceptual_loss.set_style({layer: gram.to(cfg.device) for layer, gram in grams.items()})
 
     paths = find_pictures(options.content)

@@ -86,6 +86,7 @@ def optimize(cfg: Any) -> Path:
 
     from nst_fast.commands.configuration import literal
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_blend
+    from nst_fast.commands.progress import download_progress
     from nst_fast.image_optimizer import Iteration, optimize_image, white_noise
     from nst_fast.images import keep_colors, load_image, resize_long_side, save_image
     from nst_fast.style_targets import to_image, to_tensor
@@ -95,13 +96,16 @@ def optimize(cfg: Any) -> Path:
     photograph = load_image(cfg.content)
     size = cfg.size or max(photograph.size)
     start_image = None if cfg.start_image is None else load_image(cfg.start_image)
-    perceptual_loss = create_perceptual_loss(cfg).to(cfg.device)
+    with download_progress(console) as fetching:
+        perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
     sizes = [max(16, round(size / 2**octave)) for octave in reversed(range(cfg.scales))]
     # Before anything is written: a picture too small or a painting that cannot be had ends the command here.
     with torch.no_grad():
         smallest = to_tensor(resize_long_side(photograph, sizes[0])).to(cfg.device)
         perceptual_loss.loss_network(smallest, perceptual_loss.layers)
-    targets = [find_blend(cfg, dict(cfg.blend or {}), perceptual_loss, round(cfg.style.size * s / size)) for s in sizes]
+    blend, paintings = dict(cfg.blend or {}), [round(cfg.style.size * s / size) for s in sizes]
+    with download_progress(console) as fetching:
+        targets = [find_blend(cfg, blend, perceptual_loss, painting, fetching) for painting in paintings]
 
     started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     output = Path(cfg.output or Path("runs", "optimize", cfg.style.name, started))

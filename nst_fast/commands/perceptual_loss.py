@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from nst_fast.commands.configuration import literal, load_config, require_choice, require_number, require_weights
+from nst_fast.downloads import Progress
 from nst_fast.errors import UserError
 from nst_fast.loss_network import choose_loss_network, create_loss_network
 from nst_fast.losses import LOSSES, PerceptualLoss
@@ -41,7 +42,7 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
         cfg.style.title = literal(cfg.style.name)
 
 
-def create_perceptual_loss(cfg: Any) -> PerceptualLoss:
+def create_perceptual_loss(cfg: Any, progress: Progress | None = None) -> PerceptualLoss:
     """Return the perceptual loss of a config, without style targets."""
     from PIL import Image
 
@@ -49,7 +50,11 @@ def create_perceptual_loss(cfg: Any) -> PerceptualLoss:
 
     photographs = (centre_crop(Image.fromarray(p), 256)[None].float() / 255 for p in bundled_photographs())
     loss_network = create_loss_network(
-        **cfg.loss_network, pooling=cfg.loss.pooling, normalise=cfg.loss.normalise, photographs=photographs
+        **cfg.loss_network,
+        pooling=cfg.loss.pooling,
+        normalise=cfg.loss.normalise,
+        photographs=photographs,
+        progress=progress,
     )
     return LOSSES[cfg.loss.name](
         loss_network,
@@ -61,13 +66,17 @@ def create_perceptual_loss(cfg: Any) -> PerceptualLoss:
     )
 
 
-def find_style(style: Any, loss: PerceptualLoss, size: int | None = None) -> tuple[Mapping[str, Tensor], str]:
+def find_style(
+    style: Any, loss: PerceptualLoss, size: int | None = None, progress: Progress | None = None
+) -> tuple[Mapping[str, Tensor], str]:
     """Return the Gram matrices of a style config, at its own size unless told, and its picture's sha256."""
     options = {key: style[key] for key in ("name", "image", "targets", "url", "sha256")}
-    return style_grams(loss.loss_network, loss.layers, size=size or style.size, **options)
+    return style_grams(loss.loss_network, loss.layers, size=size or style.size, progress=progress, **options)
 
 
-def find_blend(cfg: Any, blend: Mapping[str, float], loss: PerceptualLoss, size: int) -> tuple[dict[str, Tensor], str]:
+def find_blend(
+    cfg: Any, blend: Mapping[str, float], loss: PerceptualLoss, size: int, progress: Progress | None = None
+) -> tuple[dict[str, Tensor], str]:
     """Return the mean of several paintings' Gram matrices: the config's style with weight 1 and those of ``blend``.
 
     ``blend`` maps names of shipped styles or files to weights, relative to 1. Raises UserError for an unknown name.
@@ -81,7 +90,7 @@ def find_blend(cfg: Any, blend: Mapping[str, float], loss: PerceptualLoss, size:
     mixed: dict[str, Tensor] = {}
     hashes = []
     for style, weight in styles:
-        grams, sha256 = find_style(style, loss, size)
+        grams, sha256 = find_style(style, loss, size, progress)
         hashes.append(sha256)
         for layer, gram in grams.items():
             mixed[layer] = mixed.get(layer, torch.zeros_like(gram)) + gram * (weight / total)

@@ -30,6 +30,7 @@ Train a transformation network on a style and export it to ONNX.
   style.size=PX            short side of the painting; smaller means smaller strokes (default 384)
   loss.style_weight=W      strength of the style (default 7; 2 is subtle, 20 strong)
   data=folder data.root=D  train on your own photographs (default: bundled ones)
+  data=coco                train on COCO's: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
   trainer=smoke            a few steps, to see that everything works
   loss_network=NAME        vgg19_slim, vgg19 or teachers (default: chosen by the device)
@@ -54,6 +55,7 @@ def resolve(cfg: Any, console: Console) -> None:
 
     from nst_fast.commands.configuration import require_choice, require_number
     from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
+    from nst_fast.downloads import COCO
     from nst_fast.loss_network import multiplies_bfloat16
 
     for key, least in {"data.size": 32, "data.batch_size": 1, "data.num_workers": 0}.items():
@@ -66,7 +68,9 @@ def resolve(cfg: Any, console: Console) -> None:
         raise UserError(f"seed is {cfg.seed}; a whole number below {2**32} is needed")
     if cfg.data.name == "bundled":
         require_number(cfg, "data.dead_leaves", 0, whole=False)
-    require_choice(cfg, "data.name", ("bundled", "folder"))
+    require_choice(cfg, "data.name", ("bundled", "folder", "coco"))
+    if cfg.data.name == "coco":
+        require_choice(cfg, "data.split", COCO)
     require_choice(cfg, "float_nchw", (True, False))
     require_choice(cfg, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda"))
     require_choice(cfg, "trainer.precision", ("auto", "32-true", "bf16-mixed", "16-mixed"))
@@ -90,16 +94,22 @@ def create_data(cfg: Any, console: Console) -> Any:
     """Return the LightningDataModule of the config's content images."""
     from rich.progress import Progress
 
+    from nst_fast.commands.progress import download_progress
     from nst_fast.data import BundledImages, ContentImages, FolderImages
+    from nst_fast.downloads import fetch_coco
 
     images: BundledImages | FolderImages
     if cfg.data.name == "bundled":
         images = BundledImages(cfg.data.size, cfg.seed, cfg.data.dead_leaves)
     else:
+        root = cfg.data.get("root")
+        if cfg.data.name == "coco":
+            with download_progress(console) as show:
+                root = fetch_coco(cfg.data.split, show)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("reading pictures", total=None)
             images = FolderImages(
-                cfg.data.root,
+                root,
                 cfg.data.size,
                 cfg.seed,
                 lambda done, total: progress.update(bar, completed=done, total=total),
@@ -118,7 +128,7 @@ def train(cfg: Any) -> Path:
     from nst_fast.commands.configuration import literal
     from nst_fast.commands.export import export_checkpoint
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
-    from nst_fast.commands.progress import TrainingProgress
+    from nst_fast.commands.progress import TrainingProgress, download_progress
     from nst_fast.networks import create_network
     from nst_fast.style_transfer import CHECKPOINT_KEY, StyleTransfer, read_checkpoint
 
@@ -138,8 +148,9 @@ def train(cfg: Any) -> Path:
                 raise UserError(f"{cfg.resume} is of a run with {key}={was}, this one has {now}")
         resume = cfg.resume
     data = create_data(cfg, console)
-    perceptual_loss = create_perceptual_loss(cfg)
-    grams, sha256 = find_style(cfg.style, perceptual_loss)
+    with download_progress(console) as show:
+        perceptual_loss = create_perceptual_loss(cfg, show)
+        grams, sha256 = find_style(cfg.style, perceptual_loss, progress=show)
     perceptual_loss.set_style(grams)
     recorded = {"image_sha256": sha256, "loss_network": perceptual_loss.loss_network.identity}
 
