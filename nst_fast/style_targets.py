@@ -18,8 +18,9 @@ from nst_fast.assets import ASSETS, cache_folder
 from nst_fast.downloads import Progress, fetch, file_hash
 from nst_fast.errors import UserError
 from nst_fast.images import load_image, resize_short_side, write_atomically
-from nst_fast.loss_network import LossNetwork, read_safetensors
+from nst_fast.loss_network import LossNetwork
 from nst_fast.losses import gram_matrix
+from nst_fast.weights import read_safetensors
 
 FORMAT = "nst_fast style targets 1"
 
@@ -56,14 +57,17 @@ class StyleTargets:
             raise UserError(f"{path} holds no style targets: its format is {json.dumps(metadata.get('format'))}")
         grams: dict[int, dict[str, Tensor]] = {}
         for name, triangle in tensors.items():
-            size, layer = name.split(".", 1)
-            channels = int(((8 * len(triangle) + 1) ** 0.5 - 1) / 2)
+            size, _, layer = name.partition(".")
+            channels = int(((8 * triangle.numel() + 1) ** 0.5 - 1) / 2)
+            whole = triangle.ndim == 1 and len(triangle) == channels * (channels + 1) / 2
+            if not whole or not size.isdecimal() or len(size) > 9 or not triangle.isfinite().all():
+                raise UserError(f"{path} holds no style targets: {json.dumps(name)} is no half of a Gram matrix")
             gram = torch.zeros(channels, channels)
             rows, columns = torch.triu_indices(channels, channels)
             gram[rows, columns] = triangle
             gram[columns, rows] = triangle
             grams.setdefault(int(size), {})[layer] = gram
-        return cls(metadata["loss_network"], metadata["image_sha256"], grams)
+        return cls(metadata.get("loss_network", "unknown"), metadata.get("image_sha256", "unknown"), grams)
 
     def at(self, size: int, loss_network: str, image_sha256: str | None = None) -> Mapping[str, Tensor]:
         """Return {layer: Gram matrix} at a size, or refuse: UserError where size, loss network or picture differ."""

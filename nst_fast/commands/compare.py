@@ -163,25 +163,33 @@ passes the model's loss after so many iterations: median (least–most) over {le
 LOSS_OPTIONS = ("content_weight", "style_weight", "tv_weight", "pooling", "normalise")
 
 
-def quoted(text: str) -> str:
-    """Return a text as Hydra's grammar takes it whatever is in it."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def plain(value: Any) -> str:
+    """Return a number, a truth value or a name as Hydra reads it; ValueError for anything else that a file may hold."""
+    if isinstance(value, (bool, int, float)) or (isinstance(value, str) and value.isidentifier()):
+        return str(value)
+    raise ValueError(f"{value!r} is neither a number nor a name")
 
 
 def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list[str]:
-    """Return the options of `nst-optimize` that give the loss a model was trained on, overrides last."""
-    trained: dict[str, Any] = json.loads(stylizer.metadata.get("config", "{}"))
-    if trained.get("style", {}).get("name") != style:
-        return [f"style={style}", *overrides]
-    known = {path.stem for path in (shipped("configs") / "style").glob("*.yaml")}
-    # A painting of the user's own has to be given again: style.image=FILE.
-    arguments = [f"style={style}"] if style in known else ["style=custom", f"style.name={quoted(style)}"]
-    arguments += [f"loss={trained['loss']['name']}", f"loss_network={trained['loss_network']['name']}"]
-    arguments += [f"style.{key}={trained['style'][key]}" for key in ("size", "weight")]
-    arguments += [f"loss.{key}={trained['loss'][key]}" for key in LOSS_OPTIONS]
-    for key in ("content_layers", "style_layers"):
-        layers = ", ".join(f"{layer}: {weight}" for layer, weight in trained["loss"][key].items())
-        arguments.append(f"loss.{key}={{{layers}}}")
+    """Return the options of `nst-optimize` that give the loss a model was trained on, overrides last.
+
+    Raises UserError where the config in the model has been tampered with.
+    """
+    try:
+        trained: dict[str, Any] = json.loads(stylizer.metadata.get("config", "{}"))
+        if trained.get("style", {}).get("name") != style:
+            return [f"style={style}", *overrides]
+        known = {path.stem for path in (shipped("configs") / "style").glob("*.yaml")}
+        # A painting of the user's own has to be given again: style.image=FILE.
+        arguments = [f"style={style if style in known else 'custom'}"]
+        arguments += [f"{group}={plain(trained[group]['name'])}" for group in ("loss", "loss_network")]
+        arguments += [f"style.{key}={plain(trained['style'][key])}" for key in ("size", "weight")]
+        arguments += [f"loss.{key}={plain(trained['loss'][key])}" for key in LOSS_OPTIONS]
+        for key in ("content_layers", "style_layers"):
+            layers = [f"{plain(layer)}: {plain(weight)}" for layer, weight in trained["loss"][key].items()]
+            arguments.append(f"loss.{key}={{{', '.join(layers)}}}")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"the model's own config cannot be used ({type(error).__name__}: {error})") from error
     return arguments + overrides
 
 

@@ -108,6 +108,26 @@ def literal(text: str | None) -> str | None:
     return None if text is None else re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
+def stored(config: Any) -> DictConfig:
+    """Return a config that a file kept, as plain values: nothing in it is looked up, resolved or made.
+
+    Raises UserError where it is no mapping of names to such values.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return literal(value) if isinstance(value, str) else value
+
+    try:
+        return OmegaConf.create(dict(plain(config)))
+    except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"the config that was kept cannot be read: {reason}") from error
+
+
 def require_choice(cfg: DictConfig, key: str, known: Iterable[Any]) -> None:
     """Raise UserError unless an option is one of the values known."""
     value = OmegaConf.select(cfg, key)

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image, ImageSequence
 
 from nst_fast.assets import find_model, shipped_models
-from nst_fast.commands import run
+from nst_fast.commands import printable, run
 from nst_fast.errors import UserError
 from nst_fast.images import (
     GPS_POSITION,
@@ -331,7 +331,7 @@ def stylize(arguments: list[str]) -> int:
     )
     if options.info:
         for key, value in stylizer.metadata.items():
-            print(f"{key}: {value}")
+            print(printable(f"{key}: {value}"))
         return 0
     suffix = None if options.format is None else FORMATS[options.format]
     jobs = find_jobs(options.inputs, options.output, model.stem, suffix, options.recursive)
@@ -388,7 +388,7 @@ def report(as_json: bool, told: dict[str, str]) -> None:
     if as_json:
         print(json.dumps(told))
     else:
-        print(f"stylize: {told['error']}", file=sys.stderr)
+        print(f"stylize: {printable(told['error'])}", file=sys.stderr)
 
 
 def track(jobs: Iterable[Any], total: int) -> Iterable[Any]:

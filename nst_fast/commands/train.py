@@ -125,12 +125,13 @@ def train(cfg: Any) -> Path:
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
 
-    from nst_fast.commands.configuration import literal
+    from nst_fast.commands.configuration import literal, stored
     from nst_fast.commands.export import export_checkpoint
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
     from nst_fast.commands.progress import TrainingProgress, download_progress
     from nst_fast.networks import create_network
-    from nst_fast.style_transfer import CHECKPOINT_KEY, StyleTransfer, read_checkpoint
+    from nst_fast.style_transfer import CHECKPOINT_KEY, StyleTransfer, read_checkpoint, trained_network
+    from nst_fast.weights import one_line
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -139,9 +140,12 @@ def train(cfg: Any) -> Path:
     pl.seed_everything(cfg.seed, verbose=False)
     # First of all that draws random numbers: the same seed starts alike whatever the loss network.
     network = create_network(cfg.network.name, cfg.network.width, cfg.network.blocks)
-    resume = None
+    resume, gone = None, 0
     if cfg.resume is not None:
-        earlier_config = OmegaConf.create(read_checkpoint(cfg.resume)[CHECKPOINT_KEY]["config"])
+        checkpoint = read_checkpoint(cfg.resume)
+        gone = checkpoint[CHECKPOINT_KEY]["step"]
+        trained_network(checkpoint, cfg.resume)
+        earlier_config = stored(checkpoint[CHECKPOINT_KEY]["config"])
         for key in ("network.name", "network.width", "network.blocks", "trainer.max_steps"):
             was, now = OmegaConf.select(earlier_config, key), OmegaConf.select(cfg, key)
             if was != now:
@@ -212,7 +216,13 @@ def train(cfg: Any) -> Path:
     with warnings.catch_warnings():
         # Lightning's hints for other set-ups than this one: a frozen network, steps taken by hand, an endless loader.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        try:
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        except Exception as error:  # what the engine keeps of itself may have been tampered with in any way
+            if isinstance(error, UserError) or resume is None or trainer.global_step > gone:
+                raise
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"{resume} cannot be gone on from ({reason}); the run starts anew without it") from error
         signal.signal(signal.SIGINT, earlier)
         last = output / "checkpoints" / "last.ckpt"
         if trainer.global_step < cfg.trainer.max_steps:
