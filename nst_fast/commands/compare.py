@@ -193,13 +193,20 @@ def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list
     return arguments + overrides
 
 
+def place(text: str) -> Path:
+    """Return a path of the command line; an empty one, as an unset variable of the shell leaves it, is none."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path is needed, this one is empty")
+    return Path(text)
+
+
 def compare_models(arguments: list[str]) -> None:
     """Run the comparison that a command line asks for and write its report."""
     parser = argparse.ArgumentParser(
         "nst-compare", usage=USAGE.split("\n\n")[0].removeprefix("\nusage: "), add_help=False
     )
     parser.add_argument("--model", action="append", required=True)
-    parser.add_argument("--content", type=Path, required=True)
+    parser.add_argument("--content", type=place, required=True)
     parser.add_argument("--style")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--count", type=int, default=8)
@@ -208,7 +215,7 @@ def compare_models(arguments: list[str]) -> None:
     parser.add_argument("--starts", nargs="+", choices=("content", "noise"), default=["content", "noise"])
     parser.add_argument("--pixel-range", type=int, choices=(1, 255))
     parser.add_argument("--bgr", action="store_true")
-    parser.add_argument("-o", "--output", type=Path, default=Path("comparison"))
+    parser.add_argument("-o", "--output", type=place, default=Path("comparison"))
     parser.add_argument("stray", nargs="*")
     # key=value may stand anywhere, also where argparse would take it for another start or method.
     valued = ("model", "content", "style", "size", "count", "iterations", "pixel-range", "output")
@@ -221,9 +228,9 @@ def compare_models(arguments: list[str]) -> None:
     ]
     options = parser.parse_args([a for a in arguments if a not in overrides])
     overrides += options.stray
-    for name, least in {"size": 32, "count": 1, "iterations": 1}.items():
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} is {getattr(options, name)}; at least {least} is needed")
+    for name, least, most in (("size", 32, 32768), ("count", 1, 10**6), ("iterations", 1, 10**6)):
+        if not least <= getattr(options, name) <= most:
+            raise UserError(f"--{name} is {getattr(options, name)}; {least} to {most} is needed")
     try:
         import torch
         from omegaconf import OmegaConf

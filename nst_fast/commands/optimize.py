@@ -54,20 +54,20 @@ def resolve(cfg: Any, console: Console) -> None:
     from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
     from nst_fast.image_optimizer import METHODS, STARTS
 
-    require_number(cfg, "size", 16, optional=True)
-    for key in ("scales", "iterations"):
-        require_number(cfg, key, 1)
+    if cfg.content is None:
+        raise UserError("content is null; the photograph is needed: content=FILE")
+    require_number(cfg, "size", 16, 32768, optional=True)  # px
+    require_number(cfg, "scales", 1, 16)
+    require_number(cfg, "iterations", 1)
     require_number(cfg, "snapshot_every", 1, optional=True)
     require_number(cfg, "learning_rate", 0, whole=False)
-    require_number(cfg, "seed", 0)
+    require_number(cfg, "seed", 0, 2**32 - 1)
     require_choice(cfg, "method", METHODS)
     require_choice(cfg, "start", STARTS)
     require_choice(cfg, "format", ("png", "jpg"))
     require_choice(cfg, "keep_colors", (True, False))
     require_choice(cfg, "device", ("auto", "cpu", "cuda"))
     require_weights(cfg, "blend", optional=True)
-    if cfg.seed >= 2**32:
-        raise UserError(f"seed is {cfg.seed}; a whole number below {2**32} is needed")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch finds no GPU here; device=cpu works everywhere")
     if cfg.device == "auto":

@@ -10,34 +10,47 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from nst_fast.commands.configuration import literal, load_config, require_choice, require_number, require_weights
+from nst_fast.commands.configuration import (
+    literal,
+    load_config,
+    require_choice,
+    require_number,
+    require_text,
+    require_weights,
+)
 from nst_fast.downloads import Progress
 from nst_fast.errors import UserError
-from nst_fast.loss_network import choose_loss_network, create_loss_network
+from nst_fast.loss_network import LOSS_NETWORKS, choose_loss_network, create_loss_network
 from nst_fast.losses import LOSSES, PerceptualLoss
 from nst_fast.style_targets import style_grams
 
 
 def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
     """Check the values of the groups style, loss and loss_network, and replace what is automatic."""
-    require_number(cfg, "style.size", 16)
+    require_number(cfg, "style.size", 16, 16384)  # px
     for key in ("loss.content_weight", "loss.style_weight", "loss.tv_weight", "style.weight"):
         require_number(cfg, key, 0, whole=False)
     require_weights(cfg, "loss.content_layers")
     require_weights(cfg, "loss.style_layers")
     require_choice(cfg, "loss.name", LOSSES)
+    require_choice(cfg, "loss.pooling", ("max", "average"))
+    require_choice(cfg, "loss.normalise", (True, False))
+    require_choice(cfg, "loss_network.name", ("auto", *LOSS_NETWORKS))
+    for key in ("name", "title", "artist", "year", "licence", "url", "sha256"):
+        require_text(cfg, f"style.{key}")
+    if None not in (cfg.style.url, cfg.style.sha256):
+        cfg.style.url, cfg.style.sha256 = literal(str(cfg.style.url)), literal(str(cfg.style.sha256))
     cfg.loss_network.name, warning = choose_loss_network(cfg.loss_network.name, gpu)
     if warning:
         console.print(warning, style="yellow")
-    if cfg.style.name is None:
+    name = cfg.style.name
+    if name is None:
         if not (cfg.style.image or cfg.style.targets):
             raise UserError("style=custom needs a picture: style.image=FILE")
-        cfg.style.name = literal(Path(cfg.style.image or cfg.style.targets).stem)
-    cfg.style.name = literal(str(cfg.style.name))
-    if Path(cfg.style.name).name != cfg.style.name:
-        raise UserError(
-            f"style.name is {cfg.style.name!r}; a name without slashes is needed, files are called after it"
-        )
+        name = Path(cfg.style.image or cfg.style.targets).stem
+    if Path(str(name)).name != str(name) or str(name) in ("", "???"):
+        raise UserError(f"style.name is {name!r}; a name without slashes is needed, files are called after it")
+    cfg.style.name = literal(str(name))
     if cfg.style.title is None:
         cfg.style.title = literal(cfg.style.name)
 

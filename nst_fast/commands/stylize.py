@@ -100,6 +100,8 @@ def find_jobs(inputs: list[str], output: str | None, model: str, suffix: str | N
     def renamed(path: Path) -> Path:
         return path if suffix is None else path.with_suffix(suffix)
 
+    if "" in (*inputs, output):
+        raise UserError("an input or the output is empty; . is the folder where you are")
     to_stdout = output == "-"
     folder = None if output is None or to_stdout else Path(os.path.expanduser(output))
     expanded: list[str] = []

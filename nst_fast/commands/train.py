@@ -57,25 +57,33 @@ def resolve(cfg: Any, console: Console) -> None:
     from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
     from nst_fast.downloads import COCO
     from nst_fast.loss_network import multiplies_bfloat16
+    from nst_fast.networks import NETWORKS
 
-    for key, least in {"data.size": 32, "data.batch_size": 1, "data.num_workers": 0}.items():
-        require_number(cfg, key, least)
-    for key in ("trainer.cpu_steps", "trainer.gpu_steps", "trainer.validate_every", "network.width", "network.blocks"):
+    for key, least, most in (
+        ("data.size", 32, 4096),  # px
+        ("data.batch_size", 1, 4096),
+        ("data.num_workers", 0, 256),
+        ("network.width", 4, 1024),
+        ("network.blocks", 1, 256),
+        ("trainer.devices", 1, 1024),
+        ("seed", 0, 2**32 - 1),
+    ):
+        require_number(cfg, key, least, most)
+    for key in ("trainer.cpu_steps", "trainer.gpu_steps", "trainer.validate_every"):
         require_number(cfg, key, 1)
     require_number(cfg, "trainer.max_steps", 1, optional=True)
-    require_number(cfg, "seed", 0)
-    if cfg.seed >= 2**32:
-        raise UserError(f"seed is {cfg.seed}; a whole number below {2**32} is needed")
     if cfg.data.name == "bundled":
-        require_number(cfg, "data.dead_leaves", 0, whole=False)
+        require_number(cfg, "data.dead_leaves", 0, 1, whole=False)
+    require_choice(cfg, "network.name", NETWORKS)
     require_choice(cfg, "data.name", ("bundled", "folder", "coco"))
     if cfg.data.name == "coco":
         require_choice(cfg, "data.split", COCO)
     require_choice(cfg, "float_nchw", (True, False))
     require_choice(cfg, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda"))
     require_choice(cfg, "trainer.precision", ("auto", "32-true", "bf16-mixed", "16-mixed"))
-    require_number(cfg, "trainer.devices", 1)
-    require_choice(cfg, "trainer.strategy", ("auto", *StrategyRegistry.available_strategies()))
+    # The others shard what a small network has not.
+    parallel = [name for name in StrategyRegistry.available_strategies() if name.startswith("ddp")]
+    require_choice(cfg, "trainer.strategy", ("auto", *parallel))
     for key in ("trainer.learning_rate", "trainer.gradient_clip", "trainer.grid_weight"):
         require_number(cfg, key, 0, whole=False)
     if cfg.network.width % 4:
