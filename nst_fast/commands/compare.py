@@ -230,7 +230,7 @@ def compare_models(arguments: list[str]) -> None:
     overrides += options.stray
     for name, least, most in (("size", 32, 32768), ("count", 1, 10**6), ("iterations", 1, 10**6)):
         if not least <= getattr(options, name) <= most:
-            raise UserError(f"--{name} is {getattr(options, name)}; {least} to {most} is needed")
+            raise UserError(f"--{name} is {getattr(options, name)}; at least {least} and at most {most} is needed")
     try:
         import torch
         from omegaconf import OmegaConf
