@@ -29,7 +29,7 @@ def cache_folder() -> Path:
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint for an unknown name: the nearest known one, and all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     return (f"did you mean {close[0]}? " if close else "") + f"there are {', '.join(known) or 'none'}"
 
 

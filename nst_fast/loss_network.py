@@ -9,20 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from nst_fast.assets import VGG19_SLIM, cache_folder, nearest
+from nst_fast.downloads import Progress, fetch, file_hash, reachable
 from nst_fast.errors import UserError
 from nst_fast.images import write_atomically
+from nst_fast.weights import fill, read_safetensors, read_torch
 
 VGG19_WIDTHS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 # torchvision's own statistics: pixels in [0, 1], RGB.
@@ -214,26 +214,9 @@ class NormalisedLossNetwork(LossNetwork):
         return {k: f / self.get_buffer("mean_relu" + k[4:]) for k, f in self.network(image, wanted).items()}
 
 
-def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors, in float32, and the metadata of a safetensors file.
-
-    Raises UserError where the file is missing or is not safetensors.
-    """
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise UserError(f"no weights file at {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no readable safetensors file: {error}") from error
-    return tensors, metadata
-
-
 def file_identity(name: str, path: str | Path) -> str:
     """Return ``name@sha256`` of a weights file."""
-    return f"{name}@{hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+    return f"{name}@{file_hash(path)}"
 
 
 def multiplies_bfloat16(device_type: str) -> bool:
@@ -249,16 +232,32 @@ def freeze(network: LossNetwork) -> LossNetwork:
 
 
 def load_weights(network: VGG, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Copy ``convN_M.weight|bias`` and ``preprocess.*`` into a VGG; UserError names the first misfit."""
+    """Fill a VGG with ``convN_M.weight|bias`` and ``preprocess.*``; UserError names the first misfit."""
     state = {
         key if key.startswith("preprocess") else "convolutions." + key.removeprefix("conv"): tensor
         for key, tensor in tensors.items()
     }
-    for key, own in network.state_dict().items():
-        if key not in state or state[key].shape != own.shape:
-            got = "nothing" if key not in state else f"shape {tuple(state[key].shape)}"
-            raise UserError(f"{path} does not fit: it has {got} for {key}, {tuple(own.shape)} is needed")
-    network.load_state_dict({key: state[key] for key in network.state_dict()})
+    fill(network, state, path)
+
+
+def convolution_widths(tensors: Mapping[str, Tensor], path: str | Path) -> list[list[int]]:
+    """Return the channels of the convolutions ``convN_M``, block by block; UserError where they are none."""
+    widths: list[list[int]] = []
+    for name in sorted(k[4:-7] for k in tensors if k.startswith("conv") and k.endswith(".weight")):
+        if name.endswith("_1"):
+            widths.append([])
+        if not widths:
+            raise UserError(f"{path} has no conv1_1; a VGG with preprocess and convN_M tensors is needed")
+        widths[-1].append(channels(tensors, f"conv{name}.weight", path))
+    return widths
+
+
+def channels(tensors: Mapping[str, Tensor], name: str, path: str | Path) -> int:
+    """Return how many channels a convolution's weights have; UserError where they are none."""
+    shape = tuple(tensors[name].shape)
+    if len(shape) != 4 or 0 in shape:
+        raise UserError(f"{path} does not fit: it has shape {shape} for {name}, a convolution is needed")
+    return shape[0]
 
 
 def load_torchvision_vgg19(path: str | Path, pooling: str = "max") -> VGG:
@@ -266,17 +265,11 @@ def load_torchvision_vgg19(path: str | Path, pooling: str = "max") -> VGG:
     path = Path(path)
     if not os.path.isfile(path):
         raise UserError(f"no weights file at {path}; give loss_network.weights=FILE in torchvision's VGG-19 format")
-    if path.suffix == ".safetensors":
-        tensors, _ = read_safetensors(path)
-    else:
-        try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a pickle can fail in any way
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"{path} is no readable PyTorch weights file: {reason}") from error
+    tensors = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch(path)
     if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise UserError(f"{path} holds no state dict; VGG-19 weights in torchvision's format are needed")
-    network = VGG(VGG19_WIDTHS, pooling, file_identity("vgg19", path))
+    with torch.device("meta"):
+        network = VGG(VGG19_WIDTHS, pooling, file_identity("vgg19", path))
     # torchvision numbers convolutions, rectifications and pools in one sequence.
     position, renamed = 0, {}
     for block, widths in enumerate(VGG19_WIDTHS, start=1):
@@ -284,7 +277,7 @@ def load_torchvision_vgg19(path: str | Path, pooling: str = "max") -> VGG:
             for kind in ("weight", "bias"):
                 key = f"features.{position}.{kind}"
                 if key in tensors:
-                    renamed[f"conv{block}_{index}.{kind}"] = tensors[key].float()
+                    renamed[f"conv{block}_{index}.{kind}"] = tensors[key]
             position += 2
         position += 1
     std = torch.tensor(IMAGENET_STD)
@@ -297,14 +290,9 @@ def load_torchvision_vgg19(path: str | Path, pooling: str = "max") -> VGG:
 def load_converted_vgg(path: str | Path, pooling: str = "max") -> VGG:
     """Return a VGG of any widths from safetensors with ``preprocess`` and ``convN_M`` (the teachers' format)."""
     tensors, _ = read_safetensors(path)
-    widths: list[list[int]] = []
-    for name in sorted(k[4:-7] for k in tensors if k.startswith("conv") and k.endswith(".weight")):
-        if name.endswith("_1"):
-            widths.append([])
-        if not widths:
-            raise UserError(f"{path} has no conv1_1; a VGG with preprocess and convN_M tensors is needed")
-        widths[-1].append(len(tensors[f"conv{name}.weight"]))
-    network = VGG(widths, pooling, file_identity(Path(path).stem, path))
+    widths = convolution_widths(tensors, path)
+    with torch.device("meta"):
+        network = VGG(widths, pooling, file_identity(Path(path).stem, path))
     load_weights(network, tensors, path)
     return network
 
@@ -334,42 +322,33 @@ def load_slim_vgg(
     photographs for average pooling; ``compress=False`` keeps the heads as estimates of the wide network's channels.
     """
     tensors, _ = read_safetensors(path)
-    widths: list[list[int]] = []
-    heads = {k[5:-7]: len(v) for k, v in tensors.items() if k.startswith("head_") and k.endswith(".weight")}
+    heads = {k[5:-7]: channels(tensors, k, path) for k in tensors if k.startswith("head_") and k.endswith(".weight")}
     if not heads:
         raise UserError(f"{path} is no distilled loss network: it has no heads")
-    for name in sorted(k[4:-7] for k in tensors if k.startswith("conv") and k.endswith(".weight")):
-        if name.endswith("_1"):
-            widths.append([])
-        if not widths:
-            raise UserError(f"{path} has no conv1_1; a file that save_slim_vgg wrote is needed")
-        widths[-1].append(len(tensors[f"conv{name}.weight"]))
+    widths = convolution_widths(tensors, path)
     identity = file_identity("vgg19_slim", path) + (":normalised" if normalise else "")
-    network = SlimVGG(widths, dict(sorted(heads.items(), key=lambda h: h[0][4:])), pooling, identity)
+    with torch.device("meta"):
+        network = SlimVGG(widths, dict(sorted(heads.items(), key=lambda h: h[0][4:])), pooling, identity)
     load_weights(network.trunk, {k: v for k, v in tensors.items() if not k.startswith(("head_", "mean_"))}, path)
-    if normalise and pooling == "average":
-        plain = load_slim_vgg(path, pooling, compress=False)
-        factors = mean_activation_factors(plain.eval().requires_grad_(False), photographs)
-    else:
-        factors = {layer: tensors.get(f"mean_activation.{layer}", torch.zeros(0)) for layer in heads}
-        factors = {layer: f.clamp_min(1e-3 * float(f.mean())) for layer, f in factors.items() if len(f)}
-    for layer, head in network.heads.items():
-        needed = {"weight": f"head_{layer}.weight", "bias": f"head_{layer}.bias"}
-        shapes = {needed[k]: v.shape for k, v in head.state_dict().items()}
-        if normalise:
-            shapes[f"mean_activation.{layer}"] = (heads[layer],)
-        for key, shape in shapes.items():
-            if key not in tensors or tensors[key].shape != shape:
-                got = "nothing" if key not in tensors else f"shape {tuple(tensors[key].shape)}"
-                raise UserError(f"{path} does not fit: it has {got} for {key}, {tuple(shape)} is needed")
-        factor = factors[layer] if normalise else torch.ones(heads[layer])
-        weight = tensors[needed["weight"]] / factor.reshape(-1, 1, 1, 1)
-        head.load_state_dict({"weight": weight, "bias": tensors[needed["bias"]] / factor})
+    fill(network.heads, {k[5:]: t for k, t in tensors.items() if k.startswith("head_")}, path)
+    if normalise:
+        if pooling == "average":
+            plain = load_slim_vgg(path, pooling, compress=False)
+            factors = mean_activation_factors(plain.eval().requires_grad_(False), photographs)
+        else:
+            factors = {k[16:]: t for k, t in tensors.items() if k.startswith("mean_activation.")}
+            factors = {layer: factor.clamp_min(1e-3 * float(factor.mean())) for layer, factor in factors.items()}
+        for layer, head in network.heads.items():
+            if layer not in factors or factors[layer].shape != (heads[layer],):
+                raise UserError(f"{path} does not fit: {heads[layer]} mean activations of {layer} are needed")
+            for weights in head.state_dict().values():
+                weights.div_(factors[layer].reshape(-1, *[1] * (weights.ndim - 1)))
     return network.compress() if compress else network
 
 
-VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision's IMAGENET1K_V1
-CONNECT_SECONDS = 3.0  # after that the network counts as absent
+# torchvision's IMAGENET1K_V1
+VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
+VGG19_HASH = "sha256:dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44"
 
 
 def vgg19_file() -> Path:
@@ -377,32 +356,10 @@ def vgg19_file() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG19_URL).name
 
 
-def reachable(url: str, seconds: float = CONNECT_SECONDS) -> bool:
-    """Return whether the host of a URL answers within some seconds."""
-    host = url.split("/")[2]
-    try:
-        socket.create_connection((host.split(":")[0], 443), timeout=seconds).close()
-    except OSError:
-        return False
-    return True
-
-
-def fetch_vgg19() -> Path:
-    """Return torchvision's VGG-19 weights file, downloaded with progress and hash check on first use.
-
-    Raises UserError where there is no network or the download fails.
-    """
-    path = vgg19_file()
-    if not path.exists():
-        advice = "use loss_network=vgg19_slim, which ships with the package, or loss_network.weights=FILE"
-        if not reachable(VGG19_URL):
-            raise UserError(f"VGG-19 is not in {path.parent} and {VGG19_URL} cannot be reached; {advice}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(VGG19_URL, str(path), hash_prefix=path.stem.split("-")[1])
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"downloading {VGG19_URL} failed: {error}; {advice}") from error
-    return path
+def fetch_vgg19(progress: Progress | None = None) -> Path:
+    """Return torchvision's VGG-19 weights file, fetched on first use; raises UserError where it cannot be had."""
+    advice = "use loss_network=vgg19_slim, which ships with the package, or loss_network.weights=FILE"
+    return fetch(VGG19_URL, vgg19_file(), VGG19_HASH, advice, progress)
 
 
 def choose_loss_network(name: str, on_gpu: bool) -> tuple[str, str]:
@@ -428,6 +385,7 @@ def create_loss_network(
     pooling: str = "max",
     normalise: bool = False,
     photographs: Iterable[Tensor] = (),
+    progress: Progress | None = None,
 ) -> LossNetwork:
     """Return a frozen loss network by name: vgg19, vgg19_slim or teachers.
 
@@ -439,6 +397,7 @@ def create_loss_network(
         pooling: max or average.
         normalise: divide each filter by its mean activation over photographs.
         photographs: RGB (1, 3, H, W) in [0, 1], from which factors are computed where the weights record none.
+        progress: of the download of VGG-19.
 
     Raises UserError where the name is unknown or a file is missing or does not fit.
     """
@@ -448,7 +407,7 @@ def create_loss_network(
         return freeze(load_slim_vgg(weights or VGG19_SLIM, pooling, normalise, photographs=photographs))
     network: LossNetwork
     if name == "vgg19":
-        network = load_torchvision_vgg19(weights or fetch_vgg19(), pooling)
+        network = load_torchvision_vgg19(weights or fetch_vgg19(progress), pooling)
     else:
         if shallow is None or deep is None:
             raise UserError("loss_network=teachers needs loss_network.shallow=FILE and loss_network.deep=FILE")

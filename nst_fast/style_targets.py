@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -16,10 +15,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nst_fast.assets import ASSETS, cache_folder
+from nst_fast.downloads import Progress, fetch, file_hash
 from nst_fast.errors import UserError
 from nst_fast.images import load_image, resize_short_side, write_atomically
-from nst_fast.loss_network import LossNetwork, read_safetensors
+from nst_fast.loss_network import LossNetwork
 from nst_fast.losses import gram_matrix
+from nst_fast.weights import read_safetensors
 
 FORMAT = "nst_fast style targets 1"
 
@@ -56,14 +57,17 @@ class StyleTargets:
             raise UserError(f"{path} holds no style targets: its format is {json.dumps(metadata.get('format'))}")
         grams: dict[int, dict[str, Tensor]] = {}
         for name, triangle in tensors.items():
-            size, layer = name.split(".", 1)
-            channels = int(((8 * len(triangle) + 1) ** 0.5 - 1) / 2)
+            size, _, layer = name.partition(".")
+            channels = int(((8 * triangle.numel() + 1) ** 0.5 - 1) / 2)
+            whole = triangle.ndim == 1 and len(triangle) == channels * (channels + 1) / 2
+            if not whole or not size.isdecimal() or len(size) > 9 or not triangle.isfinite().all():
+                raise UserError(f"{path} holds no style targets: {json.dumps(name)} is no half of a Gram matrix")
             gram = torch.zeros(channels, channels)
             rows, columns = torch.triu_indices(channels, channels)
             gram[rows, columns] = triangle
             gram[columns, rows] = triangle
             grams.setdefault(int(size), {})[layer] = gram
-        return cls(metadata["loss_network"], metadata["image_sha256"], grams)
+        return cls(metadata.get("loss_network", "unknown"), metadata.get("image_sha256", "unknown"), grams)
 
     def at(self, size: int, loss_network: str, image_sha256: str | None = None) -> Mapping[str, Tensor]:
         """Return {layer: Gram matrix} at a size, or refuse: UserError where size, loss network or picture differ."""
@@ -110,40 +114,26 @@ def make_style_targets(
     painting = load_image(image)
     wanted = list(layers if layers is not None else loss_network.layers)
     grams = {size: painting_grams(painting, loss_network, wanted, size) for size in sizes}
-    return StyleTargets(loss_network.identity, sha256_of(image), grams)
+    return StyleTargets(loss_network.identity, file_hash(image), grams)
 
 
-def sha256_of(path: str | Path) -> str:
-    """Return the sha256 of a file as hexadecimal digits."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def fetch_painting(url: str, sha256: str) -> Path:
+def fetch_painting(url: str, sha256: str, progress: Progress | None = None) -> Path:
     """Return a painting's file: from the folder NST_FAST_STYLES, the cache, or its pinned address, hash checked.
 
     Raises UserError where it cannot be had or its sha256 differs.
     """
-    import pooch  # here: most runs train from style targets and fetch nothing
-
     name = url.rsplit("/", 1)[1]
     own = os.environ.get("NST_FAST_STYLES")
     if own:
         path = Path(own).expanduser() / name
         if not path.is_file():
             raise UserError(f"NST_FAST_STYLES={own} has no {name}")
-        if sha256_of(path) != sha256:
-            raise UserError(f"{path} is another picture: its sha256 is {sha256_of(path)}, {sha256} is needed")
-        return path
-    folder = cache_folder() / "styles"
-    pooch.get_logger().setLevel("WARNING")
-    try:
-        downloader = pooch.HTTPDownloader(timeout=(5, 60))
-        return Path(pooch.retrieve(url, f"sha256:{sha256}", name, folder, downloader=downloader))
-    except Exception as error:  # requests and pooch raise many kinds
-        raise UserError(
-            f"the painting is needed and {url} cannot be fetched ({type(error).__name__}); "
-            "give a file with style.image=FILE, or a folder with NST_FAST_STYLES=FOLDER"
-        ) from error
+    else:
+        advice = "give the painting with style.image=FILE, or a folder with NST_FAST_STYLES=FOLDER"
+        path = fetch(url, cache_folder() / "styles" / name, f"sha256:{sha256}", advice, progress)
+    if (got := file_hash(path)) != sha256:
+        raise UserError(f"{path} is another picture: its sha256 is {got}, {sha256} is needed")
+    return path
 
 
 def style_grams(
@@ -156,6 +146,7 @@ def style_grams(
     targets: str | Path | None = None,
     url: str | None = None,
     sha256: str | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Mapping[str, Tensor], str]:
     """Return a style's Gram matrices {layer: (C, C)} and its picture's sha256.
 
@@ -177,9 +168,9 @@ def style_grams(
         offline = f"; loss=balanced loss_network=vgg19_slim at style.size {sizes} needs no picture"
     if image is None and url is not None and sha256 is not None:
         try:
-            image = fetch_painting(url, sha256)
+            image = fetch_painting(url, sha256, progress)
         except UserError as error:
             raise UserError(f"{error}{offline}") from error
     if image is None:
         raise UserError("a picture is needed: style=custom style.image=FILE")
-    return painting_grams(load_image(image), loss_network, wanted, size), sha256_of(image)
+    return painting_grams(load_image(image), loss_network, wanted, size), file_hash(image)

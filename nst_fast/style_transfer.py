@@ -21,7 +21,8 @@ from nst_fast import __version__
 from nst_fast.errors import UserError
 from nst_fast.images import save_image
 from nst_fast.losses import PerceptualLoss, pixel_grid
-from nst_fast.networks import TransformationNetwork
+from nst_fast.networks import TransformationNetwork, create_network
+from nst_fast.weights import fill, read_torch
 
 CHECKPOINT_KEY = "nst_fast"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -208,6 +209,18 @@ def damage(path: str | Path) -> str | None:
     return damaged and f"the checksum of {damaged} does not match"
 
 
+# What a checkpoint says beside its weights, and must say for a run to go on or a model to be exported.
+STORED = {
+    "config": dict,
+    "loss_network": str,
+    "step": int,
+    "batches_seen": int,
+    "skipped_steps": int,
+    "seconds": float,
+    "validation_losses": dict,
+}
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return a checkpoint of ours, loaded without unpickling code.
 
@@ -218,13 +231,31 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {path}")
     if (wrong := damage(path)) is not None:
         raise UserError(f"{path} is no PyTorch checkpoint, or a damaged one ({wrong})")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile pickle can fail in any way
-        raise UserError(
-            f"{path} is no PyTorch checkpoint, or not one that loads safely ({type(error).__name__})"
-        ) from error
+    checkpoint = read_torch(path)
     ours = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict) or not {"config", "step", "loss_network"} <= ours.keys():
         raise UserError(f"{path} is a checkpoint of another project; one that `train` wrote is needed")
+    for key, kind in STORED.items():
+        if not isinstance(ours.get(key), kind) or (kind is int and ours[key] < 0):
+            raise UserError(f"{path} is not as `train` wrote it: nothing that can be used for {key}")
+    if not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(f"{path} is not as `train` wrote it: it has no weights")
     return checkpoint
+
+
+def trained_network(checkpoint: dict[str, Any], path: str | Path) -> TransformationNetwork:
+    """Return the network of a checkpoint that was read from a path.
+
+    Raises UserError where its weights are not those of the network that its config names.
+    """
+    config = checkpoint[CHECKPOINT_KEY]["config"].get("network")
+    weights = {k[8:]: v for k, v in checkpoint["state_dict"].items() if isinstance(k, str) and k.startswith("network.")}
+    try:
+        if config["width"] % 4 or not config["width"] > 0 or not 0 < config["blocks"] <= len(weights):
+            raise ValueError("no such network")
+        with torch.device("meta"):
+            network = create_network(**config)
+    except (UserError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is not as `train` wrote it: there is no network {config}") from error
+    fill(network, weights, path)
+    return network

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 METADATA_PREFIX = "nst_fast."
 TILED_ABOVE = 4_000_000  # pixels, about 2 GB of memory in one piece
+LARGEST_MIN_SIZE = 1024  # px: smaller pictures are padded to what a model says it needs
+LARGEST_FIXED_SIZE = 1 << 28  # pixels of the one size that some models take
+# The protobuf field 1, "location", in any encoding: every tensor that lies in another file has it. Old onnxruntimes
+# read from wherever it says.
+EXTERNAL_DATA = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 # What people call a device, as onnxruntime's provider with its options; the first that is there is taken for auto.
 DEVICES: dict[str, tuple[str, dict[str, str]] | None] = {
     "auto": None,
@@ -62,7 +68,13 @@ class Stylizer:
             raise UserError(f"no model at {path}")
         self.providers, self.threads = choose_providers(device), threads
         try:
-            self.session = self.create_session(path.read_bytes())
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        if b"location" in content and EXTERNAL_DATA.search(content):
+            raise UserError(f"{path} keeps data in other files, which may be anyone's; a model in one file is needed")
+        try:
+            self.session = self.create_session(content)
         except Exception as error:  # onnxruntime's exceptions share no base class
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{path} is no ONNX model that onnxruntime can load: {reason}") from error
@@ -76,6 +88,7 @@ class Stylizer:
         shape = list(inputs[0].shape) if len(inputs) == 1 else []
         self.floating = len(inputs) == 1 and inputs[0].type == "tensor(float)"
         ours = "min_size" in self.metadata
+        self.foreign = not ours
         if len(shape) != 4 or shape[1 if self.floating else 3] != 3 or not (ours or self.floating):
             raise UserError(f"{path} is no style model: one input (N, H, W, 3) uint8 or (N, 3, H, W) float is needed")
         if self.floating and not ours and pixel_range is None:
@@ -83,12 +96,17 @@ class Stylizer:
                 f"{path} does not say how its float input is scaled: give --pixel-range 1 or 255 (and --bgr)"
             )
         self.input_name = inputs[0].name
-        self.min_size = int(self.metadata.get("min_size", 1))
+        least = self.metadata.get("min_size", "1")
+        if not least.isdecimal() or len(least) > 9 or not 1 <= int(least) <= LARGEST_MIN_SIZE:
+            raise UserError(f"{path} is not as it was exported: {METADATA_PREFIX}min_size is {least!r}")
+        self.min_size = int(least)
         self.pixel_range = 1 if ours or pixel_range is None else pixel_range
         self.bgr = bgr and not ours
         height, width = shape[2:] if self.floating else shape[1:3]
         # Peers export for one size: pictures are resized to it and back.
         self.fixed_size = (width, height) if isinstance(height, int) and isinstance(width, int) else None
+        if self.fixed_size is not None and not 0 < width * height <= LARGEST_FIXED_SIZE:
+            raise UserError(f"{path} takes pictures of {width}×{height} px alone, which is no sensible size")
         self.tile = tile
         if tile:
             if self.fixed_size is not None:
@@ -99,7 +117,8 @@ class Stylizer:
         """Return an onnxruntime session of a model on this stylizer's device and threads."""
         options = options or onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors are raised, too
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         return onnxruntime.InferenceSession(content, options, providers=self.providers)
 
     @functools.cached_property
@@ -150,16 +169,25 @@ class Stylizer:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.path} failed on a picture of {width}×{height}: {reason}") from error
 
+    def infer(self, values: np.ndarray) -> np.ndarray:
+        """Return the session's output for its input; UserError where it fails or is of another shape or type."""
+        with self.running(*values.shape[2:0:-1] if not self.floating else values.shape[3:1:-1]):
+            output = self.session.run(None, {self.input_name: values})[0][: len(values)]
+        # Peers round sizes up; ours never do.
+        same = np.shape(output)[:2] == values.shape[:2] if self.foreign else np.shape(output) == values.shape
+        if not same or np.ndim(output) != 4 or output.dtype != values.dtype:
+            raise UserError(f"{self.path} is no style model: its output is not of the shape and type of its input")
+        return output
+
     def run(self, pictures: np.ndarray) -> np.ndarray:
         """Return the model's output, uint8 (N, H, W, 3), for pictures of a size that it takes."""
         values = self.to_input(pictures)
-        with self.running(pictures.shape[2], pictures.shape[1]):
-            if not self.floating:
-                return self.session.run(None, {self.input_name: values})[0]
-            # Models that are frozen to one picture a batch take them one by one.
-            outputs = [self.session.run(None, {self.input_name: v[None]})[0][:1] for v in values]
+        if not self.floating:
+            return self.infer(values)
+        # Models that are frozen to one picture a batch take them one by one.
+        outputs = np.concatenate([self.infer(v[None]) for v in values])
         # Those that halve and double odd sizes come out a little larger.
-        return self.to_pictures(np.concatenate(outputs)[:, :, : values.shape[2], : values.shape[3]])
+        return self.to_pictures(outputs[:, :, : values.shape[2], : values.shape[3]])
 
     def run_tiled(self, picture: Image.Image) -> Image.Image:
         """Return the stylized picture of an RGB picture of any size, run tile by tile."""

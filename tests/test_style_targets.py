@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 
 from nst_fast import style_targets as module
 from nst_fast.assets import ASSETS, VGG19_SLIM, shipped
+from nst_fast.downloads import file_hash
 from nst_fast.errors import UserError
 from nst_fast.loss_network import VGG, create_loss_network
 from nst_fast.losses import gram_matrix
-from nst_fast.style_targets import StyleTargets, fetch_painting, make_style_targets, sha256_of, style_grams
+from nst_fast.style_targets import StyleTargets, fetch_painting, make_style_targets, style_grams
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LAYERS = ("relu1_1", "relu2_1")
@@ -140,7 +141,7 @@ def test_targets_of_another_picture_are_refused(targets_file, painting):
     with pytest.raises(UserError, match="0" * 64) as caught:
         made.at(16, "small@1", "0" * 64)
     assert one_line(caught)
-    assert set(made.at(16, "small@1", sha256_of(painting))) == set(LAYERS)
+    assert set(made.at(16, "small@1", file_hash(painting))) == set(LAYERS)
     assert set(made.at(16, "small@1")) == set(LAYERS)
 
 
@@ -185,7 +186,7 @@ def test_style_grams_from_a_picture(painting, network):
 
 
 def test_style_grams_from_a_targets_file_are_those_of_the_picture(painting, targets_file, network):
-    painting_sha256 = sha256_of(painting)
+    painting_sha256 = file_hash(painting)
     expected = grams_by_hand(painting, network, LAYERS, 32)
     painting.unlink()
     grams, sha256 = style_grams(network, LAYERS, name=NO_STYLE, size=32, targets=targets_file)
@@ -199,7 +200,7 @@ def test_picture_goes_before_a_targets_file(tmp_path, targets_file, network):
     _, sha256 = style_grams(
         network, LAYERS, name=NO_STYLE, size=16, image=tmp_path / "red.png", targets=targets_file, sha256="0" * 64
     )
-    assert sha256 == sha256_of(tmp_path / "red.png")
+    assert sha256 == file_hash(tmp_path / "red.png")
 
 
 def test_targets_file_that_does_not_fit_the_run_is_refused(targets_file, network):
@@ -236,7 +237,7 @@ def shipped_targets(tmp_path, targets_file, monkeypatch):
 
 
 def test_shipped_targets_spare_the_picture(shipped_targets, painting, network):
-    picture = {"url": "https://127.0.0.1/painting.png", "sha256": sha256_of(painting)}
+    picture = {"url": "https://127.0.0.1/painting.png", "sha256": file_hash(painting)}
     grams, sha256 = style_grams(network, LAYERS, name="small", size=32, **picture)
     assert sha256 == picture["sha256"]
     for layer, expected in grams_by_hand(painting, network, LAYERS, 32).items():
@@ -247,7 +248,7 @@ def test_shipped_targets_spare_the_picture(shipped_targets, painting, network):
 def test_picture_is_needed_where_the_shipped_targets_do_not_fit(
     shipped_targets, painting, network, monkeypatch, misfit
 ):
-    size, layers, sha256 = 32, LAYERS, sha256_of(painting)
+    size, layers, sha256 = 32, LAYERS, file_hash(painting)
     if misfit == "size":
         size = 40
     elif misfit == "layer":
@@ -257,7 +258,7 @@ def test_picture_is_needed_where_the_shipped_targets_do_not_fit(
     else:
         with Image.open(painting) as image:
             image.rotate(180).save(painting)
-        sha256 = sha256_of(painting)
+        sha256 = file_hash(painting)
     picture = {"url": "https://127.0.0.1/painting.png", "sha256": sha256}
     with pytest.raises(UserError, match=r"painting\.png") as caught:
         style_grams(network, layers, name="small", size=size, **picture)
@@ -276,7 +277,7 @@ ADDRESS = "https://127.0.0.1/styles/painting.png"
 
 def test_painting_is_found_in_the_folder_of_ones_own(painting, network, monkeypatch):
     monkeypatch.setenv("NST_FAST_STYLES", str(painting.parent))
-    sha256 = sha256_of(painting)
+    sha256 = file_hash(painting)
     assert fetch_painting(ADDRESS, sha256) == painting
     grams, recorded = style_grams(network, LAYERS, name=NO_STYLE, size=16, url=ADDRESS, sha256=sha256)
     assert recorded == sha256
@@ -288,7 +289,7 @@ def test_another_picture_of_that_name_is_refused(painting, monkeypatch):
     monkeypatch.setenv("NST_FAST_STYLES", str(painting.parent))
     with pytest.raises(UserError, match="f" * 64) as caught:
         fetch_painting(ADDRESS, "f" * 64)
-    assert sha256_of(painting) in str(caught.value)
+    assert file_hash(painting) in str(caught.value)
     assert one_line(caught)
 
 
@@ -315,7 +316,7 @@ def test_painting_in_the_cache_is_not_fetched_again(tmp_path, painting, monkeypa
     (tmp_path / "styles").mkdir()
     cached = tmp_path / "styles" / "painting.png"
     cached.write_bytes(painting.read_bytes())
-    assert fetch_painting("https://127.0.0.1:1/painting.png", sha256_of(painting)) == cached
+    assert fetch_painting("https://127.0.0.1:1/painting.png", file_hash(painting)) == cached
 
 
 # What ships
@@ -358,7 +359,7 @@ def test_shipped_targets_fit_the_shipped_network_and_the_configured_picture(path
 def test_shipped_targets_are_those_of_the_painting(path, slim):
     config = style_config(path.stem)
     picture = SHARED / "styles" / config["url"].rsplit("/", 1)[1]
-    assert sha256_of(picture) == config["sha256"]
+    assert file_hash(picture) == config["sha256"]
     expected = grams_by_hand(picture, slim, slim.layers, 256)
     for layer, gram in StyleTargets.load(path).grams[256].items():
         difference = torch.linalg.norm(gram.double() - expected[layer]) / torch.linalg.norm(expected[layer])

@@ -10,6 +10,8 @@ from typing import NoReturn
 from nst_fast import __version__
 from nst_fast.errors import UserError
 
+LONGEST_LINE = 1200  # characters: what was got may be without end
+
 
 def run(command: Callable[[list[str]], int | None], name: str, usage: str) -> NoReturn:
     """Run a command: answer --help and --version, show a user's error as one line on stderr with exit code 1."""
@@ -20,15 +22,24 @@ def run(command: Callable[[list[str]], int | None], name: str, usage: str) -> No
     if "--version" in arguments:
         print(f"{name} (nst_fast) {__version__}")
         sys.exit(0)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file may be called by any bytes
     warnings.filterwarnings("ignore", module="PIL")  # a huge or odd picture is no matter for the user's terminal
     try:
         sys.exit(command(arguments) or 0)
     except UserError as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        line = printable(" ".join(str(error).split()))
+        line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"
+        print(f"{name}: {line}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def printable(text: str) -> str:
+    """Return a text with what would steer a terminal written as escapes: file names and metadata may be anyone's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def require_training_packages(error: ModuleNotFoundError) -> NoReturn:

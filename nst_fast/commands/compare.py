@@ -163,30 +163,45 @@ passes the model's loss after so many iterations: median (least–most) over {le
 LOSS_OPTIONS = ("content_weight", "style_weight", "tv_weight", "pooling", "normalise")
 
 
-def quoted(text: str) -> str:
-    """Return a text as Hydra's grammar takes it whatever is in it."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def plain(value: Any) -> str:
+    """Return a number, a truth value or a name as Hydra reads it; ValueError for anything else that a file may hold."""
+    if isinstance(value, (bool, int, float)) or (isinstance(value, str) and value.isidentifier()):
+        return str(value)
+    raise ValueError(f"{value!r} is neither a number nor a name")
 
 
 def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list[str]:
-    """Return the options of `nst-optimize` that give the loss a model was trained on, overrides last."""
-    trained: dict[str, Any] = json.loads(stylizer.metadata.get("config", "{}"))
-    if trained.get("style", {}).get("name") != style:
-        return [f"style={style}", *overrides]
-    known = {path.stem for path in (shipped("configs") / "style").glob("*.yaml")}
-    # A painting of the user's own has to be given again: style.image=FILE.
-    arguments = [f"style={style}"] if style in known else ["style=custom", f"style.name={quoted(style)}"]
-    # The teachers are files of whoever trained the model: unless they are given again, ours stands in.
-    given = any(option.startswith("loss_network") for option in overrides)
-    network = trained["loss_network"]["name"]
-    network = "vgg19_slim" if network == "teachers" and not given else network
-    arguments += [f"loss={trained['loss']['name']}", f"loss_network={network}"]
-    arguments += [f"style.{key}={trained['style'][key]}" for key in ("size", "weight")]
-    arguments += [f"loss.{key}={trained['loss'][key]}" for key in LOSS_OPTIONS]
-    for key in ("content_layers", "style_layers"):
-        layers = ", ".join(f"{layer}: {weight}" for layer, weight in trained["loss"][key].items())
-        arguments.append(f"loss.{key}={{{layers}}}")
+    """Return the options of `nst-optimize` that give the loss a model was trained on, overrides last.
+
+    Raises UserError where the config in the model has been tampered with.
+    """
+    try:
+        trained: dict[str, Any] = json.loads(stylizer.metadata.get("config", "{}"))
+        if trained.get("style", {}).get("name") != style:
+            return [f"style={style}", *overrides]
+        known = {path.stem for path in (shipped("configs") / "style").glob("*.yaml")}
+        # A painting of the user's own has to be given again: style.image=FILE.
+        arguments = [f"style={style if style in known else 'custom'}"]
+        # The teachers are files of whoever trained the model: unless they are given again, ours stands in.
+        given = any(option.startswith("loss_network") for option in overrides)
+        network = plain(trained["loss_network"]["name"])
+        network = "vgg19_slim" if network == "teachers" and not given else network
+        arguments += [f"loss={plain(trained['loss']['name'])}", f"loss_network={network}"]
+        arguments += [f"style.{key}={plain(trained['style'][key])}" for key in ("size", "weight")]
+        arguments += [f"loss.{key}={plain(trained['loss'][key])}" for key in LOSS_OPTIONS]
+        for key in ("content_layers", "style_layers"):
+            layers = [f"{plain(layer)}: {plain(weight)}" for layer, weight in trained["loss"][key].items()]
+            arguments.append(f"loss.{key}={{{', '.join(layers)}}}")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"the model's own config cannot be used ({type(error).__name__}: {error})") from error
     return arguments + overrides
+
+
+def place(text: str) -> Path:
+    """Return a path of the command line; an empty one, as an unset variable of the shell leaves it, is none."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path is needed, this one is empty")
+    return Path(text)
 
 
 def compare_models(arguments: list[str]) -> None:
@@ -195,7 +210,7 @@ def compare_models(arguments: list[str]) -> None:
         "nst-compare", usage=USAGE.split("\n\n")[0].removeprefix("\nusage: "), add_help=False
     )
     parser.add_argument("--model", action="append", required=True)
-    parser.add_argument("--content", type=Path, required=True)
+    parser.add_argument("--content", type=place, required=True)
     parser.add_argument("--style")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--count", type=int, default=8)
@@ -204,7 +219,7 @@ def compare_models(arguments: list[str]) -> None:
     parser.add_argument("--starts", nargs="+", choices=("content", "noise"), default=["content", "noise"])
     parser.add_argument("--pixel-range", type=int, choices=(1, 255))
     parser.add_argument("--bgr", action="store_true")
-    parser.add_argument("-o", "--output", type=Path, default=Path("comparison"))
+    parser.add_argument("-o", "--output", type=place, default=Path("comparison"))
     parser.add_argument("stray", nargs="*")
     # key=value may stand anywhere, also where argparse would take it for another start or method.
     valued = ("model", "content", "style", "size", "count", "iterations", "pixel-range", "output")
@@ -217,9 +232,9 @@ def compare_models(arguments: list[str]) -> None:
     ]
     options = parser.parse_args([a for a in arguments if a not in overrides])
     overrides += options.stray
-    for name, least in {"size": 32, "count": 1, "iterations": 1}.items():
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} is {getattr(options, name)}; at least {least} is needed")
+    for name, least, most in (("size", 32, 32768), ("count", 1, 10**6), ("iterations", 1, 10**6)):
+        if not least <= getattr(options, name) <= most:
+            raise UserError(f"--{name} is {getattr(options, name)}; at least {least} and at most {most} is needed")
     try:
         import torch
         from omegaconf import OmegaConf
@@ -229,6 +244,7 @@ def compare_models(arguments: list[str]) -> None:
         from nst_fast.commands.export import source_commit
         from nst_fast.commands.optimize import resolve
         from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
+        from nst_fast.commands.progress import download_progress
         from nst_fast.comparison import compare
     except ModuleNotFoundError as error:
         require_training_packages(error)
@@ -246,8 +262,9 @@ def compare_models(arguments: list[str]) -> None:
     first = models[judged[0]] if judged else next(iter(models.values()))
     cfg = load_config("optimize", ["content=photograph", *loss_arguments(first, style, overrides)])
     resolve(cfg, console)
-    perceptual_loss = create_perceptual_loss(cfg).to(cfg.device)
-    grams, _ = find_style(cfg.style, perceptual_loss)
+    with download_progress(console) as fetching:
+        perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
+        grams, _ = find_style(cfg.style, perceptual_loss, progress=fetching)
     perceptual_loss.set_style({layer: gram.to(cfg.device) for layer, gram in grams.items()})
 
     paths = find_pictures(options.content)

@@ -55,6 +55,8 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
     choices, values, paths = [], [], {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        if not argument.isascii() and argument != argument.encode(errors="replace").decode():
+            raise UserError(f"cannot read {argument!r}: it is no UTF-8; rename the file")
         if not equals:
             raise UserError(f"cannot read {argument!r}: options are written key=value; --help has examples")
         if key in groups:
@@ -62,6 +64,8 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
             if value not in known and (value, key) != ("null", "experiment"):
                 raise UserError(f"unknown {key} {value!r}: {nearest(value, known)}")
             choices.append(argument)
+        elif key in PATH_OPTIONS and not value:
+            raise UserError(f"{key} is empty; a path is needed, or null")
         elif key in PATH_OPTIONS:
             word = {"null": None, "last": "last" if key == "resume" else os.path.abspath(value)}
             paths[key] = word[value] if value in word else os.path.abspath(os.path.expanduser(value))
@@ -95,10 +99,14 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
             raise UserError(f"cannot read {' '.join(values)}: {str(error).strip().splitlines()[0]}") from error
     for key in paths:
         OmegaConf.update(cfg, key, None)
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"{missing[0]} is missing: say {missing[0]}=…")
-    OmegaConf.resolve(cfg)
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError(f"{missing[0]} is missing: say {missing[0]}=…")
+        OmegaConf.resolve(cfg)
+    except (OmegaConfBaseException, RecursionError) as error:
+        key = getattr(error, "full_key", None) or " ".join(values)
+        raise UserError(f"cannot read {key}: {(str(error).strip() or 'endless').splitlines()[0]}") from error
     for key, path in paths.items():
         OmegaConf.update(cfg, key, literal(path))
     return cfg
@@ -109,6 +117,27 @@ def literal(text: str | None) -> str | None:
     return None if text is None else re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
+def stored(config: Any) -> DictConfig:
+    """Return a config that a file kept, as plain values: nothing in it is looked up, resolved or made.
+
+    Its text is escaped, once: `OmegaConf.resolve` on it would wake what it holds.
+    Raises UserError where it is no mapping of names to such values.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return literal(value) if isinstance(value, str) else value
+
+    try:
+        return OmegaConf.create(dict(plain(config)))
+    except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"the config that was kept cannot be read: {reason}") from error
+
+
 def require_choice(cfg: DictConfig, key: str, known: Iterable[Any]) -> None:
     """Raise UserError unless an option is one of the values known."""
     value = OmegaConf.select(cfg, key)
@@ -116,19 +145,32 @@ def require_choice(cfg: DictConfig, key: str, known: Iterable[Any]) -> None:
         raise UserError(f"{key} is {value!r}; {nearest(str(value), map(str, known))}")
 
 
-def require_number(cfg: DictConfig, key: str, least: float, whole: bool = True, optional: bool = False) -> None:
-    """Raise UserError unless an option is a number, whole where asked for, of at least ``least``."""
+def require_number(
+    cfg: DictConfig, key: str, least: float, most: float | None = None, whole: bool = True, optional: bool = False
+) -> None:
+    """Raise UserError unless an option is a number, whole where asked for, from ``least`` to ``most``."""
     value = OmegaConf.select(cfg, key)
     if not (value is None and optional):
-        check_number(key, value, least, whole)
+        check_number(key, value, least, most, whole)
 
 
-def check_number(name: str, value: Any, least: float, whole: bool = True) -> None:
-    """Raise UserError unless a value is a finite number, whole where asked for, of at least ``least``."""
+def check_number(name: str, value: Any, least: float, most: float | None = None, whole: bool = True) -> None:
+    """Raise UserError unless a value is a number, whole where asked for, from ``least`` to ``most``.
+
+    Without ``most`` it is what no run lasts and what float32 can still multiply.
+    """
     kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < float("inf"):
+    most = most if most is not None else 1e9 if whole else 1e20
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
         kind = "a whole number" if whole else "a number"
-        raise UserError(f"{name} is {value!r}; {kind} of at least {least:g} is needed")
+        raise UserError(f"{name} is {value!r}; {kind} of at least {least:g} and at most {most:g} is needed")
+
+
+def require_text(cfg: DictConfig, key: str) -> None:
+    """Raise UserError unless an option is a text, a number or null."""
+    value = OmegaConf.select(cfg, key)
+    if not isinstance(value, (str, int, float, type(None))):
+        raise UserError(f"{key} is {value!r}; a text is needed")
 
 
 def require_weights(cfg: DictConfig, key: str, optional: bool = False) -> None:

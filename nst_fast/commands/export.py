@@ -13,6 +13,7 @@ from typing import Any
 from nst_fast import __version__
 from nst_fast.assets import PACKAGE
 from nst_fast.commands import require_training_packages, run
+from nst_fast.errors import UserError
 
 USAGE = """
 usage: nst-export CHECKPOINT [-o FILE] [--float-nchw]
@@ -53,17 +54,15 @@ def without_folders(config: dict[str, Any]) -> dict[str, Any]:
     return {**told, "seed": config["seed"]}
 
 
-def export_checkpoint(checkpoint: dict[str, Any], path: str | Path, float_nchw: bool = False) -> Path:
-    """Write a checkpoint's network as ONNX with everything that is known of it in the metadata."""
-    from nst_fast.networks import create_network
-    from nst_fast.onnx_export import export
+def describe(checkpoint: dict[str, Any]) -> dict[str, str]:
+    """Return everything that a checkpoint says of its network, as a model's metadata.
+
+    Raises KeyError, TypeError, ValueError or AttributeError where it has been tampered with.
+    """
     from nst_fast.style_transfer import CHECKPOINT_KEY
 
     ours = checkpoint[CHECKPOINT_KEY]
     config = ours["config"]
-    network = create_network(**config["network"])
-    weights = {k[8:]: v for k, v in checkpoint["state_dict"].items() if k.startswith("network.")}
-    network.load_state_dict(weights)
     style = config["style"]
     metadata = {
         "version": __version__,
@@ -73,7 +72,7 @@ def export_checkpoint(checkpoint: dict[str, Any], path: str | Path, float_nchw: 
         "licence": style["licence"],
         "image_sha256": ours["image_sha256"],
         "style_size": style["size"],
-        "style_weight": config["loss"]["style_weight"] * style["weight"],
+        "style_weight": float(config["loss"]["style_weight"]) * float(style["weight"]),
         "loss": config["loss"]["name"],
         "loss_network": ours["loss_network"],
         "network": "{name}, width {width}, {blocks} blocks".format(**config["network"]),
@@ -84,7 +83,29 @@ def export_checkpoint(checkpoint: dict[str, Any], path: str | Path, float_nchw: 
         "commit": source_commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
-    return export(network, path, {k: str(v) for k, v in metadata.items()}, float_nchw)
+    return {k: str(v) for k, v in metadata.items()}
+
+
+def export_checkpoint(
+    checkpoint: dict[str, Any], path: str | Path | None = None, float_nchw: bool = False, source: str | Path = "it"
+) -> Path:
+    """Write a checkpoint's network as ONNX with everything that is known of it in the metadata, and return its path.
+
+    Without a path it is called as its style, in the folder where the command is typed. Raises UserError, which names
+    the ``source`` of the checkpoint, where that is not as `train` wrote it.
+    """
+    from nst_fast.onnx_export import export
+    from nst_fast.style_transfer import trained_network
+
+    network = trained_network(checkpoint, source)
+    try:
+        metadata = describe(checkpoint)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{source} is not as `train` wrote it, its config cannot be read ({reason})") from error
+    if path is None and Path(metadata["style"]).name != metadata["style"]:
+        raise UserError(f"{source} has a style called {metadata['style']!r}, which names no file here: say -o FILE")
+    return export(network, path or f"{metadata['style']}.onnx", metadata, float_nchw)
 
 
 def main() -> None:
@@ -97,13 +118,12 @@ def main() -> None:
         parser.add_argument("--float-nchw", action="store_true")
         options = parser.parse_args(arguments)
         try:
-            from nst_fast.style_transfer import CHECKPOINT_KEY, read_checkpoint
+            from nst_fast.style_transfer import read_checkpoint
         except ModuleNotFoundError as error:
             require_training_packages(error)
-        checkpoint = read_checkpoint(os.path.expanduser(options.checkpoint))
-        name = checkpoint[CHECKPOINT_KEY]["config"]["style"]["name"]
-        output = os.path.expanduser(options.output or f"{name}.onnx")
-        print(export_checkpoint(checkpoint, output, options.float_nchw))
+        source = os.path.expanduser(options.checkpoint)
+        output = None if options.output is None else os.path.expanduser(options.output)
+        print(export_checkpoint(read_checkpoint(source), output, options.float_nchw, source))
 
     run(command, "nst-export", USAGE)
 

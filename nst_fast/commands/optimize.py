@@ -54,20 +54,20 @@ def resolve(cfg: Any, console: Console) -> None:
     from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
     from nst_fast.image_optimizer import METHODS, STARTS
 
-    require_number(cfg, "size", 16, optional=True)
-    for key in ("scales", "iterations"):
-        require_number(cfg, key, 1)
+    if cfg.content is None:
+        raise UserError("content is null; the photograph is needed: content=FILE")
+    require_number(cfg, "size", 16, 32768, optional=True)  # px
+    require_number(cfg, "scales", 1, 16)
+    require_number(cfg, "iterations", 1)
     require_number(cfg, "snapshot_every", 1, optional=True)
     require_number(cfg, "learning_rate", 0, whole=False)
-    require_number(cfg, "seed", 0)
+    require_number(cfg, "seed", 0, 2**32 - 1)
     require_choice(cfg, "method", METHODS)
     require_choice(cfg, "start", STARTS)
     require_choice(cfg, "format", ("png", "jpg"))
     require_choice(cfg, "keep_colors", (True, False))
     require_choice(cfg, "device", ("auto", "cpu", "cuda"))
     require_weights(cfg, "blend", optional=True)
-    if cfg.seed >= 2**32:
-        raise UserError(f"seed is {cfg.seed}; a whole number below {2**32} is needed")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch finds no GPU here; device=cpu works everywhere")
     if cfg.device == "auto":
@@ -86,6 +86,7 @@ def optimize(cfg: Any) -> Path:
 
     from nst_fast.commands.configuration import literal
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_blend
+    from nst_fast.commands.progress import download_progress
     from nst_fast.image_optimizer import Iteration, optimize_image, white_noise
     from nst_fast.images import keep_colors, load_image, resize_long_side, save_image
     from nst_fast.style_targets import to_image, to_tensor
@@ -95,13 +96,16 @@ def optimize(cfg: Any) -> Path:
     photograph = load_image(cfg.content)
     size = cfg.size or max(photograph.size)
     start_image = None if cfg.start_image is None else load_image(cfg.start_image)
-    perceptual_loss = create_perceptual_loss(cfg).to(cfg.device)
+    with download_progress(console) as fetching:
+        perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
     sizes = [max(16, round(size / 2**octave)) for octave in reversed(range(cfg.scales))]
     # Before anything is written: a picture too small or a painting that cannot be had ends the command here.
     with torch.no_grad():
         smallest = to_tensor(resize_long_side(photograph, sizes[0])).to(cfg.device)
         perceptual_loss.loss_network(smallest, perceptual_loss.layers)
-    targets = [find_blend(cfg, dict(cfg.blend or {}), perceptual_loss, round(cfg.style.size * s / size)) for s in sizes]
+    blend, paintings = dict(cfg.blend or {}), [round(cfg.style.size * s / size) for s in sizes]
+    with download_progress(console) as fetching:
+        targets = [find_blend(cfg, blend, perceptual_loss, painting, fetching) for painting in paintings]
 
     started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     output = Path(cfg.output or Path("runs", "optimize", cfg.style.name, started))

@@ -10,21 +10,36 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from nst_fast.commands.configuration import literal, load_config, require_choice, require_number, require_weights
+from nst_fast.commands.configuration import (
+    literal,
+    load_config,
+    require_choice,
+    require_number,
+    require_text,
+    require_weights,
+)
+from nst_fast.downloads import Progress
 from nst_fast.errors import UserError
-from nst_fast.loss_network import choose_loss_network, create_loss_network
+from nst_fast.loss_network import LOSS_NETWORKS, choose_loss_network, create_loss_network
 from nst_fast.losses import LOSSES, PerceptualLoss
 from nst_fast.style_targets import style_grams
 
 
 def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
     """Check the values of the groups style, loss and loss_network, and replace what is automatic."""
-    require_number(cfg, "style.size", 16)
+    require_number(cfg, "style.size", 16, 16384)  # px
     for key in ("loss.content_weight", "loss.style_weight", "loss.tv_weight", "style.weight"):
         require_number(cfg, key, 0, whole=False)
     require_weights(cfg, "loss.content_layers")
     require_weights(cfg, "loss.style_layers")
     require_choice(cfg, "loss.name", LOSSES)
+    require_choice(cfg, "loss.pooling", ("max", "average"))
+    require_choice(cfg, "loss.normalise", (True, False))
+    require_choice(cfg, "loss_network.name", ("auto", *LOSS_NETWORKS))
+    for key in ("name", "title", "artist", "year", "licence", "url", "sha256"):
+        require_text(cfg, f"style.{key}")
+    if None not in (cfg.style.url, cfg.style.sha256):
+        cfg.style.url, cfg.style.sha256 = literal(str(cfg.style.url)), literal(str(cfg.style.sha256))
     cfg.loss_network.name, warning = choose_loss_network(cfg.loss_network.name, gpu)
     if warning:
         console.print(warning, style="yellow")
@@ -38,12 +53,12 @@ def style_name(style: Any) -> str:
     if style.name is None and not (style.image or style.targets):
         raise UserError("style=custom needs a picture: style.image=FILE")
     name = Path(style.image or style.targets).stem if style.name is None else str(style.name)
-    if Path(name).name != name:
+    if Path(name).name != name or name in ("", "???"):
         raise UserError(f"style.name is {name!r}; a name without slashes is needed, files are called after it")
     return name
 
 
-def create_perceptual_loss(cfg: Any) -> PerceptualLoss:
+def create_perceptual_loss(cfg: Any, progress: Progress | None = None) -> PerceptualLoss:
     """Return the perceptual loss of a config, without style targets."""
     from PIL import Image
 
@@ -51,7 +66,11 @@ def create_perceptual_loss(cfg: Any) -> PerceptualLoss:
 
     photographs = (centre_crop(Image.fromarray(p), 256)[None].float() / 255 for p in bundled_photographs())
     loss_network = create_loss_network(
-        **cfg.loss_network, pooling=cfg.loss.pooling, normalise=cfg.loss.normalise, photographs=photographs
+        **cfg.loss_network,
+        pooling=cfg.loss.pooling,
+        normalise=cfg.loss.normalise,
+        photographs=photographs,
+        progress=progress,
     )
     return LOSSES[cfg.loss.name](
         loss_network,
@@ -63,13 +82,17 @@ def create_perceptual_loss(cfg: Any) -> PerceptualLoss:
     )
 
 
-def find_style(style: Any, loss: PerceptualLoss, size: int | None = None) -> tuple[Mapping[str, Tensor], str]:
+def find_style(
+    style: Any, loss: PerceptualLoss, size: int | None = None, progress: Progress | None = None
+) -> tuple[Mapping[str, Tensor], str]:
     """Return the Gram matrices of a style config, at its own size unless told, and its picture's sha256."""
     options = {key: style[key] for key in ("name", "image", "targets", "url", "sha256")}
-    return style_grams(loss.loss_network, loss.layers, size=size or style.size, **options)
+    return style_grams(loss.loss_network, loss.layers, size=size or style.size, progress=progress, **options)
 
 
-def find_blend(cfg: Any, blend: Mapping[str, float], loss: PerceptualLoss, size: int) -> tuple[dict[str, Tensor], str]:
+def find_blend(
+    cfg: Any, blend: Mapping[str, float], loss: PerceptualLoss, size: int, progress: Progress | None = None
+) -> tuple[dict[str, Tensor], str]:
     """Return the mean of several paintings' Gram matrices: the config's style with weight 1 and those of ``blend``.
 
     ``blend`` maps names of shipped styles or files to weights, relative to 1. Raises UserError for an unknown name.
@@ -83,7 +106,7 @@ def find_blend(cfg: Any, blend: Mapping[str, float], loss: PerceptualLoss, size:
     mixed: dict[str, Tensor] = {}
     hashes = []
     for style, weight in styles:
-        grams, sha256 = find_style(style, loss, size)
+        grams, sha256 = find_style(style, loss, size, progress)
         hashes.append(sha256)
         for layer, gram in grams.items():
             mixed[layer] = mixed.get(layer, torch.zeros_like(gram)) + gram * (weight / total)

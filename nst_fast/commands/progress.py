@@ -1,14 +1,28 @@
-"""One line that says how training goes."""
+"""One line that says how training goes, or a download."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning import Callback
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from nst_fast import downloads
 
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal to draw on
 
@@ -58,3 +72,21 @@ class TrainingProgress(Callback):
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
         self.progress.stop()
+
+
+@contextmanager
+def download_progress(console: Console) -> Iterator[downloads.Progress]:
+    """Yield what draws a bar for each file that is fetched; a line for each where stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bars = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
+    tasks: dict[str, TaskID] = {}
+
+    def show(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = bars.add_task(name, total=None)
+            if not console.is_terminal:
+                console.print(f"fetching {name}" + (f", {total / 1e6:.1f} MB" if total else ""), soft_wrap=True)
+        bars.update(tasks[name], completed=done, total=total or None)
+
+    with bars:
+        yield show

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from nst_fast.assets import shipped
-from nst_fast.commands.configuration import PATH_OPTIONS, literal, load_config
+from nst_fast.commands.configuration import PATH_OPTIONS, literal, load_config, stored
 from nst_fast.commands.perceptual_loss import style_name
 from nst_fast.errors import UserError
 from nst_fast.style_transfer import CHECKPOINT_KEY, LAST, PREVIOUS, read_checkpoint
@@ -34,11 +34,11 @@ def resume_run(arguments: list[str], console: Console) -> DictConfig:
     folder, checkpoint = find_checkpoint(wanted, typed)
     if checkpoint:
         checkpoint, config = whole_checkpoint(checkpoint, notes)
-        recorded: Any = OmegaConf.create(escaped(config))
+        recorded: Any = stored(config)
     elif folder:
         notes.append(f"{folder} has no checkpoint yet: starting over")
         try:
-            recorded = OmegaConf.load(folder / "config.yaml")
+            recorded = stored(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
         except Exception as error:  # a damaged file can fail in any way
             raise UserError(f"{folder / 'config.yaml'} cannot be read ({type(error).__name__}); start anew") from error
     run = checkpoint or folder
@@ -117,10 +117,3 @@ def options(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
             yield from ((f"{key!s}.{name!s}", item) for name, item in value.items())
         else:
             yield str(key), value
-
-
-def escaped(value: Any) -> Any:
-    """Return plain types such that OmegaConf reads every string in them as it stands."""
-    if isinstance(value, dict):
-        return {key: escaped(item) for key, item in value.items()}
-    return literal(value) if isinstance(value, str) else value

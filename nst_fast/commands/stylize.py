@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image, ImageSequence
 
 from nst_fast.assets import find_model, shipped_models
-from nst_fast.commands import run
+from nst_fast.commands import printable, run
 from nst_fast.errors import UserError
 from nst_fast.images import (
     GPS_POSITION,
@@ -103,6 +103,8 @@ def find_jobs(inputs: list[str], output: str | None, model: str, suffix: str | N
     def renamed(path: Path) -> Path:
         return path if suffix is None else path.with_suffix(suffix)
 
+    if "" in (*inputs, output):
+        raise UserError("an input or the output is empty; . is the folder where you are")
     to_stdout = output == "-"
     folder = None if output is None or to_stdout else Path(os.path.expanduser(output))
     expanded: list[str] = []
@@ -353,7 +355,7 @@ def stylize(arguments: list[str]) -> int:
     )
     if options.info:
         for key, value in stylizer.metadata.items():
-            print(f"{key}: {value}")
+            print(printable(f"{key}: {value}"))
         return 0
     suffix = None if options.format is None else FORMATS[options.format]
     jobs = find_jobs(options.inputs, options.output, model.stem, suffix, options.recursive)
@@ -408,7 +410,7 @@ def report(job: Job, error: UserError, as_json: bool) -> bool:
     if as_json:
         print(json.dumps({"input": job.name, "error": line}), flush=True)
     else:
-        print(f"stylize: {line}", file=sys.stderr)
+        print(f"stylize: {printable(line)}", file=sys.stderr)
     return False
 
 

@@ -32,6 +32,7 @@ Train a transformation network on a style and export it to ONNX.
   style.size=PX            short side of the painting; smaller means smaller strokes (default 384)
   loss.style_weight=W      strength of the style (default 7; 2 is subtle, 20 strong)
   data=folder data.root=D  train on your own photographs (default: bundled ones)
+  data=coco                train on COCO's: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
   trainer=smoke            a few steps, to see that everything works
   loss_network=NAME        vgg19_slim, vgg19 or teachers (default: chosen by the device)
@@ -58,25 +59,37 @@ def resolve(cfg: Any, console: Console) -> None:
 
     from nst_fast.commands.configuration import require_choice, require_number
     from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
+    from nst_fast.downloads import COCO
     from nst_fast.loss_network import multiplies_bfloat16
+    from nst_fast.networks import NETWORKS
 
-    for key, least in {"data.size": 32, "data.batch_size": 1, "data.num_workers": 0}.items():
-        require_number(cfg, key, least)
-    for key in ("trainer.cpu_steps", "trainer.gpu_steps", "trainer.validate_every", "network.width", "network.blocks"):
+    for key, least, most in (
+        ("data.size", 32, 4096),  # px
+        ("data.batch_size", 1, 4096),
+        ("data.num_workers", 0, 256),
+        ("network.width", 4, 1024),
+        ("network.blocks", 1, 256),
+        ("trainer.devices", 1, 1024),
+        ("seed", 0, 2**32 - 1),
+    ):
+        require_number(cfg, key, least, most)
+    for key in ("trainer.cpu_steps", "trainer.gpu_steps", "trainer.validate_every"):
         require_number(cfg, key, 1)
     require_number(cfg, "trainer.max_steps", 1, optional=True)
-    require_number(cfg, "seed", 0)
-    if cfg.seed >= 2**32:
-        raise UserError(f"seed is {cfg.seed}; a whole number below {2**32} is needed")
     if cfg.data.name == "bundled":
-        require_number(cfg, "data.dead_leaves", 0, whole=False)
-    require_choice(cfg, "data.name", ("bundled", "folder"))
+        require_number(cfg, "data.dead_leaves", 0, 1, whole=False)
+    require_choice(cfg, "network.name", NETWORKS)
+    require_choice(cfg, "data.name", ("bundled", "folder", "coco"))
+    if cfg.data.name == "coco":
+        require_choice(cfg, "data.split", COCO)
     require_choice(cfg, "float_nchw", (True, False))
     require_choice(cfg, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda"))
     require_choice(cfg, "trainer.precision", ("auto", "32-true", "bf16-mixed", "16-mixed"))
-    require_number(cfg, "trainer.devices", 1)
-    require_number(cfg, "trainer.num_nodes", 1)
-    require_choice(cfg, "trainer.strategy", ("auto", *StrategyRegistry.available_strategies()))
+    require_number(cfg, "trainer.devices", 1, 1024)
+    require_number(cfg, "trainer.num_nodes", 1, 1024)
+    # The others shard what a small network has not.
+    parallel = [name for name in StrategyRegistry.available_strategies() if name.startswith("ddp")]
+    require_choice(cfg, "trainer.strategy", ("auto", *parallel))
     for key in ("trainer.learning_rate", "trainer.gradient_clip", "trainer.grid_weight"):
         require_number(cfg, key, 0, whole=False)
     if cfg.network.width % 4:
@@ -95,16 +108,22 @@ def create_data(cfg: Any, console: Console) -> Any:
     """Return the LightningDataModule of the config's content images."""
     from rich.progress import Progress
 
+    from nst_fast.commands.progress import download_progress
     from nst_fast.data import BundledImages, ContentImages, FolderImages
+    from nst_fast.downloads import fetch_coco
 
     images: BundledImages | FolderImages
     if cfg.data.name == "bundled":
         images = BundledImages(cfg.data.size, cfg.seed, cfg.data.dead_leaves)
     else:
+        root = cfg.data.get("root")
+        if cfg.data.name == "coco":
+            with download_progress(console) as show:
+                root = fetch_coco(cfg.data.split, show)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("reading pictures", total=None)
             images = FolderImages(
-                cfg.data.root,
+                root,
                 cfg.data.size,
                 cfg.seed,
                 lambda done, total: progress.update(bar, completed=done, total=total),
@@ -128,11 +147,20 @@ def train(arguments: list[str]) -> Path | None:
     from nst_fast.commands.export import export_checkpoint
     from nst_fast.commands.interruption import Interruption, interrupt_at_once
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
-    from nst_fast.commands.progress import TrainingProgress
+    from nst_fast.commands.progress import TrainingProgress, download_progress
     from nst_fast.commands.resume import RUNS, resume_run
     from nst_fast.images import write_atomically
     from nst_fast.networks import create_network
-    from nst_fast.style_transfer import CHECKPOINT_KEY, LAST, PREVIOUS, Checkpoints, StyleTransfer, read_checkpoint
+    from nst_fast.style_transfer import (
+        CHECKPOINT_KEY,
+        LAST,
+        PREVIOUS,
+        Checkpoints,
+        StyleTransfer,
+        read_checkpoint,
+        trained_network,
+    )
+    from nst_fast.weights import one_line
 
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -146,7 +174,11 @@ def train(arguments: list[str]) -> Path | None:
     network = create_network(cfg.network.name, cfg.network.width, cfg.network.blocks)
     started = datetime.now()
     resume, cfg.resume = cfg.resume, None
-    earlier: dict[str, Any] = {} if resume is None else read_checkpoint(resume)[CHECKPOINT_KEY]
+    earlier: dict[str, Any] = {}
+    if resume is not None:
+        checkpoint = read_checkpoint(resume)
+        trained_network(checkpoint, resume)
+        earlier = checkpoint[CHECKPOINT_KEY]
     output = Path(cfg.output or RUNS / cfg.style.name / started.strftime("%Y-%m-%d_%H-%M-%S"))
     model = output / f"{cfg.style.name}.onnx"
     last = output / "checkpoints" / LAST
@@ -155,8 +187,9 @@ def train(arguments: list[str]) -> Path | None:
         console.print(f"the run in {output} is finished", soft_wrap=True)
         return model if first else None
     data = create_data(cfg, console)
-    perceptual_loss = create_perceptual_loss(cfg)
-    grams, sha256 = find_style(cfg.style, perceptual_loss)
+    with download_progress(console) as show:
+        perceptual_loss = create_perceptual_loss(cfg, show)
+        grams, sha256 = find_style(cfg.style, perceptual_loss, progress=show)
     perceptual_loss.set_style(grams)
     recorded = {"image_sha256": sha256, "loss_network": perceptual_loss.loss_network.identity}
     for key, value in recorded.items():
@@ -233,6 +266,11 @@ def train(arguments: list[str]) -> Path | None:
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         except SystemExit as error:  # so Lightning leaves on a second Ctrl-C
             raise KeyboardInterrupt from error
+        except Exception as error:  # what the engine keeps of itself may have been tampered with in any way
+            if isinstance(error, UserError) or not earlier or trainer.global_step > earlier["step"]:
+                raise
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"{resume} cannot be gone on from ({reason}); the run starts anew without it") from error
         interrupt_at_once()
         if trainer.global_step < cfg.trainer.max_steps:
             trainer.save_checkpoint(last)
