@@ -490,7 +490,9 @@ class TiledModel:
         for number in range(len(self.stages) - 1):
             counted = []
             for i, tile in enumerate(gathered):
-                states[i], found = self.advance(number, states[i], norms, tile)
+                state, found = self.advance(number, states[i], norms, tile)
+                # Small maps would leave the sessions' pool of memory full of holes.
+                states[i] = state if kept else {name: value.copy() for name, value in state.items()}
                 counted.append({name: found[name.format(number)] for name in (SHAPE, MEAN, VARIANCE)})
             norms |= self.merge(number, counted)
         if not kept:
