@@ -126,9 +126,8 @@ class Stylizer:
         """The model cut into stages; raises UserError where it cannot be."""
         from nst_fast.tiling import TiledModel  # here: most pictures need no tiles and no second library
 
-        share_memory()
         options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.enable_cpu_mem_arena = False  # every session's own pool would keep what it once had
         return TiledModel(self.path.read_bytes(), functools.partial(self.create_session, options=options))
 
     @functools.cached_property
@@ -167,7 +166,7 @@ class Stylizer:
             yield
         except Exception as error:  # they share no base class
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.path} failed on a picture of {width}×{height}: {reason}") from error
+            raise UserError(f"{self.path} cannot stylize a picture of {width}×{height}: {reason}") from error
 
     def infer(self, values: np.ndarray) -> np.ndarray:
         """Return the session's output for its input; UserError where it fails or is of another shape or type."""
@@ -235,17 +234,6 @@ class Stylizer:
         if isinstance(image, np.ndarray):
             return self.stylize_array(image[None])[0]
         return self.stylize(to_rgb(image))
-
-
-@functools.cache
-def share_memory() -> None:
-    """Let the sessions of a tiled model use one pool of memory; each would keep its own otherwise."""
-    processor = onnxruntime.OrtMemoryInfo(
-        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
-    )
-    # 1: extended by what is asked for, not by powers of two; -1: onnxruntime's own defaults; 0: without a limit
-    arena = {"max_mem": 0, "arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
-    onnxruntime.create_and_register_allocator(processor, onnxruntime.OrtArenaCfg(arena))
 
 
 def choose_providers(device: str) -> list[tuple[str, dict[str, str]]]:

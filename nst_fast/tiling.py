@@ -25,9 +25,9 @@ from onnx.utils import Extractor
 from nst_fast.errors import UserError
 
 TILE = 1024  # px, side of what is kept of a tile
-KEPT_BYTES = 2**31  # of intermediate maps, from which statistics are gathered: 26 megapixels of the shipped model's
+KEPT_BYTES = 2**31  # of intermediate maps, from which statistics are gathered: about 40 megapixels of ours
 # Larger pictures, which need memory themselves, are sampled: the more places the better, even at halos' cost.
-SAMPLED_BYTES = 2**30
+SAMPLED_BYTES = 2**29
 SAMPLED_TILE = 64  # px
 OLDEST_OPSET = 10  # Slice takes its bounds as inputs
 # px, height and width of the pictures that a graph's geometry is read from; it must not depend on their size
@@ -381,8 +381,8 @@ class TiledModel:
         self.halo = math.ceil(reach / self.stride) * self.stride
         self.tile = tile
         self.stages = self.cut(model, probes[0], dependent, maps, create_session)
-        most = max(sum(probes[0][name].nbytes for name in stage.lives) for stage in self.stages)
-        self.bytes_per_pixel = most / math.prod(PROBES[0])
+        kept = [{self.image}, *(stage.lives for stage in self.stages[:-2])]
+        self.bytes_per_pixel = max(sum(probes[0][n].nbytes for n in names) for names in kept) / math.prod(PROBES[0])
 
     def cut(
         self,
@@ -487,19 +487,21 @@ class TiledModel:
         gathered = tiles if kept else self.sample(*size)
         states = deque({self.image: read(tile.seen)} for tile in gathered)
         norms: Arrays = {}
-        for number in range(len(self.stages) - 1):
+        # The last norm's input has the size of the picture and is the largest: it is made twice rather than kept.
+        last = len(self.stages) - 2
+        for number in range(last + 1):
             counted = []
             for i, tile in enumerate(gathered):
                 state, found = self.advance(number, states[i], norms, tile)
-                # Small maps would leave the sessions' pool of memory full of holes.
-                states[i] = state if kept else {name: value.copy() for name, value in state.items()}
+                if number < last:
+                    states[i] = state
                 counted.append({name: found[name.format(number)] for name in (SHAPE, MEAN, VARIANCE)})
             norms |= self.merge(number, counted)
         if not kept:
             states.clear()  # the memory goes to the result
         for tile in tiles:
             state = states.popleft() if kept else {self.image: read(tile.seen)}
-            for number in range(len(self.stages) - 1 if kept else 0, len(self.stages)):
+            for number in range(max(last, 0) if kept else 0, len(self.stages)):
                 state, _ = self.advance(number, state, norms, tile)
             left, top, right, bottom = tile.kept
             keep: list[slice] = [slice(None)] * 4

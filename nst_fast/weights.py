@@ -53,6 +53,8 @@ def read_torch(path: str | Path) -> Any:
                     f"{path} is no PyTorch file, perhaps a bomb: "
                     f"{path.stat().st_size / 1e6:.1f} MB unpack to {unpacked / 1e6:.1f} MB"
                 )
+            if (wrong := damage(path)) is not None:
+                raise UserError(f"{path} is no PyTorch file, or a damaged one: {wrong}")
         return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -60,6 +62,18 @@ def read_torch(path: str | Path) -> Any:
         raise UserError(
             f"{path} is no PyTorch file, or not one that loads safely: {type(error).__name__}: {one_line(error)}"
         ) from error
+
+
+def damage(path: str | Path) -> str | None:
+    """Return what is wrong with a checkpoint's bytes, or None; torch writes checksums but does not read them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                return "compressed, which torch never does"
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged archive can fail in any way
+        return type(error).__name__
+    return damaged and f"the checksum of {damaged} does not match"
 
 
 def one_line(error: Exception) -> str:

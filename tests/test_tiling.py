@@ -556,7 +556,7 @@ def test_a_graph_of_even_sizes_is_tiled_and_says_what_it_cannot_take(tmp_path):
     for tile in (False, True):
         stylizer = Stylizer(tmp_path / "model.onnx", threads=1, pixel_range=1, tile=tile)
         assert stylizer(photograph(96, 128)).shape == (96, 128, 3)
-        with pytest.raises(UserError, match="failed on a picture of 127×96") as refusal:
+        with pytest.raises(UserError, match="cannot stylize a picture of 127×96") as refusal:
             stylizer(photograph(96, 127))
         assert "\n" not in str(refusal.value)
 

@@ -183,7 +183,7 @@ BY_HAND: dict[str, tuple[Callable[[Path], None], str]] = {
     "another project's": (lambda path: torch.save({"state_dict": {}}, path), "another project"),
     "half": (lambda path: (torch.save(trained(), path), os.truncate(path, 3000))[-1], "no PyTorch file"),
 }
-FIRST = "network.body.1.weight"  # of shape (8, 48, 3, 3)
+FIRST = "network.body.1.weight"  # of shape (8, 3, 12, 12)
 TAMPERED: dict[str, dict[str, Any]] = {
     "malicious": {"config": {"style/title": Malicious()}},
     "malicious weights": {"weights": {FIRST: Malicious()}},
@@ -199,10 +199,10 @@ TAMPERED: dict[str, dict[str, Any]] = {
     "weights of another network": {"config": {"network/width": 16}},
     "a weight that is missing": {"weights": {FIRST: None}},
     "a weight larger than memory": {"weights": {FIRST: torch.zeros(1).expand(HUGE)}},
-    "a weight of no numbers": {"weights": {FIRST: torch.full((8, 48, 3, 3), float("nan"))}},
-    "a weight of whole numbers": {"weights": {FIRST: torch.ones(8, 48, 3, 3, dtype=torch.int)}},
-    "a weight on no device": {"weights": {FIRST: torch.empty(8, 48, 3, 3, device="meta")}},
-    "a sparse weight": {"weights": {FIRST: torch.zeros(8, 48, 3, 3).to_sparse()}},
+    "a weight of no numbers": {"weights": {FIRST: torch.full((8, 3, 12, 12), float("nan"))}},
+    "a weight of whole numbers": {"weights": {FIRST: torch.ones(8, 3, 12, 12, dtype=torch.int)}},
+    "a weight on no device": {"weights": {FIRST: torch.empty(8, 3, 12, 12, device="meta")}},
+    "a sparse weight": {"weights": {FIRST: torch.zeros(8, 3, 12, 12).to_sparse()}},
     "steps in words": {"ours": {"step": "four"}},
     "negative batches": {"ours": {"batches_seen": -4}},
     "seconds in words": {"ours": {"seconds": "1"}},
