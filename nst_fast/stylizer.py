@@ -113,10 +113,11 @@ class Stylizer:
                 raise UserError(f"{path} takes pictures of {width}×{height} only: it cannot be tiled")
             _ = self.tiled
 
-    def create_session(self, content: bytes, options: onnxruntime.SessionOptions | None = None) -> Any:
+    def create_session(self, content: bytes, pool: bool = True) -> Any:
         """Return an onnxruntime session of a model on this stylizer's device and threads."""
-        options = options or onnxruntime.SessionOptions()
+        options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
+        options.enable_cpu_mem_arena = pool  # which keeps what a session once had: too much where there are many
         options.log_severity_level = 4  # its errors are raised, too
         options.add_session_config_entry("session.load_model_format", "ONNX")
         return onnxruntime.InferenceSession(content, options, providers=self.providers)
@@ -126,9 +127,7 @@ class Stylizer:
         """The model cut into stages; raises UserError where it cannot be."""
         from nst_fast.tiling import TiledModel  # here: most pictures need no tiles and no second library
 
-        options = onnxruntime.SessionOptions()
-        options.enable_cpu_mem_arena = False  # every session's own pool would keep what it once had
-        return TiledModel(self.path.read_bytes(), functools.partial(self.create_session, options=options))
+        return TiledModel(self.path.read_bytes(), functools.partial(self.create_session, pool=False))
 
     @functools.cached_property
     def can_tile(self) -> bool:
