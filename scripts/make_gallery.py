@@ -1,10 +1,14 @@
 """Make the README's pictures: CC0 photographs, what a shipped model makes of them, what the slow optimiser does.
 
 python scripts/make_gallery.py            # every shipped model → docs/images/<style>.jpg
+python scripts/make_gallery.py loss_network=teachers loss_network.shallow=FILE loss_network.deep=FILE
+
+Options are the loss's, where it is not to be had from the models alone.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +27,7 @@ from nst_fast.style_targets import to_image, to_tensor
 from nst_fast.stylizer import Stylizer
 
 HEIGHT = 240  # px of one picture
-ITERATIONS = 300  # of L-BFGS, from the photograph, on the loss that the model was trained on
+ITERATIONS = 200  # of L-BFGS, from the photograph, on the loss that the model was trained on
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 
@@ -32,7 +36,7 @@ def main() -> None:
     photographs = [resize_short_side(Image.fromarray(a), HEIGHT) for a in arrays]
     for name, model in shipped_models().items():
         stylize = Stylizer(model)
-        cfg = load_config("optimize", ["content=photograph", *loss_arguments(stylize, name, [])])
+        cfg = load_config("optimize", ["content=photograph", *loss_arguments(stylize, name, sys.argv[1:])])
         resolve(cfg, Console(stderr=True))
         loss = create_perceptual_loss(cfg)
         loss.set_style(find_style(cfg.style, loss)[0])
