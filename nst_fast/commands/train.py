@@ -239,8 +239,10 @@ def train(arguments: list[str]) -> Path | None:
             if not trainer.is_global_zero:
                 sys.exit(1)
             raise UserError(f"stopped at step {trainer.global_step}; go on with resume={shlex.quote(str(last))}")
-        if module.batches_seen % cfg.trainer.validate_every:  # otherwise the last step has just been validated
+        unvalidated = module.batches_seen % cfg.trainer.validate_every != 0
+        if unvalidated:
             trainer.validate(module, data, verbose=False)
+        if unvalidated or earlier.get("step") == cfg.trainer.max_steps:  # otherwise it has just been saved
             trainer.save_checkpoint(last)
     if not trainer.is_global_zero:
         return None
