@@ -123,8 +123,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    # A stop ends what Lightning calls an epoch; data without end have none.
-    tags = [tag for tag in events.Tags()["scalars"] if tag not in ("images_per_second", "epoch")]
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "images_per_second"]
     return {
         "weights": checkpoint["state_dict"],
         "adam": checkpoint["optimizer_states"][0]["state"],

@@ -25,6 +25,7 @@ from nst_fast.weights import damage, fill, read_torch
 
 CHECKPOINT_KEY = "nst_fast"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LOG_EVERY = 10  # steps
 MOST_SKIPPED_IN_A_ROW = 20  # steps; past this the run is broken, not unlucky
 
 
@@ -108,12 +109,19 @@ class StyleTransfer(pl.LightningModule):
                     f"{MOST_SKIPPED_IN_A_ROW} steps in a row gave no finite gradient at step {self.global_step}; "
                     "try a lower trainer.learning_rate, or trainer.precision=32-true"
                 )
-        self.log_dict({f"train/{name}_loss": value.detach() for name, value in terms.items()})
-        self.log("train/gradient_norm", norm)
+        metrics = {f"train/{name}_loss": value.detach() for name, value in terms.items()}
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
         images = (self.batches_seen - self.first_batch) * len(batch) * self.trainer.world_size
-        self.log("images_per_second", images / (now - self.started))
+        metrics |= {"train/gradient_norm": norm, "images_per_second": torch.tensor(images / (now - self.started))}
+        self.log_dict(metrics, logger=False)
+        if self.batches_seen % min(LOG_EVERY, self.trainer.val_check_interval) == 0:
+            self.write_log(metrics)
+
+    def write_log(self, metrics: dict[str, Tensor]) -> None:
+        """Log metrics under the number of the last batch; Lightning's own count shifts when a run is resumed."""
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value) for name, value in metrics.items()}, self.batches_seen - 1)
 
     def on_train_start(self) -> None:
         """Start the clocks."""
@@ -125,20 +133,21 @@ class StyleTransfer(pl.LightningModule):
         content = (batch.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
         stylized = self.stylize(content).clamp(0, 1)
         for name, value in self.losses(content, stylized).items():
-            self.log(f"val/{name}_loss", value, batch_size=len(batch), prog_bar=False)
+            self.log(f"val/{name}_loss", value, batch_size=len(batch), logger=False)
         if batch_idx == 0:
             self.save_strip(content, stylized)
 
     def on_validation_epoch_end(self) -> None:
-        """Remember the newest validation losses for the summary and the model's metadata."""
-        metrics = self.trainer.callback_metrics
-        self.validation_losses = {k: float(v) for k, v in metrics.items() if k.startswith("val/")}
+        """Log the newest validation losses and remember them for the summary and the model's metadata."""
+        losses = {name: value for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")}
+        self.write_log(losses)
+        self.validation_losses = {name: float(value) for name, value in losses.items()}
 
     def save_strip(self, content: Tensor, stylized: Tensor) -> None:
         """Write content images above their stylized ones, to TensorBoard and as PNG."""
         strip = torch.cat([torch.cat(list(row), dim=2) for row in (content, stylized)], dim=1).float()
         for logger in self.loggers:
-            logger.experiment.add_image("val/strip", strip, max(self.batches_seen - 1, 0))  # type: ignore[attr-defined]
+            logger.experiment.add_image("val/strip", strip, self.batches_seen - 1)  # type: ignore[attr-defined]
         if self.samples_folder is not None and self.trainer.is_global_zero:
             pixels = (strip * 255).round().byte().permute(1, 2, 0).cpu().numpy()
             name = f"step_{self.global_step:06d}.png"

@@ -6,7 +6,8 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,9 +67,24 @@ def assert_one_line(result: Result, *words: str) -> None:
         assert word in line
 
 
+@contextmanager
+def stopped_by_sigterm(batch: int) -> Iterator[None]:
+    """Let training send itself SIGTERM after a batch."""
+    whole_step = StyleTransfer.training_step
+
+    def interrupted(self: StyleTransfer, batch_of_images: Any, index: int) -> None:
+        whole_step(self, batch_of_images, index)
+        if self.batches_seen == batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StyleTransfer, "training_step", interrupted)
+        yield
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run that went through, one stopped half-way and one killed before its first checkpoint."""
+    """A folder with a run that went through, two stopped half-way and one killed before its first checkpoint."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -77,18 +93,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             train_command.main()
         assert not end.value.code
 
-        whole_step = StyleTransfer.training_step
-
-        def interrupted(self: StyleTransfer, batch: Any, index: int) -> None:
-            whole_step(self, batch, index)
-            if self.batches_seen == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        patch.setattr(StyleTransfer, "training_step", interrupted)
-        patch.setattr(sys, "argv", ["train", STYLE, *FIRST, "output=half"])
-        with pytest.raises(SystemExit) as end:
-            train_command.main()
-        assert end.value.code == 1
+        for name, stop in (("half", 5), ("half, validated", 4)):
+            with stopped_by_sigterm(stop):
+                patch.setattr(sys, "argv", ["train", STYLE, *FIRST, f"output={name}"])
+                with pytest.raises(SystemExit) as end:
+                    train_command.main()
+            assert end.value.code == 1
     (folder / "early").mkdir()
     shutil.copy(folder / "half" / "config.yaml", folder / "early")
     return folder
@@ -119,9 +129,13 @@ def logged(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_sigterm_leaves_a_checkpoint_of_its_step(runs):
-    ours = read_checkpoint(runs / "half" / "checkpoints" / "last.ckpt")["nst_fast"]
-    assert ours["step"] == ours["batches_seen"] == 5
+def test_sigterm_leaves_a_checkpoint_of_its_step_and_the_one_before(runs):
+    steps = []
+    for name in ("last", "previous"):
+        ours = read_checkpoint(runs / "half" / "checkpoints" / f"{name}.ckpt")["nst_fast"]
+        assert ours["step"] == ours["batches_seen"]
+        steps.append(ours["step"])
+    assert steps == [5, 4]
     assert not (runs / "half" / "summary.json").exists()
 
 
@@ -136,13 +150,14 @@ def test_resume_last_goes_on_in_the_same_folder_with_the_recorded_config(runs, t
     assert {**again, "output": None} == {**config, "output": None}
 
 
-def test_the_log_and_the_seconds_of_a_resumed_run_are_of_all_its_sessions(runs, train, tmp_path):
-    run = copy_run(runs, "half", tmp_path / "run")
+@pytest.mark.parametrize("name", ["half", "half, validated"])
+def test_the_log_and_the_seconds_of_a_resumed_run_are_of_all_its_sessions(name, runs, train, tmp_path):
+    run = copy_run(runs, name, tmp_path / "run")
     before = read_checkpoint(run / "checkpoints" / "last.ckpt")["nst_fast"]["seconds"]
     assert train(STYLE, "resume=last", "output=run").code == 0
     assert json.loads((run / "summary.json").read_text())["seconds"] > before > 0
     log, untouched = logged(run), logged(runs / "through")
-    for tag in set(untouched) - {"images_per_second", "epoch"}:
+    for tag in set(untouched) - {"images_per_second"}:
         steps = [step for step, _ in log[tag]]
         assert steps == sorted(set(steps))
         assert set(untouched[tag]) <= set(log[tag])

@@ -239,7 +239,6 @@ def train(arguments: list[str]) -> Path | None:
         val_check_interval=cfg.trainer.validate_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        log_every_n_steps=min(10, cfg.trainer.validate_every),
         callbacks=[checkpoints, TrainingProgress(console), Interruption()],
         plugins=[Checkpoints()],
         use_distributed_sampler=False,  # the data know which share is whose
@@ -273,12 +272,16 @@ def train(arguments: list[str]) -> Path | None:
             raise UserError(f"{resume} cannot be gone on from ({reason}); the run starts anew without it") from error
         interrupt_at_once()
         if trainer.global_step < cfg.trainer.max_steps:
-            trainer.save_checkpoint(last)
+            if trainer.global_step == 0:  # otherwise Lightning has validated, and so saved, when it was told to stop
+                trainer.save_checkpoint(last)
             if not trainer.is_global_zero:
                 sys.exit(1)
             raise UserError(f"stopped at step {trainer.global_step}; go on with resume={shlex.quote(str(last))}")
-        trainer.validate(module, data, verbose=False)
-        trainer.save_checkpoint(last)
+        unvalidated = module.batches_seen % cfg.trainer.validate_every != 0
+        if unvalidated:
+            trainer.validate(module, data, verbose=False)
+        if unvalidated or earlier.get("step") == cfg.trainer.max_steps:  # otherwise it has just been saved
+            trainer.save_checkpoint(last)
     if not trainer.is_global_zero:
         return None
     checkpoint = read_checkpoint(last)
