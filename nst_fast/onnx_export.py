@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from onnxscript import optimizer
 from torch import Tensor, nn
 
 from nst_fast.errors import UserError
@@ -69,7 +70,8 @@ def to_onnx(network: TransformationNetwork, metadata: Mapping[str, str], float_n
             opset_version=OPSET,
             dynamo=False,
         )
-    model = onnx.load_from_string(buffer.getvalue())
+    model = optimizer.optimize(onnx.load_from_string(buffer.getvalue()))
+    del model.graph.value_info[:]  # shapes that anyone can infer
     for key, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA_PREFIX + key, str(value)

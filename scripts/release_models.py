@@ -10,7 +10,6 @@ checkpoints/README.md; everything else comes from the models' own metadata.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import platform
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 from nst_fast.assets import shipped_models
 from nst_fast.commands.compare import compare_models
 from nst_fast.commands.configuration import load_config
+from nst_fast.downloads import file_hash
 from nst_fast.stylizer import Stylizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,10 +39,11 @@ wrote this page.
 SIZES = (256, 720)  # px, of the judge's photographs
 
 
-def judge(model: Path, style: str, size: int) -> dict[str, float]:
+def judge(model: Path, size: int) -> dict[str, float]:
     """Return the outside judge's figures on photographs never trained on."""
     command = [sys.executable, str(SHARED / "judge.py"), "--model", str(model), "--size", str(size)]
-    command += ["--style", str(SHARED / "styles" / f"{style}.jpg")]
+    style = json.loads(Stylizer(model).metadata["config"])["style"]
+    command += ["--style", str(SHARED / "styles" / Path(style["url"]).name)]
     if size > 256:
         command += ["--limit", "12"]
     answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -67,9 +68,8 @@ def release(run: Path, count: int) -> dict[str, Any]:
     shutil.copyfile(run / f"{style}.onnx", model)
     kept = ("steps", "seconds", "images_per_second", "device", "precision", "validation_losses", "versions")
     return {
-        "sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
         "training": {key: summary[key] for key in kept} | {"machine": platform.machine()},
-        "judge": {str(size): judge(model, style, size) for size in SIZES},
+        "judge": {str(size): judge(model, size) for size in SIZES},
         "lbfgs_iterations": iterations(model, count),
     }
 
@@ -116,7 +116,7 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
     rows = {
         "painting": f"[{told['title']}]({style['url']}), {told['artist']}, {style['year']}; {told['licence']}",
         "painting's sha256": f"`{told['image_sha256']}`",
-        "file": f"{model.stat().st_size / 1e6:.2f} MB, sha256 `{figures['sha256']}`",
+        "file": f"{model.stat().st_size / 1e6:.2f} MB, sha256 `{file_hash(model)}`",
         "made by": f"`{command}`",
         "nearest for everyone": f"`{everyone}`",
         "data": f"{data['name']} {data.get('root') or ''}, {told['steps']} steps of {data['batch_size']} at "
@@ -150,7 +150,7 @@ def main() -> None:
         figures[name] = release(run, options.count)
         FIGURES.write_text(json.dumps(dict(sorted(figures.items())), indent=1) + "\n")
         print(name, json.dumps(figures[name]["judge"]), flush=True)
-    cards = [card(name, model, figures[name]) for name, model in shipped_models().items()]
+    cards = [card(name, model, figures[name]) for name, model in shipped_models().items() if name in figures]
     CARDS.write_text(HEAD + "\n" + "\n".join(cards))
     print(CARDS)
 

@@ -114,7 +114,8 @@ def test_a_released_model_leaves_no_pixel_grid_in_flat_areas(name):
 @pytest.mark.parametrize("name", STYLES)
 def test_the_judge_finds_a_released_model_within_its_bounds(name):
     command = [sys.executable, SHARED / "judge.py", "--model", shipped_models()[name], "--limit", "12"]
-    done = subprocess.run([*command, "--style", SHARED / "styles" / f"{name}.jpg"], capture_output=True, check=True)
+    painting = SHARED / "styles" / Path(load_config("train", [f"style={name}"]).style.url).name
+    done = subprocess.run([*command, "--style", painting], capture_output=True, check=True)
     figures = json.loads(done.stdout)
     assert figures["style_vgg19"] <= 0.08
     assert figures["content"] <= 0.70
