@@ -17,6 +17,7 @@ from PIL import Image, ImageCms
 
 from nst_fast.commands.stylize import Job, Looks, open_picture, stylize_picture
 from nst_fast.errors import UserError
+from nst_fast.images import encode_image
 from nst_fast.stylizer import Stylizer
 
 PICTURES, SECONDS, BYTES = 2000, 60, 4 << 30
@@ -103,8 +104,8 @@ def fuzz(model: str, folder: Path) -> None:
             job, said = Job(path, path.with_suffix(suffix)), None
             try:
                 with open_picture(job) as image:
-                    content, _ = stylize_picture(job, image, stylizer, looks, suffix, options)
-                with Image.open(io.BytesIO(content)) as result:
+                    stylized, saving = stylize_picture(job, image, stylizer, looks, suffix, options)
+                with Image.open(io.BytesIO(encode_image(stylized, **saving))) as result:
                     result.load()
             except UserError as error:
                 said = str(error)

@@ -238,11 +238,11 @@ def read_frames(job: Job, image: Image.Image, every: bool) -> Iterator[tuple[Ima
 
 def stylize_picture(
     job: Job, image: Image.Image, stylizer: Stylizer, looks: Looks, suffix: str, options: Any
-) -> tuple[bytes, tuple[int, int]]:
-    """Return the encoded result of a picture and its size.
+) -> tuple[Image.Image, dict[str, Any]]:
+    """Return the result of a picture and Pillow's options for saving it.
 
     It has every frame where both formats are animated, and alpha where that has a place. Raises UserError where a frame
-    cannot be read or the format cannot hold the result.
+    cannot be read.
     """
     exif = carried_exif(image, options.keep_gps)
     every = []
@@ -266,10 +266,7 @@ def stylize_picture(
         extra["loop"] = image.info.get("loop", None if suffix == ".gif" else 1)
         if suffix == ".gif" and any(frame.mode == "RGBA" for frame in every):
             extra["disposal"] = 2  # what is transparent shows nothing of the frame before
-    try:
-        return encode_image(every[0], suffix, options.quality, **extra), every[0].size
-    except UserError as error:
-        raise UserError(f"{job.name}: {error}") from error
+    return every[0], {"suffix": suffix, "quality": options.quality, **extra}
 
 
 def read_ahead(jobs: list[Job], pool: ThreadPoolExecutor) -> Iterator[tuple[Job, Future[Image.Image]]]:
@@ -371,9 +368,12 @@ def stylize(arguments: list[str]) -> int:
                         kind = suffix or (
                             job.target.suffix.lower() if job.target else "." + (image.format or "png").lower()
                         )
-                        content, (width, height) = stylize_picture(job, image, stylizer, looks, kind, options)
-                    told = {"width": width, "height": height, "seconds": round(time.perf_counter() - began, 4)}
-                    finished.append(writer.submit(write, job, content, told, options.json))
+                        stylized, saving = stylize_picture(job, image, stylizer, looks, kind, options)
+                    told: dict[str, Any] = {"width": stylized.width, "height": stylized.height}
+                    told["seconds"] = round(time.perf_counter() - began, 4)
+                    if finished:
+                        finished[-1].result()  # one at a time: a picture may be gigabytes
+                    finished.append(writer.submit(write, job, stylized, saving, told, options.json))
                 except UserError as error:
                     finished.append(writer.submit(report, job, error, options.json))
         except BaseException:
@@ -389,8 +389,12 @@ def stylize(arguments: list[str]) -> int:
     return 0 if done == len(jobs) else 1
 
 
-def write(job: Job, content: bytes, told: dict[str, Any], as_json: bool) -> bool:
-    """Write a result in one step and say so; return whether it could be written."""
+def write(job: Job, stylized: Image.Image, saving: dict[str, Any], told: dict[str, Any], as_json: bool) -> bool:
+    """Encode a result, write it in one step and say so; return whether that was possible."""
+    try:
+        content = encode_image(stylized, **saving)
+    except UserError as error:
+        return report(job, UserError(f"{job.name}: {error}"), as_json)
     if job.target is None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
