@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from skimage.measure import block_reduce
 
-from nst_fast.assets import ASSETS, shipped_models
+from nst_fast.assets import ASSETS, VGG19_SLIM, shipped_models
 from nst_fast.commands import compare as compare_command
 from nst_fast.commands.compare import loss_arguments
 from nst_fast.commands.configuration import load_config
 from nst_fast.comparison import perceptual_losses
 from nst_fast.images import load_image, resize_long_side
-from nst_fast.loss_network import create_loss_network
+from nst_fast.loss_network import create_loss_network, file_identity
 from nst_fast.losses import BalancedLoss
 from nst_fast.networks import create_network
 from nst_fast.onnx_export import export
@@ -128,10 +128,11 @@ def test_report_says_under_which_conditions(finished):
         64,
         30,
     )
-    assert report["loss_network"] == Stylizer(shipped_models()["starry_night"]).metadata["loss_network"]
+    # The teachers that it was trained on are not handed on with it.
+    assert report["loss_network"] == file_identity("vgg19_slim", VGG19_SLIM)
     assert (report["loss"]["name"], report["loss"]["style_weight"], report["threads"]) == (
         "balanced",
-        7.0,
+        10,
         torch.get_num_threads(),
     )
     assert set(report["photographs"]) == {"cat <1>.png", "cup.png"}
@@ -148,7 +149,7 @@ def test_traces_hold_every_iteration_of_every_optimiser(finished):
 
 def test_losses_of_the_model_are_those_of_its_pictures_on_the_shipped_targets(finished):
     styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
-    loss = BalancedLoss(create_loss_network("vgg19_slim"), {"relu4_2": 1.0}, styles, 1.0, 7.0, 3.0)
+    loss = BalancedLoss(create_loss_network("vgg19_slim"), {"relu4_2": 1.0}, styles, 1.0, 10.0, 3.0)
     loss.set_style(StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").grams[384])
     stylize = Stylizer(shipped_models()["starry_night"])
     for name, photograph in finished.report["photographs"].items():

@@ -327,6 +327,10 @@ def compare_models(arguments: list[str]) -> None:
         (options.output / "report.html").write_text(report_html(report, comparisons, judged))
     except OSError as error:
         raise UserError(f"cannot write into {options.output}: {error.strerror}") from error
+    trained_on = first.metadata.get("loss_network") if judged else None
+    if trained_on not in (None, perceptual_loss.loss_network.identity):
+        used = perceptual_loss.loss_network.identity.partition("@")[0]
+        console.print(f"compared on {used}, not on the loss network that {judged[0]} was trained on", style="yellow")
     for model, entry in report["models"].items():
         for name, passed in entry.get("passed_by", {}).items():
             n = passed["iterations"]
