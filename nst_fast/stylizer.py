@@ -120,7 +120,8 @@ class Stylizer:
         options.enable_cpu_mem_arena = pool  # which keeps what a session once had: too much where there are many
         options.log_severity_level = 4  # its errors are raised, too
         options.add_session_config_entry("session.load_model_format", "ONNX")
-        return onnxruntime.InferenceSession(content, options, providers=self.providers)
+        # Its fallback prints on standard output and tries the same again.
+        return onnxruntime.InferenceSession(content, options, providers=self.providers, enable_fallback=0)
 
     @functools.cached_property
     def tiled(self) -> TiledModel:
