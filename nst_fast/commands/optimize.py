@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from datetime import datetime
 from pathlib import Path
@@ -201,6 +202,8 @@ def main() -> None:
     """Entry point."""
 
     def command(arguments: list[str]) -> None:
+        # Threads that spin while they wait are thirty times slower as soon as anything else runs.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             from omegaconf import OmegaConf
 
