@@ -6,15 +6,16 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import Result
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -32,29 +33,6 @@ SMALL = ["network.width=8", "network.blocks=1", "data.size=32", "data.batch_size
 MACHINE = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
 STEPS = 6
 FIRST = [*SMALL, *MACHINE, f"trainer.max_steps={STEPS}", "trainer.validate_every=2"]
-
-
-class Result(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Return `train` as a function of its arguments, run in this process in a fresh folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments: str) -> Result:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["train", *arguments])
-        with pytest.raises(SystemExit) as end:
-            train_command.main()
-        return Result(end.value.code or 0, *capsys.readouterr())
-
-    return command
 
 
 def assert_one_line(result: Result, *words: str) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +21,13 @@ import pytest
 import skimage.data
 import torch
 import yaml
+from conftest import Result
 from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import nst_fast
 from nst_fast.commands import export
-from nst_fast.commands import train as train_command
 from nst_fast.commands.configuration import load_config
 from nst_fast.networks import FastNetwork
 
@@ -42,14 +42,6 @@ SMALL = ["data.size=64", "data.batch_size=2", "data.num_workers=0", "style.size=
 SMOKE = ["trainer=smoke", *SMALL]
 CUSTOM = ["style=custom", "style.image=pic.jpg"]
 AWKWARD_NAMES = ["my pic (1).jpg", "été.jpg", "a,b.jpg", "a=b.jpg", "a${b}.jpg", """it's "x".jpg""", "[a]{b}.jpg"]
-
-
-class Result(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
 
 
 def draw_picture(path: Path, seed: int = 0) -> Path:
@@ -73,21 +65,6 @@ def shell(command: str | list[str], folder: Path, **environment: str) -> Result:
         timeout=300,
     )
     return Result(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Return `train` as a function of its arguments, run in this process in a fresh folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments: str) -> Result:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["train", *arguments])
-        with pytest.raises(SystemExit) as end:
-            train_command.main()
-        return Result(end.value.code or 0, *capsys.readouterr())
-
-    return command
 
 
 def network_weights(run: Path) -> dict[str, torch.Tensor]:
