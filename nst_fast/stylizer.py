@@ -118,6 +118,7 @@ class Stylizer:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.enable_cpu_mem_arena = pool  # which keeps what a session once had: too much where there are many
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others use the cores meanwhile
         options.log_severity_level = 4  # its errors are raised, too
         options.add_session_config_entry("session.load_model_format", "ONNX")
         # Its fallback prints on standard output and tries the same again.

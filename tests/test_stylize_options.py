@@ -8,8 +8,10 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from nst_fast.commands.stylize import main
+from nst_fast.commands.stylize import PixelBudget, main
 from nst_fast.networks import create_network
 from nst_fast.onnx_export import export
 from nst_fast.stylizer import Stylizer
@@ -795,6 +797,33 @@ def test_json_tells_of_each_picture_once_it_is_written_and_of_no_other(folder):
     told = [json.loads(line)["output"] for line in (first + rest).splitlines()]
     assert {f"out/{name}" for name in names("out")} == set(told)
     assert len(told) == len(set(told)) < 200
+
+
+def test_several_pictures_at_once_come_out_as_one_at_a_time(stylize):
+    for number in range(12):
+        save(f"holiday/{number}.png", np.tile(np.roll(PIXELS, number, 1), (4 + number, 9, 1)))
+    assert stylize("holiday", "-o", "one", "--threads", 1).returncode == 0
+    assert stylize("holiday", "-o", "three", "--threads", min(3, os.cpu_count())).returncode == 0
+    for name in names("one"):
+        assert Path("one", name).read_bytes() == Path("three", name).read_bytes()
+
+
+def test_pictures_at_once_stay_within_the_pixels_and_larger_ones_run_alone():
+    budget, lock, inside, seen = PixelBudget(10), threading.Lock(), [], []
+
+    def work(pixels):
+        with budget.spend(pixels):
+            with lock:
+                inside.append(pixels)
+                seen.append(list(inside))
+            time.sleep(0.002)
+            with lock:
+                inside.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [3, 5, 9, 40, 2, 2, 2, 2, 2, 10, 7, 3, 11] * 5))
+    assert all(sum(together) <= 10 or len(together) == 1 for together in seen)
+    assert max(map(len, seen)) > 1
 
 
 # Models of other projects

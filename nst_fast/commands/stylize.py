@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import glob
 import io
 import json
 import os
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,7 @@ from nst_fast.images import (
     split_alpha,
     write_atomically,
 )
-from nst_fast.stylizer import DEVICES, Stylizer
+from nst_fast.stylizer import DEVICES, TILED_ABOVE, Stylizer
 
 USAGE = """
 usage: stylize --model FILE_OR_NAME INPUT... [-o OUTPUT] [options]
@@ -75,6 +78,10 @@ examples:
 FORMATS = {"jpg": ".jpg", "jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}
 ANIMATED = (".gif", ".webp", ".png")
 ANIMATIONS = ("GIF", "WEBP", "PNG")  # as Pillow calls them
+# A model's serial operations, decoding and encoding leave cores idle that other pictures can use. Together they take no
+# more memory than the largest that is not tiled.
+PICTURES_AT_ONCE = 3
+PIXELS_AT_ONCE = TILED_ABOVE
 SLASHES = tuple({"/", os.sep})
 WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".gif")
 # EXIF tags that speak of the photograph, not of the file: a TIFF's are its very layout, its profile and its XMP.
@@ -194,23 +201,23 @@ class Looks:
         return stylized if self.strength == 1 else Image.blend(photograph, stylized, self.strength)
 
 
-def open_picture(job: Job) -> Image.Image:
-    """Return a picture with its first frame decoded; raises UserError where it is missing or cannot be read."""
-    if job.source is not None and not os.path.isfile(job.source):
-        raise UserError(f"no picture at {job.source}")
+@contextlib.contextmanager
+def reading(job: Job) -> Iterator[None]:
+    """Report whatever decoders raise as a UserError that names the picture."""
     try:
-        content = sys.stdin.buffer.read() if job.source is None else None
-        image = Image.open(io.BytesIO(content) if content is not None else job.source)  # type: ignore[arg-type]
-        try:
-            image.load()
-        except Exception:
-            image.close()
-            raise
+        yield
     except Image.DecompressionBombError as error:
         raise UserError(f"{job.name} claims a huge size, perhaps a bomb; --huge opens it: {error}") from error
     except Exception as error:  # decoders of damaged files raise whatever they please
         raise UserError(f"{job.name} cannot be read as a picture: {str(error) or type(error).__name__}") from error
-    return image
+
+
+def open_picture(job: Job) -> Image.Image:
+    """Return a picture that is yet to be decoded; raises UserError where it is missing or no picture."""
+    if job.source is not None and not os.path.isfile(job.source):
+        raise UserError(f"no picture at {job.source}")
+    with reading(job):
+        return Image.open(io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source)
 
 
 def carried_exif(image: Image.Image, keep_gps: bool) -> bytes:
@@ -229,11 +236,9 @@ def carried_exif(image: Image.Image, keep_gps: bool) -> bytes:
 
 def read_frames(job: Job, image: Image.Image, every: bool) -> Iterator[tuple[Image.Image, Image.Image | None, float]]:
     """Yield every frame, or the first alone, as RGB, alpha and milliseconds; raises UserError for a damaged one."""
-    try:
+    with reading(job):
         for frame in ImageSequence.Iterator(image) if every else [image]:
             yield *split_alpha(frame), frame.info.get("duration", 100)
-    except Exception as error:  # as in open_picture
-        raise UserError(f"{job.name} cannot be read as a picture: {str(error) or type(error).__name__}") from error
 
 
 def stylize_picture(
@@ -244,6 +249,8 @@ def stylize_picture(
     It has every frame where both formats are animated, and alpha where that has a place. Raises UserError where a frame
     cannot be read.
     """
+    with reading(job):
+        image.load()
     exif = carried_exif(image, options.keep_gps)
     every = []
     # Only these are animated: the pictures of a TIFF or an MPO are pages and previews.
@@ -269,13 +276,25 @@ def stylize_picture(
     return every[0], {"suffix": suffix, "quality": options.quality, **extra}
 
 
-def read_ahead(jobs: list[Job], pool: ThreadPoolExecutor) -> Iterator[tuple[Job, Future[Image.Image]]]:
-    """Yield jobs with their pictures; the next one is being decoded meanwhile."""
-    waiting = [(job, pool.submit(open_picture, job)) for job in jobs[:2]]
-    for number in range(len(jobs)):
-        if number + 2 < len(jobs):
-            waiting.append((jobs[number + 2], pool.submit(open_picture, jobs[number + 2])))
-        yield waiting.pop(0)
+class PixelBudget:
+    """Lets pictures in while their pixels together stay within a number; one that is larger than that runs alone."""
+
+    def __init__(self, pixels: float) -> None:
+        self.most, self.taken = pixels, 0.0
+        self.change = threading.Condition()
+
+    @contextlib.contextmanager
+    def spend(self, pixels: float) -> Iterator[None]:
+        """Wait until there is room for so many pixels and hold it."""
+        with self.change:
+            self.change.wait_for(lambda: not self.taken or self.taken + pixels <= self.most)
+            self.taken += pixels
+        try:
+            yield
+        finally:
+            with self.change:
+                self.taken -= pixels
+                self.change.notify_all()
 
 
 def show_models() -> None:
@@ -358,28 +377,42 @@ def stylize(arguments: list[str]) -> int:
     jobs = find_jobs(options.inputs, options.output, model.stem, suffix, options.recursive)
     refuse_targets(jobs, suffix, options.overwrite)
     looks = Looks(options.strength, options.keep_colors, options.max_side, options.scale)
-    finished: list[Future[bool]] = []
-    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as writer:
+    budget = PixelBudget(PIXELS_AT_ONCE)
+
+    def work(job: Job) -> dict[str, Any]:
         try:
-            for job, reading in track(read_ahead(jobs, readers), len(jobs)):
+            with open_picture(job) as image, budget.spend(image.width * image.height * max(1, options.scale) ** 2):
                 began = time.perf_counter()
-                try:
-                    with reading.result() as image:  # animations keep their files open
-                        kind = suffix or (
-                            job.target.suffix.lower() if job.target else "." + (image.format or "png").lower()
-                        )
-                        stylized, saving = stylize_picture(job, image, stylizer, looks, kind, options)
-                    told: dict[str, Any] = {"width": stylized.width, "height": stylized.height}
-                    told["seconds"] = round(time.perf_counter() - began, 4)
-                    if finished:
-                        finished[-1].result()  # one at a time: a picture may be gigabytes
-                    finished.append(writer.submit(write, job, stylized, saving, told, options.json))
-                except UserError as error:
-                    finished.append(writer.submit(report, job, error, options.json))
+                kind = suffix or (job.target.suffix.lower() if job.target else "." + (image.format or "png").lower())
+                stylized, saving = stylize_picture(job, image, stylizer, looks, kind, options)
+                write(job, stylized, saving)
+        except UserError as error:
+            return {"input": job.name, "error": " ".join(str(error).split())}
+        size = {"width": stylized.width, "height": stylized.height}
+        seconds = round(time.perf_counter() - began, 4)
+        return {"input": job.name, "output": str(job.target or "-"), **size, "seconds": seconds}
+
+    def tell(told: dict[str, Any]) -> bool:
+        if options.json and told.get("output") != "-":
+            print(json.dumps(told), flush=True)
+        elif "error" in told:
+            print(f"stylize: {printable(told['error'])}", file=sys.stderr)
+        return "error" not in told
+
+    done = 0
+    with ThreadPoolExecutor(min(PICTURES_AT_ONCE, options.threads or os.cpu_count() or 1)) as pool:
+        waiting = deque(pool.submit(work, job) for job in jobs)
+        try:
+            for _ in track(jobs, len(jobs)):
+                told = waiting[0].result()
+                waiting.popleft()
+                done += tell(told)
         except BaseException:
-            readers.shutdown(cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
+            for future in waiting:  # those that were under way are written by now
+                if not future.cancelled() and not future.exception():
+                    tell(future.result())
             raise
-    done = sum(future.result() for future in finished)
     if done and not options.json and len(jobs) == 1 and jobs[0].target is not None:
         print(jobs[0].target)
     elif not options.json and len(jobs) > 1:
@@ -389,33 +422,17 @@ def stylize(arguments: list[str]) -> int:
     return 0 if done == len(jobs) else 1
 
 
-def write(job: Job, stylized: Image.Image, saving: dict[str, Any], told: dict[str, Any], as_json: bool) -> bool:
-    """Encode a result, write it in one step and say so; return whether that was possible."""
+def write(job: Job, stylized: Image.Image, saving: dict[str, Any]) -> None:
+    """Encode a result and write it in one step; raises UserError where that is not possible."""
     try:
         content = encode_image(stylized, **saving)
     except UserError as error:
-        return report(job, UserError(f"{job.name}: {error}"), as_json)
+        raise UserError(f"{job.name}: {error}") from error
     if job.target is None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
-        return True
-    try:
-        write_atomically(job.target, content)
-    except UserError as error:
-        return report(job, error, as_json)
-    if as_json:
-        print(json.dumps({"input": job.name, "output": str(job.target), **told}), flush=True)
-    return True
-
-
-def report(job: Job, error: UserError, as_json: bool) -> bool:
-    """Say that a picture failed, while the others go on; return False."""
-    line = " ".join(str(error).split())
-    if as_json:
-        print(json.dumps({"input": job.name, "error": line}), flush=True)
     else:
-        print(f"stylize: {printable(line)}", file=sys.stderr)
-    return False
+        write_atomically(job.target, content)
 
 
 def track(jobs: Iterable[Any], total: int) -> Iterable[Any]:
