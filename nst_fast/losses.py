@@ -73,9 +73,8 @@ def gram_matrix(features: Tensor) -> Tensor:
 def total_variation(image: Tensor) -> Tensor:
     """Return the mean squared difference of neighbouring pixels of (N, 3, H, W), summed over directions, shape (N,)."""
     image = in_full_precision(image)
-    across = (image[..., :, 1:] - image[..., :, :-1]).square().flatten(1)
-    down = (image[..., 1:, :] - image[..., :-1, :]).square().flatten(1)
-    return across.sum(1) / max(across.shape[1], 1) + down.sum(1) / max(down.shape[1], 1)
+    across, down = image[..., :, 1:] - image[..., :, :-1], image[..., 1:, :] - image[..., :-1, :]
+    return torch.stack([d.square().sum((1, 2, 3)) / max(d[0].numel(), 1) for d in (across, down)]).sum(0)
 
 
 def pixel_grid(image: Tensor, period: int = 4, cells: int = 8) -> Tensor:

@@ -1,5 +1,6 @@
 """Loss networks against torchvision, hand-written convolutions and the formulas they promise."""
 
+import copy
 import os
 import pickle
 import socket
@@ -190,11 +191,18 @@ def test_missing_layer_is_a_user_error_that_names_those_there_are():
 
 
 @torch.no_grad()
-def test_gradient_reaches_the_picture_of_a_frozen_network():
+@pytest.mark.parametrize("size", [(32, 32), (37, 21)])
+def test_gradient_of_a_frozen_network_is_autograds_own(size):
+    network, image = small_vgg().double(), picture(*size).double()
+    gradients = []
     with torch.enable_grad():
-        image = picture().requires_grad_()
-        module.freeze(small_vgg())(image, ["relu3_1"])["relu3_1"].sum().backward()
-    assert image.grad.abs().sum() > 0
+        for one in (network, module.freeze(copy.deepcopy(network))):
+            image = image.detach().requires_grad_()
+            features = one(image, ["relu1_1", "relu2_1", "relu3_1"]).values()
+            sum((f * torch.linspace(-1, 2, f.numel()).view_as(f)).sum() for f in features).backward()
+            gradients.append(image.grad)
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-12, atol=1e-12)
 
 
 # The teachers' format

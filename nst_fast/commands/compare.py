@@ -7,7 +7,6 @@ import base64
 import html
 import io
 import json
-import os
 import platform
 import statistics
 from datetime import date
@@ -18,7 +17,7 @@ from rich.console import Console
 
 from nst_fast import __version__
 from nst_fast.assets import find_model, shipped
-from nst_fast.commands import require_training_packages, run
+from nst_fast.commands import require_training_packages, run, tune_torch
 from nst_fast.errors import UserError
 from nst_fast.images import find_pictures, load_image, resize_long_side
 from nst_fast.stylizer import Stylizer
@@ -341,7 +340,7 @@ def compare_models(arguments: list[str]) -> None:
 
 def main() -> None:
     """Entry point."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    tune_torch()
     run(lambda arguments: compare_models(arguments), "nst-compare", USAGE)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nst_fast.commands import require_training_packages, run
+from nst_fast.commands import require_training_packages, run, tune_torch
 from nst_fast.errors import UserError
 
 USAGE = """
@@ -202,8 +201,7 @@ def main() -> None:
     """Entry point."""
 
     def command(arguments: list[str]) -> None:
-        # Threads that spin while they wait are thirty times slower as soon as anything else runs.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        tune_torch()
         try:
             from omegaconf import OmegaConf
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import shlex
 import signal
@@ -19,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from nst_fast import __version__
-from nst_fast.commands import require_training_packages, run
+from nst_fast.commands import require_training_packages, run, tune_torch
 from nst_fast.errors import UserError
 
 USAGE = """
@@ -318,8 +317,7 @@ def main() -> None:
     """Entry point."""
 
     def command(arguments: list[str]) -> None:
-        # Threads that spin while they wait halve the speed as soon as anything else runs, a data worker for instance.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        tune_torch()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         # The log is written by a thread of TensorBoard's, whose errors come up again in this one.
         threading.excepthook = lambda e: None if isinstance(e.exc_value, OSError) else threading.__excepthook__(e)
