@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--iterations", type=int, default=10, help="of a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--convergence-size", type=int, default=384, help="px, long side of scikit-image's coffee")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("image_optimizer.json"))
     options = parser.parse_args()

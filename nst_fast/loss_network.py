@@ -150,11 +150,22 @@ class VGG(LossNetwork):
         missing = set(wanted)
         features: dict[str, Tensor] = {}
         x = self.preprocess(image)
-        previous = "1"
-        for name, convolution in self.convolutions.items():
+        names = list(self.convolutions)
+        for name, following in zip(names, [*names[1:], ""], strict=True):
+            x = self.convolutions[name](x)
+            if "conv" + name in missing:
+                features["conv" + name] = x
+            pooled = following[:1] != name[0]
+            # Rectifying and taking the largest commute: after pooling there is a quarter to rectify.
+            late = pooled and self.pooling == "max" and not {"conv" + name, "relu" + name} & missing
+            if not late:
+                x = F.relu(x) if "conv" + name in missing else F.relu_(x)  # its tap keeps its negative values
+            if "relu" + name in missing:
+                features["relu" + name] = x
+            missing -= {"conv" + name, "relu" + name}
             if not missing:
                 break
-            if name[0] != previous:
+            if pooled:
                 if min(x.shape[2:]) < 2:
                     least = 2 ** (max(int(layer[4]) for layer in wanted) - 1)  # blocks halve
                     raise UserError(
@@ -162,14 +173,7 @@ class VGG(LossNetwork):
                         f"{', '.join(wanted)}; {least} px a side are needed"
                     )
                 x = F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2)
-                previous = name[0]
-            x = convolution(x)
-            if "conv" + name in missing:
-                features["conv" + name] = x
-            x = F.relu(x) if "conv" + name in missing else F.relu_(x)  # its tap keeps its negative values
-            if "relu" + name in missing:
-                features["relu" + name] = x
-            missing -= {"conv" + name, "relu" + name}
+                x = F.relu_(x) if late else x
         return features
 
 

@@ -125,7 +125,8 @@ class PerceptualLoss(nn.Module):
         loss_network.check_layers([*content_layers, *style_layers])
         self.loss_network = loss_network
         self.content_layers, self.style_layers = dict(content_layers), dict(style_layers)
-        self.content_weight, self.style_weight, self.tv_weight = content_weight, style_weight, tv_weight
+        self.content_weight, self.tv_weight = content_weight, tv_weight
+        self.style_weight: float | Tensor = style_weight
 
     @property
     def layers(self) -> list[str]:

@@ -21,6 +21,7 @@ from nst_fast.errors import UserError
 from nst_fast.images import save_image
 from nst_fast.losses import PerceptualLoss, pixel_grid
 from nst_fast.networks import TransformationNetwork, create_network
+from nst_fast.strength import StyleWeightControl
 from nst_fast.weights import damage, fill, read_torch
 
 CHECKPOINT_KEY = "nst_fast"
@@ -40,6 +41,7 @@ class StyleTransfer(pl.LightningModule):
         gradient_clip: largest gradient norm.
         grid_weight: of `pixel_grid`, beside the perceptual loss: it is the network's fault, not the picture's.
         description: plain types to store in checkpoints: the resolved config and what was chosen.
+        control: sets the perceptual loss's style weight while training; None leaves it as it is.
     """
 
     def __init__(
@@ -51,13 +53,14 @@ class StyleTransfer(pl.LightningModule):
         gradient_clip: float,
         grid_weight: float,
         description: dict[str, Any],
+        control: StyleWeightControl | None = None,
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
         self.perceptual_loss = perceptual_loss
         self.learning_rate, self.max_steps, self.gradient_clip = learning_rate, max_steps, gradient_clip
         self.grid_weight = grid_weight
-        self.description = description
+        self.description, self.control = description, control
         self.automatic_optimization = False  # a non-finite step is skipped whole: no update, no momentum
         self.strict_loading = False  # the frozen loss network is not in checkpoints
         self.batches_seen, self.skipped_steps, self.skipped_in_a_row = 0, 0, 0
@@ -101,6 +104,9 @@ class StyleTransfer(pl.LightningModule):
             schedule: Any = self.lr_schedulers()
             schedule.step()
             self.skipped_in_a_row = 0
+            if self.control is not None:  # every process has its own pictures, and all have one weight
+                self.control.update(self.trainer.strategy.reduce(terms["content"].detach(), reduce_op="mean"))
+                self.perceptual_loss.style_weight = self.control.style_weight
         else:
             self.skipped_steps += 1
             self.skipped_in_a_row += 1
@@ -114,6 +120,8 @@ class StyleTransfer(pl.LightningModule):
         self.seconds, self.clock = self.seconds + now - self.clock, now
         images = (self.batches_seen - self.first_batch) * len(batch) * self.trainer.world_size
         metrics |= {"train/gradient_norm": norm, "images_per_second": torch.tensor(images / (now - self.started))}
+        if self.control is not None:
+            metrics["style_weight"] = self.control.style_weight
         self.log_dict(metrics, logger=False)
         if self.batches_seen % min(LOG_EVERY, self.trainer.val_check_interval) == 0:
             self.write_log(metrics)
@@ -124,7 +132,9 @@ class StyleTransfer(pl.LightningModule):
             logger.log_metrics({name: float(value) for name, value in metrics.items()}, self.batches_seen - 1)
 
     def on_train_start(self) -> None:
-        """Start the clocks."""
+        """Start the clocks, and take the style weight up where a checkpoint left it."""
+        if self.control is not None:
+            self.perceptual_loss.style_weight = self.control.style_weight
         self.started = self.clock = time.perf_counter()
         self.first_batch = self.batches_seen
 
@@ -166,6 +176,7 @@ class StyleTransfer(pl.LightningModule):
             "skipped_in_a_row": self.skipped_in_a_row,
             "seconds": self.seconds,
             "validation_losses": self.validation_losses,
+            "style_weight": float(self.perceptual_loss.style_weight),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -213,6 +224,7 @@ STORED = {
     "batches_seen": int,
     "skipped_steps": int,
     "seconds": float,
+    "style_weight": float,
     "validation_losses": dict,
 }
 

@@ -32,7 +32,7 @@ STYLE = "style=starry_night"
 SMALL = ["network.width=8", "network.blocks=1", "data.size=32", "data.batch_size=2", "data.num_workers=0"]
 MACHINE = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
 STEPS = 6
-FIRST = [*SMALL, *MACHINE, f"trainer.max_steps={STEPS}", "trainer.validate_every=2"]
+FIRST = [*SMALL, *MACHINE, "style.strength=medium", f"trainer.max_steps={STEPS}", "trainer.validate_every=2"]
 
 
 def assert_one_line(result: Result, *words: str) -> None:

@@ -187,6 +187,8 @@ def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list
         network = "vgg19_slim" if network == "teachers" and not given else network
         arguments += [f"loss={plain(trained['loss']['name'])}", f"loss_network={network}"]
         arguments += [f"style.{key}={plain(trained['style'][key])}" for key in ("size", "weight")]
+        if trained["style"].get("strength") is not None:  # the weight that training arrived at
+            trained["loss"]["style_weight"] = float(stylizer.metadata["style_weight"]) / trained["style"]["weight"]
         arguments += [f"loss.{key}={plain(trained['loss'][key])}" for key in LOSS_OPTIONS]
         for key in ("content_layers", "style_layers"):
             layers = [f"{plain(layer)}: {plain(weight)}" for layer, weight in trained["loss"][key].items()]

@@ -48,10 +48,8 @@ examples:
 
 def resolve(cfg: Any, console: Console) -> None:
     """Check a config's values and replace what is automatic by what this machine gets."""
-    import torch
-
     from nst_fast.commands.configuration import require_choice, require_number, require_weights
-    from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
+    from nst_fast.commands.perceptual_loss import resolve_device, resolve_perceptual_loss
     from nst_fast.image_optimizer import METHODS, STARTS
 
     if cfg.content is None:
@@ -66,12 +64,10 @@ def resolve(cfg: Any, console: Console) -> None:
     require_choice(cfg, "start", STARTS)
     require_choice(cfg, "format", ("png", "jpg"))
     require_choice(cfg, "keep_colors", (True, False))
-    require_choice(cfg, "device", ("auto", "cpu", "cuda"))
     require_weights(cfg, "blend", optional=True)
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch finds no GPU here; device=cpu works everywhere")
-    if cfg.device == "auto":
-        cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.style.strength is not None:
+        raise UserError("style.strength is for train and nst-preview; here say loss.style_weight=W")
+    resolve_device(cfg)
     resolve_perceptual_loss(cfg, cfg.device == "cuda", console)
 
 

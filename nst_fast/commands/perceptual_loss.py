@@ -22,7 +22,17 @@ from nst_fast.downloads import Progress
 from nst_fast.errors import UserError
 from nst_fast.loss_network import LOSS_NETWORKS, choose_loss_network, create_loss_network
 from nst_fast.losses import LOSSES, PerceptualLoss
+from nst_fast.strength import STRENGTHS, StyleWeightControl
 from nst_fast.style_targets import style_grams
+
+
+def resolve_device(cfg: Any) -> None:
+    """Replace device=auto by what this machine has; UserError for a GPU that is not there."""
+    require_choice(cfg, "device", ("auto", "cpu", "cuda"))
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch finds no GPU here; device=cpu works everywhere")
+    if cfg.device == "auto":
+        cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
@@ -36,6 +46,11 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
     require_choice(cfg, "loss.pooling", ("max", "average"))
     require_choice(cfg, "loss.normalise", (True, False))
     require_choice(cfg, "loss_network.name", ("auto", *LOSS_NETWORKS))
+    if cfg.style.strength is not None:
+        if cfg.style.strength not in STRENGTHS:
+            require_number(cfg, "style.strength", 0.01, 10, whole=False)
+        if cfg.loss.name != "balanced":
+            raise UserError(f"style.strength needs loss=balanced, whose content distance it is; got {cfg.loss.name}")
     for key in ("name", "title", "artist", "year", "licence", "url", "sha256"):
         require_text(cfg, f"style.{key}")
     if None not in (cfg.style.url, cfg.style.sha256):
@@ -80,6 +95,14 @@ def create_perceptual_loss(cfg: Any, progress: Progress | None = None) -> Percep
         cfg.loss.style_weight * cfg.style.weight,
         cfg.loss.tv_weight,
     )
+
+
+def create_control(cfg: Any, rate: float) -> StyleWeightControl | None:
+    """Return what steers the style weight of a config whose style has a strength; None where it has none."""
+    strength = cfg.style.strength
+    if strength is None:
+        return None
+    return StyleWeightControl(STRENGTHS.get(strength, strength), cfg.loss.style_weight * cfg.style.weight, rate)
 
 
 def find_style(

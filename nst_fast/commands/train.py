@@ -21,6 +21,8 @@ from nst_fast import __version__
 from nst_fast.commands import require_training_packages, run, tune_torch
 from nst_fast.errors import UserError
 
+CONTROL_RATE = 0.03  # of the style weight's logarithm a step: the network follows within some 50 steps
+
 USAGE = """
 usage: train style=NAME [key=value ...]
 
@@ -29,7 +31,9 @@ Train a transformation network on a style and export it to ONNX.
   style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
   style.image=FILE         with style=custom: your own picture
   style.size=PX            short side of the painting; smaller means smaller strokes (default 384)
-  loss.style_weight=W      strength of the style (default 7; 2 is subtle, 20 strong)
+  style.strength=S         subtle, medium, strong, or the content distance to aim for (0.2 to 1): training finds the
+                           style weight that gives it
+  loss.style_weight=W      or the weight itself (default 7; 2 is subtle, 20 strong)
   data=folder data.root=D  train on your own photographs (default: bundled ones)
   data=coco                train on COCO's: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
@@ -145,7 +149,7 @@ def train(arguments: list[str]) -> Path | None:
     from nst_fast.commands.configuration import literal, load_config
     from nst_fast.commands.export import export_checkpoint
     from nst_fast.commands.interruption import Interruption, interrupt_at_once
-    from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
+    from nst_fast.commands.perceptual_loss import create_control, create_perceptual_loss, find_style
     from nst_fast.commands.progress import TrainingProgress, download_progress
     from nst_fast.commands.resume import RUNS, resume_run
     from nst_fast.images import write_atomically
@@ -220,6 +224,7 @@ def train(arguments: list[str]) -> Path | None:
         cfg.trainer.gradient_clip,
         cfg.trainer.grid_weight,
         description,
+        create_control(cfg, CONTROL_RATE),
     )
     module.samples_folder = output / "samples"
     checkpoints = ModelCheckpoint(
@@ -301,9 +306,17 @@ def train(arguments: list[str]) -> Path | None:
         else f"CPU, {torch.get_num_threads()} threads",
         "precision": cfg.trainer.precision,
         "loss_network": recorded["loss_network"],
+        "style_weight": float(perceptual_loss.style_weight),
         "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     write_atomically(output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    if module.control is not None:
+        console.print(
+            f"strength {cfg.style.strength}: style weight {summary['style_weight']:.3g} gives a content distance of "
+            f"{module.validation_losses['val/content_loss']:.3g} on validation pictures; {module.control.target:g} was "
+            "wanted in training",
+            soft_wrap=True,
+        )
     if skipped:
         console.print(f"{len(skipped)} pictures could not be read and were left out:", style="yellow")
         for path, reason in skipped.items():

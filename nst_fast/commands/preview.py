@@ -1,0 +1,145 @@
+"""The command `nst-preview`: a sheet of strengths and brush sizes, to choose from before training."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nst_fast.commands import require_training_packages, run, tune_torch
+from nst_fast.errors import UserError
+
+USAGE = """
+usage: nst-preview style=NAME [key=value ...]
+
+Show what a style comes to at several strengths and brush sizes: one sheet, a minute or two on a CPU. The pictures are
+the slow optimiser's; `train style=NAME style.strength=… style.size=…` trains a network for the one you like.
+
+  style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
+  style.image=FILE         with style=custom: your own picture
+  content=FILE             a photograph of yours (default: a cup of coffee)
+  strengths='[medium, 0.6]'  subtle, medium, strong, or content distances
+  brushes='[256, 512]'     px, short side of the painting (style.size of `train`)
+  size=PX                  long side of each picture (default 288)
+  loss_network=NAME        vgg19_slim, vgg19 or teachers
+  output=FILE              (default: <style>.preview.jpg)
+  --cfg                    print the resolved config and stop
+  --version                print the version
+
+examples:
+  nst-preview style=starry_night
+  nst-preview style=custom style.image=my.jpg content=photo.jpg
+"""
+
+PROBE_SIZE = 128  # px, of the pictures that the probe learns on
+
+
+def resolve(cfg: Any, console: Console) -> None:
+    """Check a config's values and replace what is automatic by what this machine gets."""
+    from omegaconf import ListConfig
+
+    from nst_fast.commands.configuration import check_number, require_choice, require_number
+    from nst_fast.commands.perceptual_loss import resolve_device, resolve_perceptual_loss
+    from nst_fast.images import find_format
+    from nst_fast.strength import STRENGTHS
+
+    require_number(cfg, "size", 16, 4096)
+    require_number(cfg, "iterations", 1)
+    require_choice(cfg, "loss.name", ("balanced",))
+    if cfg.style.strength is not None:
+        raise UserError("style.strength is one; here say strengths='[…]'")
+    for key in ("strengths", "brushes"):
+        if not isinstance(cfg[key], ListConfig):
+            raise UserError(f"{key} is {cfg[key]!r}; a list is needed, as in {key}='[…]'")
+        if not 1 <= len(cfg[key]) <= 16:
+            raise UserError(f"{key} has {len(cfg[key])} values; 1 to 16 are needed")
+    for brush in cfg.brushes:
+        check_number("brushes", brush, 16, 16384)
+    for strength in cfg.strengths:
+        if strength not in STRENGTHS:
+            check_number("strengths", strength, 0.01, 10, whole=False)
+    if cfg.output is not None:
+        find_format(Path(cfg.output).suffix)
+    resolve_device(cfg)
+    resolve_perceptual_loss(cfg, cfg.device == "cuda", console)
+
+
+def preview(cfg: Any) -> Path:
+    """Make the sheet that a config asks for and return its path."""
+    from PIL import Image
+    from rich.progress import Progress
+
+    from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
+    from nst_fast.commands.progress import download_progress
+    from nst_fast.commands.sheet import draw_sheet
+    from nst_fast.data import BundledImages, bundled_photographs
+    from nst_fast.image_optimizer import optimize_image
+    from nst_fast.images import load_image, resize_long_side, save_image
+    from nst_fast.strength import PROBE_STEPS, SETTLING_STEPS, STRENGTHS, probe_style_weights
+    from nst_fast.style_targets import to_image, to_tensor
+
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    resolve(cfg, console)
+    photograph = Image.fromarray(bundled_photographs(True)[1]) if cfg.content is None else load_image(cfg.content)
+    content = to_tensor(resize_long_side(photograph, cfg.size)).to(cfg.device)
+    with download_progress(console) as fetching:
+        loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
+        paintings = [find_style(cfg.style, loss, size, fetching)[0] for size in cfg.brushes]
+
+    # Rising, as the probe wants them, whatever order they are shown in.
+    strengths = sorted(set(cfg.strengths), key=lambda strength: STRENGTHS.get(strength, strength))
+    targets = [STRENGTHS.get(strength, strength) for strength in strengths]
+    style_weight, images = cfg.loss.style_weight * cfg.style.weight, BundledImages(PROBE_SIZE, 0, 0.0)
+    began, rows = time.perf_counter(), []
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        steps = SETTLING_STEPS + (PROBE_STEPS + cfg.iterations) * len(strengths)
+        task = bar.add_task("preview", total=len(cfg.brushes) * steps)
+        for grams in paintings:
+            loss.set_style({layer: gram.to(cfg.device) for layer, gram in grams.items()})
+            weights = probe_style_weights(loss, targets, style_weight, images, lambda: bar.advance(task))
+            pictures = {}
+            for strength, loss.style_weight in zip(strengths, weights, strict=True):
+                image, _ = optimize_image(
+                    content, loss, iterations=cfg.iterations, on_iteration=lambda _: bar.advance(task)
+                )
+                pictures[strength] = to_image(image)
+            rows.append([pictures[strength] for strength in cfg.strengths])
+            told = ", ".join(f"{s}: {w:.3g}" for s, w in zip(strengths, weights, strict=True))
+            console.print(f"style.size={cfg.brushes[len(rows) - 1]}, style weights {told}", soft_wrap=True)
+    sheet = draw_sheet(
+        rows,
+        [f"style.size={size}" for size in cfg.brushes],
+        [f"style.strength={strength}" for strength in cfg.strengths],
+        str(cfg.style.title),
+    )
+    path = Path(cfg.output or f"{cfg.style.name}.preview.jpg")
+    save_image(sheet, path)
+    console.print(f"{len(rows) * len(cfg.strengths)} pictures in {time.perf_counter() - began:.0f} s")
+    return path
+
+
+def main() -> None:
+    """Entry point."""
+
+    def command(arguments: list[str]) -> None:
+        tune_torch()
+        try:
+            from omegaconf import OmegaConf
+
+            from nst_fast.commands.configuration import load_config
+
+            cfg = load_config("preview", [a for a in arguments if a != "--cfg"])
+            if "--cfg" in arguments:
+                print(OmegaConf.to_yaml(cfg), end="")
+                return
+            print(preview(cfg))
+        except ModuleNotFoundError as error:
+            require_training_packages(error)
+
+    run(command, "nst-preview", USAGE)
+
+
+if __name__ == "__main__":
+    main()
