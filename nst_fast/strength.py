@@ -17,7 +17,7 @@ STRENGTHS = {"subtle": 0.3, "medium": 0.45, "strong": 0.65}
 LEAST_WEIGHT, LARGEST_WEIGHT = 1e-3, 1e5
 MEMORY = 0.9  # of the running mean of the content distance, a step
 PROBE_BATCH = 4  # pictures
-PROBE_STEPS, SETTLING_STEPS = 60, 60  # for each distance; once, before the first
+PROBE_STEPS, SETTLING_STEPS = 50, 50  # for each distance; once, before the first
 PROBE_RATE = 0.1  # of the style weight's logarithm a step
 FURTHEST = 0.5  # natural logarithm: a distance that is off by more than this counts as off by this
 
@@ -43,7 +43,7 @@ class StyleWeightControl(nn.Module):
         self.target, self.rate = content, rate
         start = min(max(style_weight, LEAST_WEIGHT), LARGEST_WEIGHT)
         self.register_buffer("log_weight", torch.tensor(math.log(start)))
-        self.register_buffer("content", torch.tensor(content))  # running mean, as wanted until it is known
+        self.register_buffer("content", torch.tensor(float(content)))  # running mean, as wanted until it is known
 
     @property
     def style_weight(self) -> Tensor:

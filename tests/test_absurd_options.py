@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nst_fast.commands import compare, export, optimize, stylize, train
+from nst_fast.commands import compare, export, optimize, preview, stylize, train
 from nst_fast.commands.configuration import PATH_OPTIONS, load_config, option_names
 from nst_fast.networks import create_network
 from nst_fast.onnx_export import export as export_network
@@ -28,11 +28,13 @@ FINE = {
     "keep_colors": {"true"},
     "trainer.max_steps": {"null"},
     "size": {"null"},
+    "style.strength": {"null"},
     "snapshot_every": {"null"},
     **{key: {value for value in ABSURD if not set(value) & set(",$?")} for key in TEXTS},
 }
 BASES = {
     "train": (train.main, ["style=custom", "style.image=missing.png", "loss_network=vgg19_slim"]),
+    "nst-preview": (preview.main, ["style=custom", "style.image=missing.png", "loss_network=vgg19_slim"]),
     "nst-optimize": (
         optimize.main,
         ["style=custom", "style.image=missing.png", "loss_network=vgg19_slim", "content=photo.png"],
@@ -40,7 +42,7 @@ BASES = {
 }
 OPTIONS = [
     (command, option)
-    for command, root in (("train", "train"), ("nst-optimize", "optimize"))
+    for command, root in (("train", "train"), ("nst-preview", "preview"), ("nst-optimize", "optimize"))
     for option in option_names(load_config(root, [*BASES[command][1], *(["data=coco"] if root == "train" else [])]))
 ]
 

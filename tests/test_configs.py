@@ -39,7 +39,8 @@ def test_no_file_lies_where_nothing_reads_it():
 
 @pytest.mark.parametrize("root", ROOTS)
 def test_every_root_composes(root):
-    arguments = {"train": ["style=custom"], "optimize": ["style=custom", "content=photo.jpg"]}.get(root, [])
+    arguments = {"train": ["style=custom"], "preview": ["style=custom"]}.get(root, [])
+    arguments = ["style=custom", "content=photo.jpg"] if root == "optimize" else arguments
     cfg = OmegaConf.to_container(load_config(root, arguments), resolve=True, throw_on_missing=True)
     own = yaml.safe_load((CONFIGS / f"{root}.yaml").read_text())
     given = {"defaults", "content"}

@@ -104,7 +104,7 @@ def trained(config: Any = None, ours: Any = None, weights: Any = None) -> dict[s
             "config": {
                 "style": {
                     **{"name": "mine", "title": "Mine", "artist": "me", "licence": "none", "image": None},
-                    **{"targets": None, "size": 64, "weight": 1.0},
+                    **{"targets": None, "size": 64, "weight": 1.0, "strength": None},
                 },
                 "loss": {"name": "balanced", "style_weight": 7.0},
                 "loss_network": {"name": "vgg19_slim", "weights": None},
@@ -114,7 +114,8 @@ def trained(config: Any = None, ours: Any = None, weights: Any = None) -> dict[s
                 "seed": 0,
             },
             **{"image_sha256": "0" * 64, "loss_network": "vgg19_slim@0", "version": "0", "step": 4},
-            **{"batches_seen": 4, "skipped_steps": 0, "seconds": 1.0, "validation_losses": {"val/total_loss": 1.0}},
+            **{"batches_seen": 4, "skipped_steps": 0, "seconds": 1.0, "style_weight": 7.0},
+            "validation_losses": {"val/total_loss": 1.0},
         },
         "epoch": 0,
         "global_step": 4,
@@ -206,6 +207,7 @@ TAMPERED: dict[str, dict[str, Any]] = {
     "steps in words": {"ours": {"step": "four"}},
     "negative batches": {"ours": {"batches_seen": -4}},
     "seconds in words": {"ours": {"seconds": "1"}},
+    "style weight in words": {"ours": {"style_weight": "7"}},
     "losses in a list": {"ours": {"validation_losses": [1.0]}},
     "a config in words": {"ours": {"config": "fast"}},
 }
@@ -248,7 +250,7 @@ def test_what_torch_writes_never_looks_like_a_bomb(tmp_path):
 
 
 CONFIGS: dict[str, Any] = {
-    "weight that multiplies a text": {"loss/style_weight": "a", "style/weight": 10**9},
+    "style without a strength": {"style": {"name": "mine", "title": "", "artist": "", "licence": "", "size": 64}},
     "style without a title": {"style": {"name": "mine"}},
     "style in words": {"style": "mine"},
     "no seed": {"seed": {1, 2}},

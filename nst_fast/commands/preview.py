@@ -33,7 +33,7 @@ examples:
   nst-preview style=custom style.image=my.jpg content=photo.jpg
 """
 
-PROBE_SIZE = 128  # px, of the pictures that the probe learns on
+PROBE_SIZE = 96  # px, of the pictures that the probe learns on
 
 
 def resolve(cfg: Any, console: Console) -> None:

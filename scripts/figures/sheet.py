@@ -7,14 +7,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import skimage.data
-from matplotlib.figure import Figure
 from PIL import Image
 
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.optimize import optimize
-from nst_fast.images import load_image, resize_long_side
+from nst_fast.commands.sheet import draw_sheet
+from nst_fast.images import load_image, resize_long_side, save_image
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "images"
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
@@ -51,19 +50,11 @@ def make_sheet(
         common = [f"content={content}", "style=starry_night", f"size={SIZE}", "style.size=256"]
         for number, cell in enumerate(cell for row in cells for cell in row):
             given = [*common, f"output={Path(folder) / str(number)}", *cell, *options]
-            pictures.append(load_image(optimize(load_config("optimize", given))))
-    height = pictures[0].height / pictures[0].width
-    figure = Figure(figsize=(2.2 * len(columns) + 0.4, 2.2 * height * len(rows) + 0.8), layout="constrained", dpi=110)
-    axes = np.asarray(figure.subplots(len(rows), len(columns), squeeze=False))
-    for axis, picture in zip(axes.flat, pictures, strict=True):
-        axis.imshow(resize_long_side(picture, SIZE))
-        axis.set(xticks=[], yticks=[])
-    for axis, label in zip(axes[0], columns, strict=True):
-        axis.set_title(label, fontsize=8)
-    for axis, label in zip(axes[:, 0], rows, strict=True):
-        axis.set_ylabel(label, fontsize=8)
-    figure.suptitle(title, fontsize=9)
+            pictures.append(resize_long_side(load_image(optimize(load_config("optimize", given))), SIZE))
+    width = len(columns)
+    grid = [pictures[start : start + width] for start in range(0, len(pictures), width)]
+    sheet = draw_sheet(grid, rows, columns, title)
     DOCS.mkdir(parents=True, exist_ok=True)
     path = DOCS / f"{name}.jpg"
-    figure.savefig(path, pil_kwargs={"quality": 85})
+    save_image(sheet, path, quality=85)
     return path

@@ -1,0 +1,102 @@
+"""`nst-preview`: a sheet of strengths and brush sizes, and the probe behind it."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nst_fast.commands import preview
+from nst_fast.commands.configuration import load_config
+from nst_fast.commands.sheet import draw_sheet
+from nst_fast.data import BundledImages
+from nst_fast.loss_network import create_loss_network
+from nst_fast.losses import BalancedLoss, gram_matrix
+from nst_fast.strength import probe_style_weights
+
+LAYERS = ["relu1_1", "relu2_1"]
+
+
+def small_loss(painting):
+    loss = BalancedLoss(create_loss_network("vgg19_slim"), {"relu2_1": 1.0}, dict.fromkeys(LAYERS, 0.5), 1.0, 7.0, 0.0)
+    with torch.no_grad():
+        loss.set_style({layer: gram_matrix(f)[0] for layer, f in loss.loss_network(painting, loss.layers).items()})
+    return loss
+
+
+def test_probe_gives_rising_weights_for_rising_distances_and_the_same_each_time():
+    loss = small_loss(BundledImages(128, 1, 1.0)[0][None] / 255)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    found = [probe_style_weights(loss, [0.4, 0.7, 1.2], 7.0, BundledImages(64, 0, 0.0)) for _ in range(2)]
+    assert found[0] == found[1]
+    assert found[0] == sorted(found[0])
+    assert found[0][0] < 0.7 * found[0][2]
+    assert torch.equal(torch.get_rng_state(), state)  # a probe changes nothing for what comes after it
+
+
+def test_sheet_shows_every_picture_untouched():
+    rng = np.random.default_rng(0)
+    pictures = [[Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)) for _ in range(3)] for _ in "ab"]
+    sheet = np.asarray(draw_sheet(pictures, ["one", "two"], ["a", "b", "c"], "title"))
+    places = []
+    for row in pictures:
+        for picture in row:
+            wanted = np.asarray(picture)
+            windows = np.lib.stride_tricks.sliding_window_view(sheet, wanted.shape)[:, :, 0]
+            ((y, x),) = np.argwhere((windows == wanted).all((2, 3, 4)))
+            places.append((y, x))
+    assert [y for y, _ in places[:3]] == [places[0][0]] * 3
+    assert [x for _, x in places] == [x for _, x in places[:3]] * 2
+    assert sorted(set(places)) == places
+
+
+def run(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["nst-preview", *arguments])
+    with pytest.raises(SystemExit) as end:
+        preview.main()
+    return end.value.code or 0, capsys.readouterr()
+
+
+def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ["style=starry_night", "strengths=[strong,0.2]", "brushes=[256,384]", "size=48", "iterations=2"]
+    monkeypatch.setattr("nst_fast.strength.SETTLING_STEPS", 2)
+    monkeypatch.setattr("nst_fast.strength.PROBE_STEPS", 2)
+    code, told = run([*options, "loss_network=vgg19_slim", "device=cpu"], monkeypatch, capsys)
+    assert code == 0, told.err
+    assert told.out.strip() == "starry_night.preview.jpg"
+    assert told.err.count("style.size=") == 2
+    with Image.open("starry_night.preview.jpg") as sheet:
+        assert sheet.width > 2 * 48
+        assert sheet.height > 2 * 32
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("strengths=medium", "a list is needed"),
+        ("strengths=[]", "1 to 16"),
+        ("strengths=[huge]", "strengths is 'huge'"),
+        ("brushes=[1]", "brushes is 1"),
+        ("style.strength=medium", "strengths="),
+        ("output=sheet.xyz", "xyz"),
+        ("loss=gatys", "loss.name"),
+        ("content=nothing.jpg", "nothing.jpg"),
+        ("size=0", "size is 0"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_one_line(option, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, told = run(["style=starry_night", option], monkeypatch, capsys)
+    assert code == 1
+    assert words in told.err
+    assert "Traceback" not in told.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_default_of_the_sheet_is_shipped():
+    """Offline, without the paintings."""
+    cfg = load_config("preview", ["style=starry_night"])
+    assert list(cfg.brushes) == [256, 384, 512]
