@@ -98,6 +98,19 @@ def pixel_grid(image: Tensor, period: int = 4, cells: int = 8) -> Tensor:
     return (folded - folded.mean((3, 5), keepdim=True)).square().flatten(1).mean(1)
 
 
+def saturated_share(image: Tensor, window: int = 8) -> Tensor:
+    """Return the share of (N, 3, H, W) that lies in squares with no channel between 1/255 and 254/255, shape (N,).
+
+    Squares of ``window`` pixels: blobs where a network has gone past black, white or a pure colour, not highlights.
+    """
+    saturated = ((image <= 1 / 255) | (image >= 254 / 255)).all(1, keepdim=True).to(torch.float32)
+    if min(image.shape[2:]) < window:
+        return image.new_zeros(len(image))
+    squares = -F.max_pool2d(-saturated, window, stride=1)
+    covered = F.max_pool2d(F.pad(squares, [window - 1] * 4), window, stride=1)
+    return covered.mean((1, 2, 3)).to(image.dtype)
+
+
 class PerceptualLoss(nn.Module):
     """Weigh content, style and total variation of a stylized image, as a frozen loss network sees it.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from nst_fast import __version__
 from nst_fast.errors import UserError
 from nst_fast.images import save_image
-from nst_fast.losses import PerceptualLoss, pixel_grid
+from nst_fast.losses import PerceptualLoss, pixel_grid, saturated_share
 from nst_fast.networks import TransformationNetwork, create_network
 from nst_fast.strength import StyleWeightControl
 from nst_fast.weights import damage, fill, read_torch
@@ -144,14 +144,15 @@ class StyleTransfer(pl.LightningModule):
         stylized = self.stylize(content).clamp(0, 1)
         for name, value in self.losses(content, stylized).items():
             self.log(f"val/{name}_loss", value, batch_size=len(batch), logger=False)
+        self.log("val/saturated_share", saturated_share(stylized).mean(), batch_size=len(batch), logger=False)
         if batch_idx == 0:
             self.save_strip(content, stylized)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the newest validation losses and remember them for the summary and the model's metadata."""
-        losses = {name: value for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")}
-        self.write_log(losses)
-        self.validation_losses = {name: float(value) for name, value in losses.items()}
+        """Log the newest validation figures and remember the losses for the summary and the model's metadata."""
+        figures = {name: value for name, value in self.trainer.callback_metrics.items() if name.startswith("val/")}
+        self.write_log(figures)
+        self.validation_losses = {name: float(value) for name, value in figures.items() if name.endswith("_loss")}
 
     def save_strip(self, content: Tensor, stylized: Tensor) -> None:
         """Write content images above their stylized ones, to TensorBoard and as PNG."""

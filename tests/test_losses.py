@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from nst_fast.losses import (
     JohnsonLoss,
     gram_matrix,
     pixel_grid,
+    saturated_share,
     total_variation,
 )
 
@@ -435,3 +437,23 @@ def test_balanced_loss_is_the_same_on_a_normalised_network():
     image, content = random(1, 3, 16, 16, seed=1).sigmoid(), random(1, 3, 16, 16, seed=2).sigmoid()
     expected, result = (x(image, x.content_features(content)) for x in (plain, scaled))
     torch.testing.assert_close(result, expected)
+
+
+def test_saturated_share_counts_squares_of_blown_out_pixels_as_a_hand_loop_does():
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.uniform(0.05, 0.95, (2, 3, 24, 31)))
+    image[0, :, 3:14, 5:17] = torch.tensor([1.0, 0.0, 0.9995]).view(3, 1, 1).double()
+    image[0, :, 16:23, 20:31] = 1.0  # seven rows: no square fits
+    image[1, :2, :, :] = 0.0  # one channel is left
+    expected = []
+    for picture in image.numpy():
+        covered = np.zeros((24, 31), bool)
+        for top in range(24 - 7):
+            for left in range(31 - 7):
+                square = picture[:, top : top + 8, left : left + 8]
+                if ((square <= 1 / 255) | (square >= 254 / 255)).all():
+                    covered[top : top + 8, left : left + 8] = True
+        expected.append(covered.mean())
+    assert expected == [11 * 12 / (24 * 31), 0]
+    torch.testing.assert_close(saturated_share(image).tolist(), expected)
+    assert saturated_share(torch.ones(1, 3, 7, 40)).tolist() == [0]

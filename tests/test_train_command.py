@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -355,6 +356,26 @@ def test_resuming_a_finished_run_changes_nothing(finished, train):
     assert_same_weights(Path("more"), finished.folder)
 
 
+def test_a_warm_start_is_the_other_network(finished, train):
+    checkpoint = finished.folder / "checkpoints" / "last.ckpt"
+    draw_picture(Path("pic.jpg"), seed=1)
+    still = ["trainer.max_steps=1", "trainer.learning_rate=0"]
+    assert train(*CUSTOM, *SMOKE, *still, "output=warm", f"init_from={checkpoint}").code == 0
+    assert_same_weights(Path("warm"), finished.folder)
+    assert train(*CUSTOM, *SMOKE, *still, "output=cold").code == 0
+    with pytest.raises(AssertionError):
+        assert_same_weights(Path("cold"), finished.folder)
+
+
+def test_a_warm_start_needs_its_file_no_more_once_there_is_a_checkpoint(finished, train):
+    draw_picture(Path("pic.jpg"))
+    shutil.copy(finished.folder / "checkpoints" / "last.ckpt", "other.ckpt")
+    assert train(*CUSTOM, *SMOKE, "output=warm", "init_from=other.ckpt").code == 0
+    Path("other.ckpt").unlink()
+    (Path("warm") / "summary.json").unlink()
+    assert train(*CUSTOM, *SMOKE, "output=warm", "resume=last").code == 0
+
+
 @pytest.fixture
 def endless(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A long run in a process of its own that has written its first checkpoint."""
@@ -447,13 +468,19 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "missing checkpoint": ([*CUSTOM, "resume=none.ckpt"], ["no checkpoint", "none.ckpt"]),
     "text for a checkpoint": ([*CUSTOM, "resume=text.pth"], ["text.pth"]),
+    "no network to start from": ([*CUSTOM, "init_from=none.ckpt"], ["no checkpoint", "none.ckpt"]),
+    "network of another size to start from": (
+        [*CUSTOM, "network.width=8", "init_from=finished.ckpt"],
+        ["init_from=", "width 64", "must agree"],
+    ),
     "checkpoint of another project": ([*CUSTOM, "resume=other.ckpt"], ["other.ckpt", "another project"]),
 }
 
 
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_no_run(arguments, words, train):
+def test_a_mistake_is_one_line_and_leaves_no_run(arguments, words, train, finished):
     draw_picture(Path("pic.jpg"))
+    shutil.copy(finished.folder / "checkpoints" / "last.ckpt", "finished.ckpt")
     Path("broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
     Path("text.pth").write_text("hello\n")
     Path("empty.pth").touch()

@@ -30,6 +30,7 @@ PATH_OPTIONS = frozenset(
         "start_image",
         "output",
         "resume",
+        "init_from",
     }
 )
 

@@ -41,6 +41,7 @@ Train a transformation network on a style and export it to ONNX.
   loss_network=NAME        vgg19_slim, vgg19 or teachers (default: chosen by the device)
   network=NAME             fast or johnson
   experiment=johnson2016   the field's standard recipe
+  init_from=CHECKPOINT     start from another style's network, which saves time
   resume=last              go on with the newest run of the style, or with the one in output=FOLDER
   resume=CHECKPOINT        go on from a checkpoint; its run's options hold and need not be repeated
   output=FOLDER            folder of the run (default: runs/train/<style>/<time>)
@@ -105,6 +106,18 @@ def resolve(cfg: Any, console: Console) -> None:
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = "bf16-mixed" if multiplies_bfloat16("cuda" if gpu else "cpu") else "32-true"
     resolve_perceptual_loss(cfg, gpu, console)
+
+
+def warm_start(network: Any, path: str) -> None:
+    """Fill a network with a checkpoint's; raises UserError where that is of another kind."""
+    from nst_fast.style_transfer import CHECKPOINT_KEY, read_checkpoint, trained_network
+
+    checkpoint = read_checkpoint(path)
+    weights = trained_network(checkpoint, path).state_dict()
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in network.state_dict().items()}:
+        theirs = "{name}, width {width}, {blocks} blocks".format(**checkpoint[CHECKPOINT_KEY]["config"]["network"])
+        raise UserError(f"init_from={path} is a network {theirs}; network, network.width and network.blocks must agree")
+    network.load_state_dict(weights)
 
 
 def create_data(cfg: Any, console: Console) -> Any:
@@ -178,6 +191,8 @@ def train(arguments: list[str]) -> Path | None:
     started = datetime.now()
     resume, cfg.resume = cfg.resume, None
     earlier: dict[str, Any] = {}
+    if resume is None and cfg.init_from is not None:
+        warm_start(network, cfg.init_from)
     if resume is not None:
         checkpoint = read_checkpoint(resume)
         trained_network(checkpoint, resume)
