@@ -14,12 +14,21 @@ from nst_fast.networks import FastNetwork
 
 # Content distances, as `BalancedLoss` measures them: 0 is the photograph, about 1 a picture with nothing of it left.
 STRENGTHS = {"subtle": 0.3, "medium": 0.45, "strong": 0.65}
+# What a loss network shows of the distance that the real features have, where that is not all of it: vgg19_slim's
+# estimates are smoother (benchmarks/strength.json).
+SHOWN = {"vgg19_slim": 0.8}
 LEAST_WEIGHT, LARGEST_WEIGHT = 1e-3, 1e5
 MEMORY = 0.9  # of the running mean of the content distance, a step
 PROBE_BATCH = 4  # pictures
 PROBE_STEPS, SETTLING_STEPS = 50, 50  # for each distance; once, before the first
 PROBE_RATE = 0.1  # of the style weight's logarithm a step
 FURTHEST = 0.5  # natural logarithm: a distance that is off by more than this counts as off by this
+
+
+def content_distance(strength: str | float, loss_network: str) -> float:
+    """Return the content distance that a strength means to a loss network, given by its identity or name."""
+    distance = STRENGTHS[strength] if isinstance(strength, str) else float(strength)
+    return distance * SHOWN.get(loss_network.partition("@")[0], 1.0)
 
 
 class StyleWeightControl(nn.Module):

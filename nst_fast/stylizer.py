@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nst_fast.tiling import Box, TiledModel
 
 METADATA_PREFIX = "nst_fast."
+# A model's serial operations leave cores idle that other pictures or tiles can use.
+RUNS_AT_ONCE = 3
 TILED_ABOVE = 4_000_000  # pixels, about 2 GB of memory in one piece
 LARGEST_MIN_SIZE = 1024  # px: smaller pictures are padded to what a model says it needs
 LARGEST_FIXED_SIZE = 1 << 28  # pixels of the one size that some models take
@@ -67,6 +69,7 @@ class Stylizer:
         if not os.path.isfile(path):
             raise UserError(f"no model at {path}")
         self.providers, self.threads = choose_providers(device), threads
+        self.runs_at_once = min(RUNS_AT_ONCE, threads or os.cpu_count() or 1)
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -129,7 +132,8 @@ class Stylizer:
         """The model cut into stages; raises UserError where it cannot be."""
         from nst_fast.tiling import TiledModel  # here: most pictures need no tiles and no second library
 
-        return TiledModel(self.path.read_bytes(), functools.partial(self.create_session, pool=False))
+        create = functools.partial(self.create_session, pool=False)
+        return TiledModel(self.path.read_bytes(), create, at_once=self.runs_at_once)
 
     @functools.cached_property
     def can_tile(self) -> bool:

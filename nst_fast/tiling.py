@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -337,6 +337,7 @@ class TiledModel:
         content: the ONNX file's bytes; one picture in, one out, every size free.
         create_session: makes an onnxruntime session of such bytes.
         tile: side of what is kept of a tile, px.
+        at_once: how many tiles run at the same time: a model's serial operations leave cores idle.
 
     Attributes:
         halo: pixels around it that are looked at.
@@ -345,7 +346,7 @@ class TiledModel:
     Raises UserError where an operation of the graph may see the whole picture at once.
     """
 
-    def __init__(self, content: bytes, create_session: CreateSession, tile: int = TILE) -> None:
+    def __init__(self, content: bytes, create_session: CreateSession, tile: int = TILE, at_once: int = 1) -> None:
         model = onnx.load_from_string(content)
         opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         if opset < OLDEST_OPSET:
@@ -379,7 +380,7 @@ class TiledModel:
         self.stride = math.lcm(*(window.step.numerator for found in maps.values() for window in found.windows))
         reach = max(max(-window.first, window.last) for window in result.windows)
         self.halo = math.ceil(reach / self.stride) * self.stride
-        self.tile = tile
+        self.tile, self.at_once = tile, at_once
         self.stages = self.cut(model, probes[0], dependent, maps, create_session)
         kept = [{self.image}, *(stage.lives for stage in self.stages[:-2])]
         self.bytes_per_pixel = max(sum(probes[0][n].nbytes for n in names) for names in kept) / math.prod(PROBES[0])
@@ -485,25 +486,33 @@ class TiledModel:
         tiles = self.tiles(*size)
         kept = self.bytes_per_pixel * sum(math.prod(tile.seen_size) for tile in tiles) <= KEPT_BYTES
         gathered = tiles if kept else self.sample(*size)
-        states = deque({self.image: read(tile.seen)} for tile in gathered)
+        states = [{self.image: read(tile.seen)} for tile in gathered]
         norms: Arrays = {}
         # The last norm's input has the size of the picture and is the largest: it is made twice rather than kept.
         last = len(self.stages) - 2
-        for number in range(last + 1):
-            counted = []
-            for i, tile in enumerate(gathered):
-                state, found = self.advance(number, states[i], norms, tile)
-                if number < last:
-                    states[i] = state
-                counted.append({name: found[name.format(number)] for name in (SHAPE, MEAN, VARIANCE)})
-            norms |= self.merge(number, counted)
-        if not kept:
-            states.clear()  # the memory goes to the result
-        for tile in tiles:
-            state = states.popleft() if kept else {self.image: read(tile.seen)}
+
+        def count(number: int, i: int) -> Arrays:
+            state, found = self.advance(number, states[i], norms, gathered[i])
+            if number < last:
+                states[i] = state
+            return {name: found[name.format(number)] for name in (SHAPE, MEAN, VARIANCE)}
+
+        def finish(i: int) -> np.ndarray:
+            state = states[i] if kept else {self.image: read(tiles[i].seen)}
+            if kept:
+                states[i] = {}
             for number in range(max(last, 0) if kept else 0, len(self.stages)):
-                state, _ = self.advance(number, state, norms, tile)
-            left, top, right, bottom = tile.kept
+                state, _ = self.advance(number, state, norms, tiles[i])
+            left, top, right, bottom = tiles[i].kept
             keep: list[slice] = [slice(None)] * 4
             keep[self.axes[0]], keep[self.axes[1]] = slice(top, bottom), slice(left, right)
-            write(tile.core, state[self.result][tuple(keep)])
+            return state[self.result][tuple(keep)]
+
+        with ThreadPoolExecutor(self.at_once if kept else 1) as pool:  # huge pictures need the memory themselves
+            for number in range(last + 1):
+                counted = list(pool.map(functools.partial(count, number), range(len(gathered))))
+                norms.update(self.merge(number, counted))
+            if not kept:
+                states.clear()  # the memory goes to the result
+            for tile, output in zip(tiles, pool.map(finish, range(len(tiles))), strict=True):
+                write(tile.core, output)

@@ -253,6 +253,17 @@ def test_one_tile_and_many_make_the_same_picture(model, name):
     assert seams(tiled_run(one, model(name), picture), tiled_run(many, model(name), picture)) <= 1 + 1e-9
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_tiles_at_once_give_what_they_give_one_by_one(kept, model, monkeypatch):
+    content, picture = model("shipped").SerializeToString(), photograph(190, 210)
+    if not kept:
+        monkeypatch.setattr(tiling, "KEPT_BYTES", 0)
+    one, three = (TiledModel(content, session, tile=32, at_once=count) for count in (1, 3))
+    np.testing.assert_array_equal(
+        tiled_run(one, model("shipped"), picture), tiled_run(three, model("shipped"), picture)
+    )
+
+
 def test_a_wrong_halo_would_be_seen(model):
     """The tests above can fail: half the halo leaves seams."""
     tiled, picture = TiledModel(model("shipped").SerializeToString(), session, tile=48), photograph(131, 174)
@@ -594,7 +605,7 @@ def folder(tmp_path, monkeypatch, model):
     onnx.save(model("uint8"), tmp_path / "tiny.onnx")
     onnx.save(model("johnson, opset 11"), tmp_path / "peer.onnx")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tiling.TiledModel.__init__, "__defaults__", (48,))
+    monkeypatch.setattr(tiling.TiledModel.__init__, "__defaults__", (48, 1))
     return tmp_path
 
 

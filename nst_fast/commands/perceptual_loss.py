@@ -22,7 +22,7 @@ from nst_fast.downloads import Progress
 from nst_fast.errors import UserError
 from nst_fast.loss_network import LOSS_NETWORKS, choose_loss_network, create_loss_network
 from nst_fast.losses import LOSSES, PerceptualLoss
-from nst_fast.strength import STRENGTHS, StyleWeightControl
+from nst_fast.strength import STRENGTHS, StyleWeightControl, content_distance
 from nst_fast.style_targets import style_grams
 
 
@@ -99,10 +99,10 @@ def create_perceptual_loss(cfg: Any, progress: Progress | None = None) -> Percep
 
 def create_control(cfg: Any, rate: float) -> StyleWeightControl | None:
     """Return what steers the style weight of a config whose style has a strength; None where it has none."""
-    strength = cfg.style.strength
-    if strength is None:
+    if cfg.style.strength is None:
         return None
-    return StyleWeightControl(STRENGTHS.get(strength, strength), cfg.loss.style_weight * cfg.style.weight, rate)
+    distance = content_distance(cfg.style.strength, cfg.loss_network.name)
+    return StyleWeightControl(distance, cfg.loss.style_weight * cfg.style.weight, rate)
 
 
 def find_style(

@@ -77,7 +77,7 @@ def preview(cfg: Any) -> Path:
     from nst_fast.data import BundledImages, bundled_photographs
     from nst_fast.image_optimizer import optimize_image
     from nst_fast.images import load_image, resize_long_side, save_image
-    from nst_fast.strength import PROBE_STEPS, SETTLING_STEPS, STRENGTHS, probe_style_weights
+    from nst_fast.strength import PROBE_STEPS, SETTLING_STEPS, content_distance, probe_style_weights
     from nst_fast.style_targets import to_image, to_tensor
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
@@ -89,8 +89,8 @@ def preview(cfg: Any) -> Path:
         paintings = [find_style(cfg.style, loss, size, fetching)[0] for size in cfg.brushes]
 
     # Rising, as the probe wants them, whatever order they are shown in.
-    strengths = sorted(set(cfg.strengths), key=lambda strength: STRENGTHS.get(strength, strength))
-    targets = [STRENGTHS.get(strength, strength) for strength in strengths]
+    distances = {strength: content_distance(strength, cfg.loss_network.name) for strength in cfg.strengths}
+    strengths = sorted(distances, key=lambda strength: distances[strength])
     style_weight, images = cfg.loss.style_weight * cfg.style.weight, BundledImages(PROBE_SIZE, 0, 0.0)
     began, rows = time.perf_counter(), []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -98,7 +98,9 @@ def preview(cfg: Any) -> Path:
         task = bar.add_task("preview", total=len(cfg.brushes) * steps)
         for grams in paintings:
             loss.set_style({layer: gram.to(cfg.device) for layer, gram in grams.items()})
-            weights = probe_style_weights(loss, targets, style_weight, images, lambda: bar.advance(task))
+            weights = probe_style_weights(
+                loss, sorted(distances.values()), style_weight, images, lambda: bar.advance(task)
+            )
             pictures = {}
             for strength, loss.style_weight in zip(strengths, weights, strict=True):
                 image, _ = optimize_image(

@@ -78,9 +78,7 @@ examples:
 FORMATS = {"jpg": ".jpg", "jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}
 ANIMATED = (".gif", ".webp", ".png")
 ANIMATIONS = ("GIF", "WEBP", "PNG")  # as Pillow calls them
-# A model's serial operations, decoding and encoding leave cores idle that other pictures can use. Together they take no
-# more memory than the largest that is not tiled.
-PICTURES_AT_ONCE = 3
+# Pictures that run at the same time take no more memory together than the largest that is not tiled.
 PIXELS_AT_ONCE = TILED_ABOVE
 SLASHES = tuple({"/", os.sep})
 WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".gif")
@@ -400,7 +398,7 @@ def stylize(arguments: list[str]) -> int:
         return "error" not in told
 
     done = 0
-    with ThreadPoolExecutor(min(PICTURES_AT_ONCE, options.threads or os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(stylizer.runs_at_once) as pool:
         waiting = deque(pool.submit(work, job) for job in jobs)
         try:
             for _ in track(jobs, len(jobs)):

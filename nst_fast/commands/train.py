@@ -328,8 +328,8 @@ def train(arguments: list[str]) -> Path | None:
     if module.control is not None:
         console.print(
             f"strength {cfg.style.strength}: style weight {summary['style_weight']:.3g} gives a content distance of "
-            f"{module.validation_losses['val/content_loss']:.3g} on validation pictures; {module.control.target:g} was "
-            "wanted in training",
+            f"{module.validation_losses['val/content_loss']:.3g} on validation pictures; "
+            f"{module.control.target:.3g} was aimed for in training",
             soft_wrap=True,
         )
     if skipped:
