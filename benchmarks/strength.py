@@ -55,7 +55,8 @@ def main() -> None:
             }
             print(name, style, found[name][style], flush=True)
     spread = {}
-    for name, styles in found.items():
+    both = {f"{name} {style}": f for name, styles in found.items() for style, f in styles.items()}
+    for name, styles in {**found, "both": both}.items():
         contents = [figures["content"] for figures in styles.values()]
         middle = statistics.fmean([min(contents), max(contents)])
         spread[name] = {"middle": middle, "largest_deviation": max(contents) / middle - 1}

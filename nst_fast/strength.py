@@ -22,6 +22,7 @@ MEMORY = 0.9  # of the running mean of the content distance, a step
 PROBE_BATCH = 4  # pictures
 PROBE_STEPS, SETTLING_STEPS = 50, 50  # for each distance; once, before the first
 PROBE_RATE = 0.1  # of the style weight's logarithm a step
+PROBE_DISTANCE = 1.6  # times that of a network which has had minutes to learn, at the same style weight
 FURTHEST = 0.5  # natural logarithm: a distance that is off by more than this counts as off by this
 
 
@@ -93,7 +94,7 @@ def probe_style_weights(
     weights: list[float] = []
     step = 0
     for distance in distances:
-        control = StyleWeightControl(distance, style_weight, PROBE_RATE).to(device)
+        control = StyleWeightControl(PROBE_DISTANCE * distance, style_weight, PROBE_RATE).to(device)
         for _ in range(PROBE_STEPS if weights else SETTLING_STEPS + PROBE_STEPS):
             batch = torch.stack([images[step * PROBE_BATCH + number] for number in range(PROBE_BATCH)])
             content = (batch.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
