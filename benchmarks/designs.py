@@ -112,8 +112,8 @@ def main() -> None:
 
 Written by `python benchmarks/designs.py --steps {options.steps}`; the figures are in `../benchmarks/designs.json`.
 {report["what"]} on {options.threads} threads, {report["device"]}. `johnson 32` is the field's standard; a number is the
-width, with 5 residual blocks unless it says otherwise. Weights are those of the exported file, folded. Training rates are
-of whatever else the machine did at the time.
+width, with 5 residual blocks unless it says otherwise. Weights are those of the exported file, folded. Training rates
+are of whatever else the machine did at the time.
 
 ![validation loss against time](images/designs.svg)
 
