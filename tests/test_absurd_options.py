@@ -29,6 +29,7 @@ FINE = {
     "trainer.max_steps": {"null"},
     "size": {"null"},
     "style.strength": {"null"},
+    "strengths": {"[1,2]"},
     "snapshot_every": {"null"},
     **{key: {value for value in ABSURD if not set(value) & set(",$?")} for key in TEXTS},
 }
