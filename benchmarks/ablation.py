@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 
 import skimage.data
 import torch
-from loss_network_pictures import SHARED, TEACHERS
+from judging import SHARED, TEACHERS, judged
 from PIL import Image
 
 from nst_fast.commands.export import source_commit
@@ -59,21 +57,12 @@ def main() -> None:
     steps = {"HALF": str(options.steps // 2), "TWICE": str(2 * options.steps)}
     figures, pictures = {}, []
     for choice, changed in CHOICES.items():
-        run = options.runs / choice.replace(" ", "_")
-        model = run / f"{options.style.stem}.onnx"
-        if not model.exists():
-            command = [sys.executable, "-m", "nst_fast.commands.train", "style=custom", f"style.image={options.style}"]
-            command += ["loss_network=vgg19_slim", "data=folder", f"data.root={SHARED / 'content' / 'train'}"]
-            command += [f"trainer.max_steps={options.steps}", f"output={run}"]
-            for option in changed:
-                key = option.partition("=")[0]
-                command = [c for c in command if not c.startswith(key + "=")]
-                command.append(option.replace("HALF", steps["HALF"]).replace("TWICE", steps["TWICE"]))
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        command = [sys.executable, str(SHARED / "judge.py"), "--model", str(model), "--style", str(options.style)]
-        judged = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        summary = json.loads((run / "summary.json").read_text())
-        figures[choice] = {name: judged[name] for name in FIGURES} | {
+        run = options.runs / f"{choice.replace(' ', '_')}_{options.steps}"
+        given = {"loss_network": "loss_network=vgg19_slim", "trainer.max_steps": f"trainer.max_steps={options.steps}"}
+        for option in changed:
+            given[option.partition("=")[0]] = option.replace("HALF", steps["HALF"]).replace("TWICE", steps["TWICE"])
+        answer, summary, model = judged(options.style, run, list(given.values()))
+        figures[choice] = {name: answer[name] for name in FIGURES} | {
             "grid": summary["validation_losses"]["val/grid_loss"],
             "style_weight": summary["style_weight"],
             "minutes": summary["seconds"] / 60,

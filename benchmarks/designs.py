@@ -11,8 +11,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from loss_network_pictures import SHARED
+from judging import SHARED, judged
 from matplotlib.figure import Figure
 from networks import SIZES, measure
 from onnx import numpy_helper
@@ -41,18 +39,11 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 def trained(design: str, style: Path, run: Path, steps: int) -> dict[str, float]:
     """Train one design on a painting, unless its model is there already, and return its figures."""
     kind, width, blocks = DESIGNS[design]
-    model = run / f"{style.stem}.onnx"
-    if not model.exists():
-        command = [sys.executable, "-m", "nst_fast.commands.train", "style=custom", f"style.image={style}"]
-        command += [f"network={kind}", f"network.width={width}", f"network.blocks={blocks}", "loss_network=vgg19_slim"]
-        command += ["data=folder", f"data.root={SHARED / 'content' / 'train'}", f"trainer.max_steps={steps}"]
-        command += [f"data.validation={SHARED / 'content' / 'val'}", f"output={run}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    command = [sys.executable, str(SHARED / "judge.py"), "--model", str(model), "--style", str(style)]
-    judged = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    summary = json.loads((run / "summary.json").read_text())
+    given = [f"network={kind}", f"network.width={width}", f"network.blocks={blocks}", "loss_network=vgg19_slim"]
+    given += [f"trainer.max_steps={steps}", f"data.validation={SHARED / 'content' / 'val'}"]
+    answer, summary, _ = judged(style, run, given)
     figures = {"validation_loss": summary["validation_losses"]["val/total_loss"]}
-    figures |= {f"judge_{name}": judged[name] for name in ("content", "style", "style_vgg19")}
+    figures |= {f"judge_{name}": answer[name] for name in ("content", "style", "style_vgg19")}
     return figures | {"training_images_per_second": summary["images_per_second"]}
 
 

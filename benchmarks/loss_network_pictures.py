@@ -10,35 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 
 import torch
+from judging import SHARED, TEACHERS, judged
 
 from nst_fast.commands.export import source_commit
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-TEACHERS = [
-    "loss_network=teachers",
-    f"loss_network.shallow={SHARED / 'teachers' / 'vgg19_normalised_to_conv3_1.safetensors'}",
-    f"loss_network.deep={SHARED / 'teachers' / 'vgg19_quarter_width_to_conv5_1.safetensors'}",
-]
 FIGURES = ("content", "style", "style_vgg19")
-
-
-def judged(style: Path, run: Path, options: argparse.Namespace, loss_network: list[str]) -> dict[str, float]:
-    """Train one network, unless its model is there already, and return the judge's figures."""
-    model = run / f"{style.stem}.onnx"
-    if not model.exists():
-        command = [sys.executable, "-m", "nst_fast.commands.train", "style=custom", f"style.image={style}"]
-        command += ["style.size=256", "data=folder", f"data.root={SHARED / 'content' / 'train'}"]
-        command += [f"trainer.max_steps={options.steps}", f"output={run}", *loss_network]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    command = [sys.executable, str(options.judge), "--model", str(model), "--style", str(style)]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {name: answer[name] for name in (*FIGURES, "painting_size")}
 
 
 def main() -> None:
@@ -54,8 +34,12 @@ def main() -> None:
     styles = {}
     for name in options.styles:
         style = SHARED / "styles" / f"{name}.jpg"
-        slim = judged(style, options.runs / f"vgg19_slim_{name}", options, ["loss_network=vgg19_slim"])
-        both = judged(style, options.runs / f"teachers_{name}", options, TEACHERS)
+        found = {}
+        for network, chosen in (("vgg19_slim", ["loss_network=vgg19_slim"]), ("teachers", TEACHERS)):
+            given = ["style.size=256", f"trainer.max_steps={options.steps}", *chosen]
+            answer, _, _ = judged(style, options.runs / f"{network}_{name}", given, options.judge)
+            found[network] = {figure: answer[figure] for figure in (*FIGURES, "painting_size")}
+        slim, both = found["vgg19_slim"], found["teachers"]
         ratios = {figure: slim[figure] / both[figure] for figure in FIGURES}
         styles[name] = {"vgg19_slim": slim, "teachers": both, "ratio": ratios}
         print(name, json.dumps(styles[name], indent=1), flush=True)

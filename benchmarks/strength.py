@@ -11,13 +11,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 
 import torch
-from loss_network_pictures import SHARED, TEACHERS
+from judging import SHARED, TEACHERS, judged
 
 from nst_fast.commands.export import source_commit
 
@@ -38,18 +36,11 @@ def main() -> None:
         found[name] = {}
         for style in options.styles:
             image, run = SHARED / "styles" / f"{style}.jpg", options.runs / f"{name}_{style}_{options.strength}"
-            model = run / f"{style}.onnx"
-            if not model.exists():
-                command = [sys.executable, "-m", "nst_fast.commands.train", "style=custom", f"style.image={image}"]
-                command += [f"style.strength={options.strength}", "data=folder", f"trainer.max_steps={options.steps}"]
-                command += [f"data.root={SHARED / 'content' / 'train'}", f"output={run}", *LOSS_NETWORKS[name]]
-                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            command = [sys.executable, str(SHARED / "judge.py"), "--model", str(model), "--style", str(image)]
-            judged = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            summary = json.loads((run / "summary.json").read_text())
+            given = [f"style.strength={options.strength}", f"trainer.max_steps={options.steps}", *LOSS_NETWORKS[name]]
+            answer, summary, _ = judged(image, run, given)
             found[name][style] = {
-                "content": judged["content"],
-                "style_vgg19": judged["style_vgg19"],
+                "content": answer["content"],
+                "style_vgg19": answer["style_vgg19"],
                 "style_weight": summary["style_weight"],
                 "validation_content": summary["validation_losses"]["val/content_loss"],
             }

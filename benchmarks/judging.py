@@ -1,0 +1,31 @@
+"""What benchmarks of pictures share: train a model unless it is there, and ask the outside judge."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+DATA = ["data=folder", f"data.root={SHARED / 'content' / 'train'}"]
+TEACHERS = [
+    "loss_network=teachers",
+    f"loss_network.shallow={SHARED / 'teachers' / 'vgg19_normalised_to_conv3_1.safetensors'}",
+    f"loss_network.deep={SHARED / 'teachers' / 'vgg19_quarter_width_to_conv5_1.safetensors'}",
+]
+
+
+def judged(style: Path, run: Path, options: list[str], judge: Path = SHARED / "judge.py") -> tuple[Any, Any, Path]:
+    """Train a painting with these options of `train`, unless its model is in the run already.
+
+    Returns the figures of the judge (a script that prints JSON for --model and --style), the run's summary, the model.
+    """
+    model = run / f"{style.stem}.onnx"
+    if not model.exists():
+        command = [sys.executable, "-m", "nst_fast.commands.train", "style=custom", f"style.image={style}", *DATA]
+        subprocess.run([*command, *options, f"output={run}"], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, str(judge), "--model", str(model), "--style", str(style)]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return answer, json.loads((run / "summary.json").read_text()), model
