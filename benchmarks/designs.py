@@ -26,11 +26,13 @@ from onnx import numpy_helper
 
 from nst_fast.commands.export import source_commit
 
+USUAL = {"johnson": 5, "fast": 5, "tiny": 3}  # blocks
 DESIGNS = {
-    f"{kind} {width}" + (f", {blocks} blocks" if blocks != 5 else ""): (kind, width, blocks)
+    f"{kind} {width}" + (f", {blocks} blocks" if blocks != USUAL[kind] else ""): (kind, width, blocks)
     for kind, width, blocks in (
         *(("johnson", 32, 5), ("johnson", 16, 5), ("johnson", 8, 5)),
         *(("fast", 64, 5), ("fast", 64, 3), ("fast", 48, 5), ("fast", 32, 8), ("fast", 32, 5), ("fast", 16, 5)),
+        ("tiny", 16, 3),
     )
 }
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -103,8 +105,8 @@ def main() -> None:
 
 Written by `python benchmarks/designs.py --steps {options.steps}`; the figures are in `../benchmarks/designs.json`.
 {report["what"]} on {options.threads} threads, {report["device"]}. `johnson 32` is the field's standard; a number is the
-width, with 5 residual blocks unless it says otherwise. Weights are those of the exported file, folded. Training rates
-are of whatever else the machine did at the time.
+width, with 5 residual blocks (`tiny` 3) unless it says otherwise. Weights are those of the exported file, folded.
+Training rates are of whatever else the machine did at the time.
 
 ![validation loss against time](images/designs.svg)
 

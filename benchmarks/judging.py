@@ -25,7 +25,9 @@ def judged(style: Path, run: Path, options: list[str], judge: Path = SHARED / "j
     model = run / f"{style.stem}.onnx"
     if not model.exists():
         command = [sys.executable, "-m", "nst_fast.commands.train", "style=custom", f"style.image={style}", *DATA]
-        subprocess.run([*command, *options, f"output={run}"], check=True, stdout=subprocess.DEVNULL)
+        last = run / "checkpoints" / "last.ckpt"
+        given = [f"resume={last}"] if last.exists() else [*options, f"output={run}"]
+        subprocess.run([*command, *given], check=True, stdout=subprocess.DEVNULL)
     command = [sys.executable, str(judge), "--model", str(model), "--style", str(style)]
     answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return answer, json.loads((run / "summary.json").read_text()), model

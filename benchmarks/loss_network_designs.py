@@ -27,7 +27,7 @@ import distill_loss_network as distillation  # noqa: E402
 DESIGNS = {
     "narrow": [[16, 16], [48, 24], [96, 64], [96, 96], [96]],
     "first shipped": [[24, 24], [64, 32], [128, 96], [128, 128], [128]],
-    "shipped": [[24, 24], [64, 32], [128, 96], [128, 128, 128], [192]],
+    "shipped": [[24, 24], [96, 24], [96, 96], [160, 128, 128], [256]],
     "wide at full resolution": [[32, 32], [64, 32], [128, 96], [128, 128], [128]],
     "wide at a half": [[24, 24], [96, 48], [128, 96], [128, 128], [128]],
     "wide and deep below": [[24, 16], [64, 32], [128, 128, 96], [192, 192, 192], [256]],
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("loss_network_designs.json"))
     options = parser.parse_args()
     cfg: Any = OmegaConf.load(ROOT / "configs" / "distill_loss_network.yaml")
-    teachers = distillation.load_teachers(cfg)
+    teachers = distillation.Teachers(cfg, torch.device("cpu"))
     mixture = distillation.Mixture(cfg)
     rows = {}
     for name, widths in DESIGNS.items():
@@ -54,8 +54,9 @@ def main() -> None:
             images = torch.stack([mixture.photograph(options.size, rng) for _ in range(4)])
             with distillation.autocast(cfg.precision, torch.device("cpu")):
                 errors = distillation.matching_errors(student, teachers, images)
-            optimizer.step(torch.stack([feature.mean() for feature, _ in errors.values()]).sum())
-        trained = student.folded().eval().requires_grad_(False).compress()
+            parts = [error.mean() for kind in ("feature", "full_width") for error in errors[kind].values()]
+            optimizer.step(torch.stack(parts).sum())
+        trained = student.folded().eval().requires_grad_(False)
         picture = torch.rand(1, 3, 256, 256).contiguous(memory_format=torch.channels_last)
         times = []
         for _ in range(8):
@@ -66,7 +67,7 @@ def main() -> None:
             times.append(time.perf_counter() - began)
         rows[name] = {
             "widths": widths,
-            "multiply_adds_per_pixel": distillation.multiply_adds(widths, dict.fromkeys(trained.layers, 0)),
+            "multiply_adds_per_pixel": distillation.multiply_adds(widths),
             "seconds_fastest": min(times),
             "r2": distillation.fidelity(cfg, trained, photographs=60),
         }

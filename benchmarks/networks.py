@@ -24,8 +24,8 @@ from nst_fast.networks import create_network
 from nst_fast.onnx_export import to_onnx
 
 PEERS = Path(__file__).resolve().parents[2] / "shared" / "peers"
-NETWORKS = {"johnson 32": ("johnson", 32), "johnson 16": ("johnson", 16), "johnson 8": ("johnson", 8)}
-NETWORKS |= {"fast 64": ("fast", 64), "fast 32": ("fast", 32)}
+NETWORKS = {f"johnson {width}": ("johnson", width, 5) for width in (32, 16, 8)}
+NETWORKS |= {"fast 64": ("fast", 64, 5), "fast 32": ("fast", 32, 5), "tiny 16": ("tiny", 16, 3)}
 SIZES = {"720p": (720, 1280), "1080p": (1080, 1920)}
 
 
@@ -54,7 +54,7 @@ def main() -> None:
         return onnxruntime.InferenceSession(content, session_options, providers=["CPUExecutionProvider"])
 
     torch.manual_seed(0)
-    made = {name: create_network(kind, width, 5) for name, (kind, width) in NETWORKS.items()}
+    made = {name: create_network(*given) for name, given in NETWORKS.items()}
     ours = {
         name: session(to_onnx(network, {"min_size": str(network.min_size)}).SerializeToString())
         for name, network in made.items()

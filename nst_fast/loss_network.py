@@ -38,7 +38,7 @@ class LossNetwork(nn.Module):
     Attributes:
         identity: name and sha256 of the weights; style targets made with another identity do not fit.
         layers: the names that can be asked for.
-        filters: for each layer, how many filters its features stand for; a compressed tap has fewer channels.
+        filters: for each layer, how many filters its features stand for; a narrow network's tap has fewer channels.
     """
 
     identity: str
@@ -57,6 +57,14 @@ class LossNetwork(nn.Module):
         """Return {layer: features (N, C, H, W)} of an RGB image (N, 3, H, W) in [0, 1]."""
         raise NotImplementedError
 
+    def metric(self, layer: str) -> Tensor | None:
+        """Return the matrix (C, C) whose products with a layer's features are to be compared; None for the identity."""
+        return None
+
+    def estimates(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """Return {layer: one map for each of the filters that the features stand for}."""
+        return self(image, wanted)
+
     @torch.no_grad()
     def mean_activations(self, images: Iterable[Tensor], wanted: Sequence[str]) -> dict[str, Tensor]:
         """Return each filter's mean activation, after rectification, over images of shape (1, 3, H, W).
@@ -68,7 +76,7 @@ class LossNetwork(nn.Module):
         sums: dict[str, Tensor] = {}
         count: dict[str, int] = {}
         for image in images:
-            for layer, features in self(image, wanted).items():
+            for layer, features in self.estimates(image, wanted).items():
                 rectified = F.relu(features).double()
                 sums[layer] = sums.get(layer, 0) + rectified.sum(dim=(0, 2, 3))
                 count[layer] = count.get(layer, 0) + rectified[:, 0].numel()
@@ -178,11 +186,11 @@ class VGG(LossNetwork):
 
 
 class SlimVGG(LossNetwork):
-    """A narrow VGG whose 1×1 heads estimate a wide VGG's features: T ≈ H s + b at the layers that have a head.
+    """A narrow VGG whose features s estimate a wide VGG's by 1×1 heads, T ≈ H s, at the layers that have a head.
 
-    Content and Gram distances between two estimates are quadratic forms in the narrow features s, since
-    ``G(T) = [H b] G([s 1]) [H b]ᵀ``. A tap therefore returns ``R [s 1]`` with ``R = ([H b]ᵀ[H b])^½``: C + 1 channels
-    instead of hundreds, and the same distances as in the wide network's channels, exactly.
+    Content and Gram distances between two estimates are quadratic forms in s: ``‖H s‖ = ‖R s‖`` and
+    ``G(H s) = H G(s) Hᵀ`` is as far from another as ``R G(s) R``, with ``R = (HᵀH)^½``. So a tap gives s itself, dozens
+    of channels instead of hundreds, and `metric` gives R: exactly the distances in the wide network's channels.
     """
 
     def __init__(self, widths: Widths, heads: Mapping[str, int], pooling: str = "max", identity: str = "slim") -> None:
@@ -192,35 +200,41 @@ class SlimVGG(LossNetwork):
         self.layers = tuple(heads)
         self.trunk.check_layers(self.layers)
         self.filters = dict(heads)
-        self.heads = nn.ModuleDict({layer: nn.Conv2d(self.trunk.filters[layer], c, 1) for layer, c in heads.items()})
+        self.heads = nn.ModuleDict(
+            {layer: nn.Conv2d(self.trunk.filters[layer], c, 1, bias=False) for layer, c in heads.items()}
+        )
+        for layer in heads:
+            self.register_buffer("metric_" + layer, None, persistent=False)
 
     def estimates(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         """Return {layer: estimate of the wide network's features}."""
-        self.check_layers(wanted)
-        return {layer: self.heads[layer](s) for layer, s in self.trunk(image, wanted).items()}
+        return {layer: self.heads[layer](s) for layer, s in self(image, wanted).items()}
 
-    def compress(self) -> SlimVGG:
-        """Replace every head by its metric, in place, and return the network."""
-        for layer, head in list(self.heads.items()):
-            weight, bias = head.state_dict()["weight"], head.state_dict()["bias"]
-            basis = torch.cat([weight.flatten(1), bias[:, None]], dim=1).double()
+    def set_metrics(self) -> None:
+        """Compute every layer's metric from its head, whose weights are fixed from now on."""
+        for layer, head in self.heads.items():
+            basis = head.state_dict()["weight"].flatten(1).double()
             energy, axes = torch.linalg.eigh(basis.T @ basis)
             # The symmetric root is unique, so Gram matrices made on one machine fit on every other.
-            root = ((axes * energy.clamp_min(0).sqrt()) @ axes.T).float()
-            metric = nn.Conv2d(len(root) - 1, len(root), 1)
-            metric.load_state_dict({"weight": root[:, :-1, None, None], "bias": root[:, -1]})
-            self.heads[layer] = metric
-        return self
+            root = (axes * energy.clamp_min(0).sqrt()) @ axes.T
+            self.register_buffer("metric_" + layer, root.float(), persistent=False)
+
+    def metric(self, layer: str) -> Tensor:
+        """Return the matrix R (C, C); `set_metrics` must have been called."""
+        root = self.get_buffer("metric_" + layer)
+        assert root is not None
+        return root
 
     def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """Return {layer: features} for the layers wanted."""
-        return self.estimates(image, wanted)
+        """Return {layer: the narrow network's own features}."""
+        self.check_layers(wanted)
+        return self.trunk(image, wanted)
 
 
 class MergedLossNetwork(LossNetwork):
     """Take each layer from the first network that offers it there: ``parts`` maps networks to their layers."""
 
-    def __init__(self, parts: Sequence[tuple[LossNetwork, Sequence[str]]]) -> None:
+    def __init__(self, parts: Sequence[tuple[VGG, Sequence[str]]]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(network for network, _ in parts)
         self.source = {layer: index for index, (_, layers) in reversed(list(enumerate(parts))) for layer in layers}
@@ -244,7 +258,7 @@ class MergedLossNetwork(LossNetwork):
 class NormalisedLossNetwork(LossNetwork):
     """Divide each filter by its mean activation over photographs (Gatys et al. 2016): α/β then means what they mean."""
 
-    def __init__(self, network: LossNetwork, factors: Mapping[str, Tensor]) -> None:
+    def __init__(self, network: VGG | MergedLossNetwork, factors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.network = network
         self.identity = network.identity + ":normalised"
@@ -362,13 +376,12 @@ def load_slim_vgg(
     path: str | Path,
     pooling: str = "max",
     normalise: bool = False,
-    compress: bool = True,
     photographs: Iterable[Tensor] = (),
 ) -> SlimVGG:
     """Return the distilled network from a file that ``save_slim_vgg`` wrote.
 
     ``normalise`` divides each estimated filter by its mean activation, as recorded for max pooling and computed from
-    photographs for average pooling; ``compress=False`` keeps the heads as estimates of the wide network's channels.
+    photographs for average pooling.
     """
     tensors, _ = read_safetensors(path)
     heads = {k[5:-7]: channels(tensors, k, path) for k in tensors if k.startswith("head_") and k.endswith(".weight")}
@@ -382,7 +395,7 @@ def load_slim_vgg(
     fill(network.heads, {k[5:]: t for k, t in tensors.items() if k.startswith("head_")}, path)
     if normalise:
         if pooling == "average":
-            plain = load_slim_vgg(path, pooling, compress=False)
+            plain = load_slim_vgg(path, pooling)
             factors = mean_activation_factors(plain.eval().requires_grad_(False), photographs)
         else:
             factors = {k[16:]: t for k, t in tensors.items() if k.startswith("mean_activation.")}
@@ -390,9 +403,9 @@ def load_slim_vgg(
         for layer, head in network.heads.items():
             if layer not in factors or factors[layer].shape != (heads[layer],):
                 raise UserError(f"{path} does not fit: {heads[layer]} mean activations of {layer} are needed")
-            for weights in head.state_dict().values():
-                weights.div_(factors[layer].reshape(-1, *[1] * (weights.ndim - 1)))
-    return network.compress() if compress else network
+            head.state_dict()["weight"].div_(factors[layer][:, None, None, None])
+    network.set_metrics()
+    return network
 
 
 # torchvision's IMAGENET1K_V1
@@ -454,7 +467,7 @@ def create_loss_network(
         raise UserError(f"unknown loss network {name!r}: {nearest(name, LOSS_NETWORKS)}")
     if name == "vgg19_slim":
         return freeze(load_slim_vgg(weights or VGG19_SLIM, pooling, normalise, photographs=photographs))
-    network: LossNetwork
+    network: VGG | MergedLossNetwork
     if name == "vgg19":
         network = load_torchvision_vgg19(weights or fetch_vgg19(progress), pooling)
     else:
@@ -465,7 +478,7 @@ def create_loss_network(
             [(first, first.layers), (second, [layer for layer in second.layers if layer not in first.layers])]
         )
     if normalise:
-        network = NormalisedLossNetwork(network, mean_activation_factors(network, photographs))
+        return freeze(NormalisedLossNetwork(network, mean_activation_factors(network, photographs)))
     return freeze(network)
 
 

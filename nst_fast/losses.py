@@ -70,6 +70,25 @@ def gram_matrix(features: Tensor) -> Tensor:
         return GramProduct.apply(in_full_precision(features))
 
 
+def layer_gram_matrix(loss_network: LossNetwork, layer: str, features: Tensor) -> Tensor:
+    """Return the Gram matrices (N, C, C) of a layer's features (N, C, H, W) as the loss network has them compared."""
+    gram, metric = gram_matrix(features), loss_network.metric(layer)
+    if metric is None:
+        return gram
+    with torch.autocast(features.device.type, enabled=False):
+        return metric.to(gram) @ gram @ metric.to(gram)
+
+
+def content_representation(loss_network: LossNetwork, layer: str, features: Tensor) -> Tensor:
+    """Return a layer's features (N, C, H, W) as the loss network has them compared."""
+    metric = loss_network.metric(layer)
+    if metric is None:
+        return features
+    features = in_full_precision(features)
+    with torch.autocast(features.device.type, enabled=False):
+        return F.conv2d(features, metric.to(features)[:, :, None, None])
+
+
 def total_variation(image: Tensor) -> Tensor:
     """Return the mean squared difference of neighbouring pixels of (N, 3, H, W), summed over directions, shape (N,)."""
     image = in_full_precision(image)
@@ -157,7 +176,8 @@ class PerceptualLoss(nn.Module):
     def content_features(self, content: Tensor) -> dict[str, Tensor]:
         """Return the content targets {layer: features} of a content image (N, 3, H, W)."""
         with torch.no_grad():
-            return self.loss_network(content, list(self.content_layers))
+            features = self.loss_network(content, list(self.content_layers))
+            return {layer: content_representation(self.loss_network, layer, f) for layer, f in features.items()}
 
     def forward(self, image: Tensor, content_features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the scalars ``content``, ``style`` and ``tv``, not yet weighted, and their weighted sum ``total``."""
@@ -165,12 +185,14 @@ class PerceptualLoss(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             content, style = image.new_zeros(()), image.new_zeros(())
             for layer, weight in self.content_layers.items():
-                x, target = in_full_precision(features[layer]), in_full_precision(content_features[layer])
+                x = in_full_precision(content_representation(self.loss_network, layer, features[layer]))
+                target = in_full_precision(content_features[layer])
                 energy = self.get_buffer("style_" + layer).diagonal(dim1=1, dim2=2).mean()
                 filters = self.loss_network.filters[layer]
                 content = content + weight * self.content_term(x, target, energy, filters).mean()
             for layer, weight in self.style_layers.items():
-                gram, target = gram_matrix(features[layer]), self.get_buffer("style_" + layer)
+                gram = layer_gram_matrix(self.loss_network, layer, features[layer])
+                target = self.get_buffer("style_" + layer)
                 style = style + weight * self.style_term(gram, target, self.loss_network.filters[layer]).mean()
             tv = total_variation(image).mean()
             total = self.content_weight * content + self.style_weight * style + self.tv_weight * tv
@@ -180,7 +202,7 @@ class PerceptualLoss(nn.Module):
         """Return each picture's content loss at one layer, shape (N,).
 
         ``energy`` is the painting's mean square there; ``filters`` how many filters the features stand for, as many as
-        they have channels unless the tap is compressed.
+        they have channels unless the loss network is narrower than what it estimates.
         """
         raise NotImplementedError
 

@@ -87,7 +87,7 @@ class TransformationNetwork(nn.Module):
 
     stride: ClassVar[int] = 4
     min_size: ClassVar[int] = 16
-    body: nn.Module
+    body: nn.Sequential
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the stylized image: same shape, near [0, 1] but not clamped."""
@@ -146,7 +146,23 @@ class FastNetwork(TransformationNetwork):
         return self.body(padded)[:, :, margin : margin + height, margin : margin + width]
 
 
-NETWORKS: dict[str, type[JohnsonNetwork] | type[FastNetwork]] = {"fast": FastNetwork, "johnson": JohnsonNetwork}
+class TinyNetwork(FastNetwork):
+    """`FastNetwork` without a layer at full resolution: the last upsampling gives the picture.
+
+    At a width of 16, norms and element-wise passes at full resolution would cost as much as everything else.
+    """
+
+    def __init__(self, width: int = 16, blocks: int = 3) -> None:
+        super().__init__(width, blocks)
+        last = max(index for index, module in enumerate(self.body) if isinstance(module, UpsampleConv))
+        self.body = nn.Sequential(*self.body[:last], UpsampleConv(width // 2, 3))
+
+
+NETWORKS: dict[str, type[JohnsonNetwork] | type[FastNetwork]] = {
+    "fast": FastNetwork,
+    "johnson": JohnsonNetwork,
+    "tiny": TinyNetwork,
+}
 
 
 def create_network(name: str, width: int, blocks: int) -> TransformationNetwork:

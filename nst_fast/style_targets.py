@@ -19,7 +19,7 @@ from nst_fast.downloads import Progress, fetch, file_hash
 from nst_fast.errors import UserError
 from nst_fast.images import load_image, resize_short_side, write_atomically
 from nst_fast.loss_network import LossNetwork
-from nst_fast.losses import gram_matrix
+from nst_fast.losses import layer_gram_matrix
 from nst_fast.weights import read_safetensors
 
 FORMAT = "nst_fast style targets 1"
@@ -104,7 +104,8 @@ def painting_grams(
     """Return {layer: (C, C)} of a painting at a short side in pixels, its proportions kept; any device, on the CPU."""
     device = next(loss_network.parameters()).device
     image = to_tensor(resize_short_side(painting, size)).to(device)
-    return {layer: gram_matrix(f)[0].cpu() for layer, f in loss_network(image, list(layers)).items()}
+    features = loss_network(image, list(layers))
+    return {layer: layer_gram_matrix(loss_network, layer, f)[0].cpu() for layer, f in features.items()}
 
 
 def make_style_targets(

@@ -6,6 +6,8 @@ import contextlib
 import io
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,12 @@ CHECKPOINT_KEY = "nst_fast"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 LOG_EVERY = 10  # steps
 MOST_SKIPPED_IN_A_ROW = 20  # steps; past this the run is broken, not unlucky
+
+
+@cache
+def share_pool(workers: int) -> ThreadPoolExecutor:
+    """Return threads that take a share of every batch; they keep their memory from step to step."""
+    return ThreadPoolExecutor(workers)
 
 
 class StyleTransfer(pl.LightningModule):
@@ -93,10 +101,13 @@ class StyleTransfer(pl.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """Take one optimiser step on content images (N, 3, H, W) uint8, or skip it where it is not finite."""
         content = (batch.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
-        terms = self.losses(content, self.stylize(content))
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        self.manual_backward(terms["total"])
+        if self.device.type == "cpu" and self.trainer.world_size == 1:
+            terms = self.backward_in_threads(content)
+        else:
+            terms = self.losses(content, self.stylize(content))
+            self.manual_backward(terms["total"])
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
         self.batches_seen += 1
         if torch.isfinite(norm):
@@ -125,6 +136,34 @@ class StyleTransfer(pl.LightningModule):
         self.log_dict(metrics, logger=False)
         if self.batches_seen % min(LOG_EVERY, self.trainer.val_check_interval) == 0:
             self.write_log(metrics)
+
+    def backward_in_threads(self, content: Tensor) -> dict[str, Tensor]:
+        """Leave a batch's gradients in the parameters and return the losses' terms, the pictures shared among threads.
+
+        Small maps and serial operations leave cores of a CPU idle where all of them work on the same operation. Every
+        term is a mean over pictures, so the shares add up; they do so in order, whichever ends first.
+        """
+        workers = min(len(content), torch.get_num_threads())
+        threads = max(1, torch.get_num_threads() // workers)
+        parameters = list(self.network.parameters())
+
+        def share(part: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+            torch.set_num_threads(threads)  # of this thread; the others keep theirs
+            with self.trainer.precision_plugin.train_step_context():
+                terms = self.losses(part, self.stylize(part))
+            weighted = {name: value * (len(part) / len(content)) for name, value in terms.items()}
+            gradients = torch.autograd.grad(weighted["total"], parameters)
+            return {name: value.detach() for name, value in weighted.items()}, gradients
+
+        (terms, gradients), *others = share_pool(workers).map(share, content.tensor_split(workers))
+        for more_terms, more_gradients in others:
+            for name, value in more_terms.items():
+                terms[name] += value
+            for gradient, more in zip(gradients, more_gradients, strict=True):
+                gradient += more
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return terms
 
     def write_log(self, metrics: dict[str, Tensor]) -> None:
         """Log metrics under the number of the last batch; Lightning's own count shifts when a run is resumed."""

@@ -1,7 +1,11 @@
 """Distil vgg19_slim, the loss network that ships with the package, from VGG-19 teachers.
 
-    python scripts/distill_loss_network.py                       # resumes runs/distill where it stopped
-    python scripts/distill_loss_network.py steps=300 run=runs/try output=try.safetensors
+    OMP_NUM_THREADS=2 torchrun --nproc-per-node 2 scripts/distill_loss_network.py  # resumes where it stopped
+    python scripts/distill_loss_network.py steps=300 run=runs/try output=try.safetensors report=try.json
+
+Several processes, of a batch each, keep the cores of a CPU busier than several threads do; give each its share with
+OMP_NUM_THREADS. The same seed on the same processes and threads gives the same student, unless the run was stopped and
+resumed: the adversaries start over.
 
 The student's heads are matched to the teachers' features and to their Gram matrices on photographs, paintings, noise
 and perturbations and, half of every batch, on pictures made against the student while it learns: by style networks in
@@ -13,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -121,7 +127,7 @@ def perturb(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 class Mixture:
-    """The pictures that no adversary made: a function of (seed, step) alone."""
+    """The pictures that no adversary made: a function of (seed, step, process) alone."""
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
@@ -163,17 +169,19 @@ class StyleTask:
         self.targets: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def refresh(self, student: SlimVGG, device: torch.device) -> None:
-        features = student.estimates(self.painting.to(device), STYLE_LAYERS)
-        self.targets = {layer: gram_matrix(f) for layer, f in features.items()}
+    def refresh(self, student: ScaledSlimVGG, device: torch.device) -> None:
+        self.targets = student.estimated_grams(student.trunk(self.painting.to(device), STYLE_LAYERS))
 
-    def loss(self, student: SlimVGG, image: Tensor, content: Tensor) -> Tensor:
+    def loss(self, student: ScaledSlimVGG, image: Tensor, content: Tensor) -> Tensor:
         """Return the balanced perceptual loss of a picture as the student sees it."""
-        features = student.estimates(image, [*STYLE_LAYERS, CONTENT_LAYER])
+        features = student.trunk(image, [*STYLE_LAYERS, CONTENT_LAYER])
+        head = student.scaled_head(CONTENT_LAYER)[:, :, None, None]
         with torch.no_grad():
-            target = student.estimates(content, [CONTENT_LAYER])[CONTENT_LAYER].float()
-        error = (features[CONTENT_LAYER].float() - target).square().mean((1, 2, 3)) / target.square().mean((1, 2, 3))
-        style = sum(relative_gram_error(gram_matrix(features[k]), self.targets[k]).mean() for k in STYLE_LAYERS)
+            target = F.conv2d(student.trunk(content, [CONTENT_LAYER])[CONTENT_LAYER], head).float()
+        seen = F.conv2d(features.pop(CONTENT_LAYER), head).float()
+        error = (seen - target).square().mean((1, 2, 3)) / target.square().mean((1, 2, 3))
+        grams = student.estimated_grams(features)
+        style = sum(relative_gram_error(grams[k], self.targets[k]).mean() for k in STYLE_LAYERS)
         return (
             error.mean() + self.style_weight * style / len(STYLE_LAYERS) + 0.5 * total_variation(image.float()).mean()
         )
@@ -195,7 +203,7 @@ class StyleNetworkAdversary:
         self.task = StyleTask(self.mixture, self.cfg, rng)
         self.left = int(rng.integers(*self.cfg.style_network_steps))
 
-    def pictures(self, student: SlimVGG, count: int, size: int, rng: np.random.Generator) -> Tensor:
+    def pictures(self, student: ScaledSlimVGG, count: int, size: int, rng: np.random.Generator) -> Tensor:
         if not self.left:
             self.restart(rng)
         if self.left % 40 == 0 or not self.task.targets:
@@ -226,7 +234,7 @@ class CanvasAdversary:
         self.optimizer = torch.optim.Adam([self.canvas], lr=math.exp(rng.uniform(math.log(0.005), math.log(0.05))))
         self.left = int(rng.integers(*self.cfg.canvas_steps))
 
-    def pictures(self, student: SlimVGG, count: int, size: int, rng: np.random.Generator) -> Tensor:
+    def pictures(self, student: ScaledSlimVGG, count: int, size: int, rng: np.random.Generator) -> Tensor:
         if not self.left or self.canvas.shape[2] != size:
             self.restart(count, size, rng)
         if self.left % 40 == 0 or not self.task.targets:
@@ -248,16 +256,30 @@ def relative_gram_error(gram: Tensor, target: Tensor) -> Tensor:
     return (gram - target).square().sum((1, 2)) / target.square().sum((1, 2))
 
 
-def matching_errors(student: SlimVGG, teachers: LossNetwork, images: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return {layer: (relative feature error, relative Gram error)}, one figure a picture."""
+def matching_errors(student: ScaledSlimVGG, teachers: Teachers, images: Tensor) -> dict[str, dict[str, Tensor]]:
+    """Return {kind: {layer: error}}, one figure a picture: relative to the teacher's energy for features and Gram
+    matrices, to the variance over photographs for full-width features."""
     layers = student.layers
     with torch.no_grad():
-        truth = {k: t.float() for k, t in teachers(images, layers).items()}
-    errors = {}
-    for layer, estimate in student.estimates(images, layers).items():
-        t, s = truth[layer], estimate.float()
-        feature = (s - t).square().mean((1, 2, 3)) / (t.square().mean((1, 2, 3)) + 1e-2)
-        errors[layer] = (feature, relative_gram_error(gram_matrix(s), gram_matrix(t)))
+        truth = {k: t.float() for k, t in teachers.network(images, layers).items()}
+        full_width = teachers.full_width(truth)
+    features = student.trunk(images, layers)
+    errors: dict[str, dict[str, Tensor]] = {"feature": {}, "gram": {}, "full_width": {}}
+    with torch.autocast(images.device.type, enabled=False):
+        for layer in layers:
+            s, t, head = features[layer].float(), truth[layer], student.scaled_head(layer)
+            target = gram_matrix(t)
+            gram = head @ gram_matrix(s) @ head.T
+            # ‖H s − t‖² over all positions in Gram matrices: H s itself would be the widest map of all.
+            cross = s.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2) @ t.permute(0, 2, 3, 1).flatten(1, 2)
+            cross = (cross / t[0, 0].numel() * head.T).sum((1, 2))
+            energy = target.diagonal(dim1=1, dim2=2).sum(1)
+            error = gram.diagonal(dim1=1, dim2=2).sum(1) - 2 * cross + energy
+            errors["feature"][layer] = error / (energy + 1e-2 * len(head))
+            errors["gram"][layer] = relative_gram_error(gram, target)
+            if layer in full_width:
+                error = (student.full_width[layer](s) - full_width[layer]).square().mean((1, 2, 3))
+                errors["full_width"][layer] = error / student.get_buffer("variance_" + layer)
     return errors
 
 
@@ -267,8 +289,23 @@ def load_teacher(path: str) -> LossNetwork:
     return load_converted_vgg(file) if file.suffix == ".safetensors" else load_torchvision_vgg19(file)
 
 
-def load_teachers(cfg: DictConfig) -> LossNetwork:
-    return freeze(MergedLossNetwork([(load_teacher(t.path), list(t.layers)) for t in cfg.teachers]))
+class Teachers:
+    """The teachers as one loss network, and a narrow teacher's own maps to the full-width network's features."""
+
+    def __init__(self, cfg: DictConfig, device: torch.device) -> None:
+        self.network = freeze(MergedLossNetwork([(load_teacher(t.path), list(t.layers)) for t in cfg.teachers]))
+        self.network.to(device)
+        self.maps: dict[str, tuple[Tensor, Tensor]] = {}
+        for teacher in cfg.teachers:
+            tensors = read_safetensors(ROOT / teacher.path)[0] if teacher.path.endswith(".safetensors") else {}
+            for layer in teacher.layers:
+                key = f"to_vgg19.conv{layer[4:]}"
+                if key + ".weight" in tensors:
+                    self.maps[layer] = (tensors[key + ".weight"].to(device), tensors[key + ".bias"].to(device))
+
+    def full_width(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the estimates of the full-width network's features, after rectification, where there are maps."""
+        return {layer: F.relu(F.conv2d(features[layer], *parts)) for layer, parts in self.maps.items()}
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -282,8 +319,12 @@ class ScaledSlimVGG(SlimVGG):
     Edge filters fire rarely and strongly; heads that must grow to their size learn slowly.
     """
 
-    def start(self, images: Tensor, truth: dict[str, Tensor]) -> None:
+    def start(self, images: Tensor, truth: dict[str, Tensor], full_width: dict[str, Tensor]) -> None:
         """Give every convolution zero mean and unit variance on some images, and fit the heads by ridge regression."""
+        # A narrow teacher's estimates of full-width features are learned beside its own, by heads that are not kept.
+        self.full_width = torch.nn.ModuleDict(
+            {k: torch.nn.Conv2d(self.trunk.filters[k], t.shape[1], 1, bias=False) for k, t in full_width.items()}
+        )
         x, block = self.trunk.preprocess(images), "1"
         for name, convolution in self.trunk.convolutions.items():
             torch.nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
@@ -297,43 +338,49 @@ class ScaledSlimVGG(SlimVGG):
         for layer, features in self.trunk(images, self.layers).items():
             scale = truth[layer].square().mean((0, 2, 3)).sqrt().clamp_min(1e-2)
             self.register_buffer("scale_" + layer, scale[:, None, None])
-            s, t = to_positions(features), to_positions(truth[layer] / scale[:, None, None])
-            s = torch.cat([s, torch.ones(len(s), 1)], 1)
+            s = to_positions(features)
             normal = s.T @ s
-            ridge = 1e-3 * normal.diagonal().mean() * torch.eye(len(normal))
-            weights = torch.linalg.solve(normal + ridge, s.T @ t).float().T
-            self.heads[layer].weight.copy_(weights[:, :-1, None, None])
-            self.heads[layer].bias.copy_(weights[:, -1])
+            normal += 1e-3 * normal.diagonal().mean() * torch.eye(len(normal))
+            weights = torch.linalg.solve(normal, s.T @ to_positions(truth[layer] / scale[:, None, None]))
+            self.heads[layer].weight.copy_(weights.float().T[:, :, None, None])
+            if layer in full_width:
+                weights = torch.linalg.solve(normal, s.T @ to_positions(full_width[layer]))
+                self.full_width[layer].weight.copy_(weights.float().T[:, :, None, None])
+                variance = to_positions(full_width[layer]).var(0).mean()
+                self.register_buffer("variance_" + layer, variance.float())
 
-    def estimates(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
-        features = self.trunk(image, wanted)
-        return {k: self.heads[k](features[k]).float() * self.get_buffer("scale_" + k) for k in wanted}
+    def scaled_head(self, layer: str) -> Tensor:
+        """Return H (teacher's channels, own channels)."""
+        return self.heads[layer].weight[:, :, 0, 0] * self.get_buffer("scale_" + layer)[:, :, 0]
+
+    def estimated_grams(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the Gram matrices that the heads make of the trunk's features."""
+        with torch.autocast(next(iter(features.values())).device.type, enabled=False):
+            return {k: (h := self.scaled_head(k)) @ gram_matrix(f) @ h.T for k, f in features.items()}
 
     def folded(self) -> SlimVGG:
         """Return the student with the scales multiplied into its heads."""
-        widths = [[c.out_channels for n, c in self.trunk.convolutions.items() if n[0] == str(b)] for b in range(1, 6)]
-        plain = SlimVGG(widths, {layer: head.out_channels for layer, head in self.heads.items()})
+        plain = SlimVGG(trunk_widths(self), {layer: head.out_channels for layer, head in self.heads.items()})
         plain.trunk.load_state_dict(self.trunk.state_dict())
         for layer, head in self.heads.items():
             scale = self.get_buffer("scale_" + layer)
             plain.heads[layer].weight.data = head.weight.data * scale[..., None]
-            plain.heads[layer].bias.data = head.bias.data * scale.flatten()
         return plain
 
 
 @torch.no_grad()
-def new_student(cfg: DictConfig, teachers: LossNetwork, mixture: Mixture) -> ScaledSlimVGG:
+def new_student(cfg: DictConfig, teachers: Teachers, mixture: Mixture) -> ScaledSlimVGG:
     torch.manual_seed(cfg.seed)
     rng = np.random.default_rng(cfg.seed)
     images = torch.stack([mixture.photograph(128, rng) for _ in range(48)])
-    truth = teachers(images, teachers.layers)
+    truth = teachers.network(images, teachers.network.layers)
     widths = OmegaConf.to_container(cfg.widths)
     student = ScaledSlimVGG(widths, {layer: t.shape[1] for layer, t in truth.items()})  # type: ignore[arg-type]
     # Pixels to about zero mean and unit variance; the convolutions learn the rest.
     student.trunk.preprocess.weight.data = torch.eye(3)[:, :, None, None] * 4
     student.trunk.preprocess.bias.data = torch.full((3,), -1.8)
     student.trunk.preprocess.requires_grad_(False)
-    student.start(images, truth)
+    student.start(images, truth, teachers.full_width(truth))
     return student
 
 
@@ -361,16 +408,21 @@ class Optimizer:
         ]
 
     def step(self, loss: Tensor) -> None:
-        if torch.isfinite(loss):
-            grads = torch.autograd.grad(loss, self.parameters)
-            norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in grads]))
-            if torch.isfinite(norm):
-                for parameter, grad in zip(self.parameters, grads, strict=True):
-                    parameter.grad = grad / norm.clamp_min(1)
-                for matrix, weight in zip(self.matrices, self.weights, strict=True):
-                    matrix.grad, weight.grad = as_matrix(weight.grad), None  # type: ignore[arg-type]
-                for optimizer in self.optimizers:
-                    optimizer.step()
+        """Step along the gradient, its mean over all processes, where it is finite."""
+        grads = torch.autograd.grad(loss, self.parameters)
+        flat = torch.cat([g.flatten() for g in grads])
+        if dist.is_initialized():
+            dist.all_reduce(flat)
+            flat /= dist.get_world_size()
+        norm = torch.linalg.vector_norm(flat)
+        if torch.isfinite(norm):
+            parts = (flat / norm.clamp_min(1)).split([p.numel() for p in self.parameters])
+            for parameter, part in zip(self.parameters, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
+            for matrix, weight in zip(self.matrices, self.weights, strict=True):
+                matrix.grad, weight.grad = as_matrix(weight.grad), None  # type: ignore[arg-type]
+            for optimizer in self.optimizers:
+                optimizer.step()
         for schedule in self.schedules:
             schedule.step()
 
@@ -384,12 +436,12 @@ class Optimizer:
 
 def distil(cfg: DictConfig) -> ScaledSlimVGG:
     """Train the student, or go on from its saved state, and return it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     run = Path(cfg.run)
     run.mkdir(parents=True, exist_ok=True)
-    teachers = load_teachers(cfg).to(device)
+    teachers = Teachers(cfg, device)
     mixture = Mixture(cfg)
-    student = new_student(cfg, load_teachers(cfg), mixture)
+    student = new_student(cfg, Teachers(cfg, torch.device("cpu")), mixture)
     student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = Optimizer(student, cfg.learning_rate, cfg.steps)
     first, seconds = 0, 0.0
@@ -403,14 +455,15 @@ def distil(cfg: DictConfig) -> ScaledSlimVGG:
     networks = [StyleNetworkAdversary(mixture, cfg, device) for _ in range(cfg.style_networks)]
     canvases = [CanvasAdversary(mixture, cfg, device) for _ in cfg.batches]
     context = autocast(cfg.precision, device)
+    rank = dist.get_rank() if dist.is_initialized() else 0
     start, log = time.perf_counter() - seconds, (run / "log.jsonl").open("a")
     running: dict[str, float] = {}
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
     with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("distil", total=cfg.steps, completed=first, loss="")
         for step in range(first, cfg.steps):
-            rng = np.random.default_rng((cfg.seed, step))
-            shape = int(rng.integers(len(cfg.batches)))
+            shape = int(np.random.default_rng((cfg.seed, step)).integers(len(cfg.batches)))
+            rng = np.random.default_rng((cfg.seed, step, rank))
             count, size = cfg.batches[shape]
             with context:
                 adversary = canvases[shape] if step % 3 == 2 else networks[step % len(networks)]
@@ -419,16 +472,21 @@ def distil(cfg: DictConfig) -> ScaledSlimVGG:
                 images = torch.cat([made, clean]).contiguous(memory_format=torch.channels_last)
                 errors = matching_errors(student, teachers, images)
             # g / (1 + g): one picture whose Gram matrix is far off must not outweigh the rest of the batch
-            terms = [cfg.layer_weights[k] * (f + cfg.gram_weight * g / (1 + g)).mean() for k, (f, g) in errors.items()]
+            bounded = {k: g / (1 + g) for k, g in errors["gram"].items()}
+            terms = [
+                weight * cfg.layer_weights[layer] * error.mean()
+                for weight, part in ((1, errors["feature"]), (cfg.gram_weight, bounded), (1, errors["full_width"]))
+                for layer, error in part.items()
+            ]
             loss = torch.stack(terms).sum()
             optimizer.step(loss)
-            for layer, (feature, gram) in errors.items():
-                for name, value in (("feature", feature), ("gram", gram)):
-                    for group, part in (("made", value[: count // 2]), ("clean", value[count // 2 :])):
-                        key = f"{group}/{name}/{layer}"
-                        running[key] = running.get(key, 0.0) * 0.99 + 0.01 * float(part.detach().mean())
+            for kind, part in errors.items():
+                for layer, value in part.items():
+                    for group, figures in (("made", value[: count // 2]), ("clean", value[count // 2 :])):
+                        key = f"{group}/{kind}/{layer}"
+                        running[key] = running.get(key, 0.0) * 0.99 + 0.01 * float(figures.detach().mean())
             progress.update(bar, advance=1, loss=f"loss {loss.item():.3f}")
-            if (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
+            if rank == 0 and ((step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps):
                 seconds = time.perf_counter() - start
                 state = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
                 state |= {"step": step + 1, "seconds": seconds}
@@ -437,6 +495,70 @@ def distil(cfg: DictConfig) -> ScaledSlimVGG:
                 log.write(json.dumps({"step": step + 1, "seconds": seconds, **running}) + "\n")
                 log.flush()
     return student
+
+
+def trunk_widths(student: SlimVGG) -> list[list[int]]:
+    """Return the channels of the convolutions, block by block."""
+    convolutions = student.trunk.convolutions.items()
+    return [[c.out_channels for name, c in convolutions if name[0] == str(block)] for block in range(1, 6)]
+
+
+@torch.no_grad()
+def prune(cfg: DictConfig, student: SlimVGG, mixture: Mixture) -> SlimVGG:
+    """Return the student without the filters that no picture of any kind makes fire."""
+    layers = ["relu" + name for name in student.trunk.convolutions]
+    energy = dict.fromkeys(layers, torch.zeros(()))
+    for step in range(cfg.prune_batches):
+        images = mixture.batch(*cfg.prune_batch, np.random.default_rng((cfg.seed, cfg.steps, step)))
+        for layer, features in student.trunk(images, layers).items():
+            energy[layer] = energy[layer] + features.double().square().mean((0, 2, 3))
+    kept = {k[4:]: (e > cfg.prune_below * e.mean()).nonzero()[:, 0] for k, e in energy.items()}
+    widths = [[len(kept[name]) for name in kept if name[0] == str(block)] for block in range(1, 6)]
+    pruned = SlimVGG(widths, {layer: head.out_channels for layer, head in student.heads.items()})
+    pruned.trunk.preprocess.load_state_dict(student.trunk.preprocess.state_dict())
+    read = torch.arange(3)
+    for name, convolution in student.trunk.convolutions.items():
+        new = pruned.trunk.convolutions[name]
+        new.weight.copy_(convolution.weight[kept[name]][:, read])
+        new.bias.copy_(convolution.bias[kept[name]])
+        read = kept[name]
+    for layer, head in student.heads.items():
+        pruned.heads[layer].weight.copy_(head.weight[:, kept[layer[4:]]])
+    return pruned
+
+
+def widen_first_layer(cfg: DictConfig, student: SlimVGG, teachers: Teachers, mixture: Mixture) -> SlimVGG:
+    """Return the student with more filters in its first convolution, which nothing but the head of relu1_1 reads.
+
+    The trunk needs no more; a full-width first layer does. All other layers stay as they are.
+    """
+    old, heads = student.state_dict(), {layer: head.out_channels for layer, head in student.heads.items()}
+    widths, more = trunk_widths(student), int(cfg.tap_filters)
+    kept = widths[0][0]
+    widths[0][0] += more
+    torch.manual_seed(cfg.seed)
+    wide = SlimVGG(widths, heads)
+    new = wide.state_dict()
+    new["trunk.convolutions.1_2.weight"].zero_()
+    for name, tensor in old.items():
+        new[name][tuple(slice(side) for side in tensor.shape)] = tensor
+    wide.load_state_dict(new)
+    first, head = wide.trunk.convolutions["1_1"], wide.heads["relu1_1"]
+    optimizer = torch.optim.Adam([first.weight, first.bias, head.weight], cfg.tap_learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.tap_learning_rate, cfg.tap_steps)
+    for step in range(cfg.tap_steps):
+        images = mixture.batch(*cfg.tap_batch, np.random.default_rng((cfg.seed, cfg.steps + step)))
+        with torch.no_grad():
+            truth = teachers.network(images, ["relu1_1"])["relu1_1"]
+        estimate = wide.estimates(images, ["relu1_1"])["relu1_1"]
+        feature = (estimate - truth).square().mean((1, 2, 3)) / (truth.square().mean((1, 2, 3)) + 1e-2)
+        optimizer.zero_grad()
+        feature.mean().backward()
+        for parameter in (first.weight, first.bias):
+            parameter.grad[:kept] = 0
+        optimizer.step()
+        schedule.step()
+    return wide
 
 
 # Report
@@ -449,15 +571,7 @@ def to_positions(features: Tensor) -> Tensor:
 @torch.no_grad()
 def fidelity(cfg: DictConfig, student: SlimVGG, photographs: int = 200) -> dict[str, float]:
     """Return each layer's R² on validation photographs at 256 px, after a 1×1 map with bias by least squares."""
-    teacher = load_teachers(cfg)
-    # A narrow teacher's own maps, followed by ReLU, estimate the full-width network's features.
-    estimated = {}
-    for t in cfg.teachers:
-        tensors = read_safetensors(ROOT / t.path)[0] if t.path.endswith(".safetensors") else {}
-        for layer in t.layers:
-            key = f"to_vgg19.conv{layer[4:]}"
-            if key + ".weight" in tensors:
-                estimated[layer] = (tensors[key + ".weight"], tensors[key + ".bias"])
+    teachers = Teachers(cfg, torch.device("cpu"))
 
     def pairs(folder: str, count: int) -> Any:
         names = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in PICTURES)
@@ -467,8 +581,8 @@ def fidelity(cfg: DictConfig, student: SlimVGG, photographs: int = 200) -> dict[
             image = image.resize((max(256, round(image.width * ratio)), max(256, round(image.height * ratio))), 1)
             left, top = (image.width - 256) // 2, (image.height - 256) // 2
             x = torch.from_numpy(np.array(image.crop((left, top, left + 256, top + 256)))).permute(2, 0, 1)[None] / 255
-            truth = teacher(x, student.layers)
-            truth |= {k: F.relu(F.conv2d(truth[k], *wb)) for k, wb in estimated.items()}
+            truth = teachers.network(x, student.layers)
+            truth |= teachers.full_width(truth)
             yield student(x, student.layers), truth
 
     normal: dict[str, list[Tensor]] = {}
@@ -497,34 +611,35 @@ def fidelity(cfg: DictConfig, student: SlimVGG, photographs: int = 200) -> dict[
     return {k: 1 - e / (q - float((m / n).square().sum() * n)) for k, (e, q, m, n) in sums.items()}
 
 
-def multiply_adds(widths: Sequence[Sequence[int]], heads: dict[str, int]) -> float:
-    """Return multiply-adds per pixel of the picture, trunk and compressed heads."""
+def multiply_adds(widths: Sequence[Sequence[int]]) -> float:
+    """Return multiply-adds of the convolutions per pixel of the picture."""
     total, channels, pixels = 0.0, 3, 1.0
-    for block, block_widths in enumerate(widths, start=1):
-        for index, width in enumerate(block_widths, start=1):
+    for block_widths in widths:
+        for width in block_widths:
             total += 9 * channels * width * pixels
-            total += width * (width + 1) * pixels if f"relu{block}_{index}" in heads else 0
             channels = width
         pixels /= 4
     return total
 
 
-def write_report(cfg: DictConfig, student: SlimVGG, factors: dict[str, Tensor]) -> None:
+def write_report(cfg: DictConfig, processes: int, factors: dict[str, Tensor]) -> None:
     """Write what was trained and how well it matches, as JSON and as a page beside it."""
     log = [json.loads(line) for line in (Path(cfg.run) / "log.jsonl").read_text().splitlines()]
-    widths: Any = OmegaConf.to_container(cfg.widths)
-    r2 = fidelity(cfg, load_slim_vgg(cfg.output))
+    released = load_slim_vgg(cfg.output)
+    widths, r2 = trunk_widths(released), fidelity(cfg, released)
     heads = {layer: len(f) for layer, f in factors.items()}
     last = log[-1]
     report = {
         "fidelity_r2": r2,
         "relative_errors_in_training": {k: v for k, v in last.items() if "/" in k},
         "widths": widths,
-        "multiply_adds_per_pixel": multiply_adds(widths, heads),
-        "vgg19_multiply_adds_per_pixel": multiply_adds([[64] * 2, [128] * 2, [256] * 4, [512] * 4, [512]], {}),
+        "multiply_adds_per_pixel": multiply_adds(widths),
+        "vgg19_multiply_adds_per_pixel": multiply_adds([[64] * 2, [128] * 2, [256] * 4, [512] * 4, [512]]),
         "bytes": Path(cfg.output).stat().st_size,
         "steps": last["step"],
+        "pixels_a_step": processes * sum(count * size**2 for count, size in cfg.batches) / len(cfg.batches),
         "seconds": last["seconds"],
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "torch": torch.__version__,
@@ -544,18 +659,18 @@ def write_report(cfg: DictConfig, student: SlimVGG, factors: dict[str, Tensor]) 
     slim, full = report["multiply_adds_per_pixel"] / 1e3, report["vgg19_multiply_adds_per_pixel"] / 1e3
     page = f"""# vgg19_slim
 
-Written by `python scripts/distill_loss_network.py`; the figures are in `{path.name}`.
+Written by `OMP_NUM_THREADS={report["threads"]} torchrun --nproc-per-node {processes} scripts/distill_loss_network.py`;
+the figures are in `{path.name}`.
 
 A VGG of 3×3 convolutions {trunk} with max pooling between, trained from
-scratch. 1×1 heads estimate the teachers' features; they are stored in the teachers' channels and folded into a metric
-of the trunk's own channels when the file is loaded, which leaves every content and Gram distance as it is and makes the
-loss cheap.
+scratch. 1×1 heads estimate the teachers' features. They are stored in the teachers' channels; loading makes a metric of
+the trunk's own channels of them, which leaves every content and Gram distance as it is and makes the loss cheap.
 
 - {report["bytes"] / 1e6:.2f} MB as float16; {slim:.1f} k multiply-adds a pixel against
   {full:.0f} k of VGG-19 to conv5_1.
   Measured times: `benchmarks/loss_network.json`.
-- {last["step"]} steps of 131–147 k pixels in {last["seconds"] / 60:.0f} minutes on
-  {report["device"]}, {report["threads"]} threads.
+- {last["step"]} steps of {report["pixels_a_step"] / 1e3:.0f} k pixels (mean) in {last["seconds"] / 60:.0f} minutes on
+  {report["device"]}, {report["processes"]} processes of {report["threads"]} threads.
 
 R²: a 1×1 map with bias by least squares on 200 training photographs at 256², scored on the validation photographs,
 pooled over channels and positions. Gram error: ‖G − A‖² / ‖A‖² near the end of training, on pictures that no adversary
@@ -579,7 +694,20 @@ def main() -> None:
     cfg: Any = OmegaConf.merge(
         OmegaConf.load(ROOT / "configs" / "distill_loss_network.yaml"), OmegaConf.from_cli(sys.argv[1:])
     )
-    student = distil(cfg).cpu().folded().eval().requires_grad_(False)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    trained = distil(cfg)
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    if dist.is_initialized():
+        first = dist.get_rank() == 0
+        dist.destroy_process_group()
+        if not first:
+            return
+    mixture = Mixture(cfg)
+    student = prune(cfg, trained.cpu().folded(), mixture)
+    if cfg.tap_filters:
+        student = widen_first_layer(cfg, student, Teachers(cfg, torch.device("cpu")), mixture)
+    student.eval().requires_grad_(False)
     photographs = list(read_pictures(cfg.photographs, 256).values())
     sample = [p[None].float() / 255 for p in photographs[:: max(1, len(photographs) // 100)]]
     factors = student.mean_activations(sample, student.layers)
@@ -588,7 +716,7 @@ def main() -> None:
     licence = "VGG-19: Simonyan & Zisserman, CC BY 4.0; quarter-width VGG-19: Wang et al., MIT"
     metadata = {"origin": origin, "teachers_licence": licence}
     save_slim_vgg(student, cfg.output, metadata, factors)
-    write_report(cfg, student, factors)
+    write_report(cfg, processes, factors)
     print(f"{cfg.output}\n{cfg.report}")
 
 

@@ -1,7 +1,5 @@
 """Loss terms against hand-written loops, the closed forms of Gatys et al. and the formulas of pytorch/examples."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,9 @@ from nst_fast.losses import (
     BalancedLoss,
     GatysLoss,
     JohnsonLoss,
+    content_representation,
     gram_matrix,
+    layer_gram_matrix,
     pixel_grid,
     saturated_share,
     total_variation,
@@ -199,23 +199,40 @@ def test_johnson_style_term_is_that_of_pytorch_examples():
     torch.testing.assert_close(result.mean(), expected)
 
 
-# Compressed taps
+# A narrow network's taps and metric
 
 
 @pytest.mark.parametrize("kind", [GatysLoss, JohnsonLoss, BalancedLoss])
-def test_loss_on_compressed_taps_is_that_on_the_estimates_which_they_stand_for(kind):
+def test_loss_on_narrow_taps_is_that_on_the_estimates_which_they_stand_for(kind):
     torch.manual_seed(0)
-    heads = {"relu1_1": 24, "relu2_1": 20}
-    full = SlimVGG(((4, 4), (6,)), heads).requires_grad_(False)
-    compressed = copy.deepcopy(full).compress()
+    narrow = SlimVGG(((4, 4), (6,)), {"relu1_1": 24, "relu2_1": 20}).requires_grad_(False)
+    narrow.set_metrics()
     picture, content, painting = (random(1, 3, 16, 20, seed=s, dtype=torch.float32).sigmoid() for s in (1, 2, 3))
-    totals = []
-    for network in (full, compressed):
-        loss = kind(network, {"relu2_1": 1.0}, {"relu1_1": 0.5, "relu2_1": 0.5}, 1.0, 1.0, 0.0)
-        loss.set_style({layer: gram_matrix(f)[0] for layer, f in network(painting, loss.layers).items()})
-        totals.append(loss(picture, loss.content_features(content)))
-    for name in ("content", "style"):
-        torch.testing.assert_close(totals[0][name], totals[1][name], rtol=1e-3, atol=0)
+    loss = kind(narrow, {"relu2_1": 1.0}, {"relu1_1": 0.5, "relu2_1": 0.5}, 1.0, 1.0, 0.0)
+    seen, photograph, painted = (narrow.estimates(x, loss.layers) for x in (picture, content, painting))
+    targets = {layer: gram_matrix(f) for layer, f in painted.items()}
+    features = narrow(painting, loss.layers)
+    loss.set_style({layer: layer_gram_matrix(narrow, layer, f)[0] for layer, f in features.items()})
+    result = loss(picture, loss.content_features(content))
+    energy = targets["relu2_1"].diagonal(dim1=1, dim2=2).sum(1)  # in `forward` a mean over 6 channels, here over 20
+    expected = loss.content_term(seen["relu2_1"], photograph["relu2_1"], energy / 20)
+    torch.testing.assert_close(result["content"], expected[0], rtol=1e-3, atol=0)
+    style = sum(0.5 * loss.style_term(gram_matrix(seen[layer]), targets[layer])[0] for layer in loss.layers)
+    torch.testing.assert_close(result["style"], style, rtol=1e-3, atol=0)
+
+
+def test_a_metric_is_applied_in_float32_under_autocast():
+    torch.manual_seed(0)
+    narrow = SlimVGG(((4, 4), (6,)), {"relu2_1": 20}).requires_grad_(False)
+    narrow.set_metrics()
+    features = random(1, 6, 8, 9, seed=1, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        gram = layer_gram_matrix(narrow, "relu2_1", features)
+        content = content_representation(narrow, "relu2_1", features)
+    metric = narrow.metric("relu2_1").double()
+    flat = features[0].flatten(1).double()
+    torch.testing.assert_close(gram[0].double(), metric @ (flat @ flat.T / 72) @ metric, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(content[0].double().flatten(1), metric @ flat, rtol=1e-4, atol=1e-6)
 
 
 # Pixel grid

@@ -129,7 +129,7 @@ def test_float_variant_equals_the_uint8_one_before_rounding(exported, tmp_path):
 
 def test_own_file_passes_the_parity_check_and_another_networks_is_rejected(exported):
     network, path = exported
-    name = next(k for k, v in NETWORKS.items() if isinstance(network, v))
+    name = next(k for k, v in NETWORKS.items() if type(network) is v)
     assert check_parity(network, path) <= 1
     with pytest.raises(RuntimeError, match="differs from torch"):
         check_parity(random_network(name, seed=1), path)

@@ -12,7 +12,7 @@ from nst_fast.commands.configuration import load_config
 from nst_fast.commands.sheet import draw_sheet
 from nst_fast.data import BundledImages
 from nst_fast.loss_network import create_loss_network
-from nst_fast.losses import BalancedLoss, gram_matrix
+from nst_fast.losses import BalancedLoss, layer_gram_matrix
 from nst_fast.strength import probe_style_weights
 
 LAYERS = ["relu1_1", "relu2_1"]
@@ -21,7 +21,8 @@ LAYERS = ["relu1_1", "relu2_1"]
 def small_loss(painting):
     loss = BalancedLoss(create_loss_network("vgg19_slim"), {"relu2_1": 1.0}, dict.fromkeys(LAYERS, 0.5), 1.0, 7.0, 0.0)
     with torch.no_grad():
-        loss.set_style({layer: gram_matrix(f)[0] for layer, f in loss.loss_network(painting, loss.layers).items()})
+        features = loss.loss_network(painting, loss.layers)
+        loss.set_style({k: layer_gram_matrix(loss.loss_network, k, f)[0] for k, f in features.items()})
     return loss
 
 

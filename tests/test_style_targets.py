@@ -49,7 +49,7 @@ def targets_file(painting, network, tmp_path):
 
 
 def grams_by_hand(path, network, layers, short_side):
-    """Return {layer: F Fᵀ / M} of a picture resized with Pillow, in float64."""
+    """Return {layer: F Fᵀ / M} of a picture resized with Pillow, in float64, between metrics where there are any."""
     with Image.open(path) as file:
         image = file.convert("RGB")
     ratio = short_side / min(image.size)
@@ -58,7 +58,9 @@ def grams_by_hand(path, network, layers, short_side):
     with torch.no_grad():
         features = network(pixels, layers)
     flat = {layer: f[0].flatten(1).double() for layer, f in features.items()}
-    return {layer: f @ f.T / f.shape[1] for layer, f in flat.items()}
+    grams = {layer: f @ f.T / f.shape[1] for layer, f in flat.items()}
+    metrics = {layer: m.double() for layer in layers if (m := network.metric(layer)) is not None}
+    return {k: metrics[k] @ gram @ metrics[k] if k in metrics else gram for k, gram in grams.items()}
 
 
 def one_line(caught):

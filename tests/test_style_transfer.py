@@ -1,5 +1,6 @@
 """Training itself: what a step changes, what a checkpoint holds, how a run goes on."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,32 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_training_lowers_the_loss_on_a_fixed_batch(trained):
     assert total_loss(trained["module"], trained["batch"]) < 0.5 * trained["before"]
+
+
+@pytest.mark.parametrize(("pictures", "threads"), [(1, 4), (2, 4), (3, 2), (5, 1)])
+def test_pictures_shared_among_threads_have_the_gradient_and_the_losses_of_the_whole_batch(pictures, threads, tmp_path):
+    module = make_module(1)
+    module.gradient_clip, module.grid_weight = 1e9, 10.0
+    network = copy.deepcopy(module.network)
+    batch = torch.randint(0, 256, (pictures, 3, SIZE, SIZE), dtype=torch.uint8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        trainer = make_trainer(tmp_path, 1)
+        trainer.fit(module, torch.utils.data.DataLoader(batch, batch_size=pictures))
+    finally:
+        torch.set_num_threads(before)
+    content = batch.float() / 255
+    stylized = network(content)
+    terms = module.perceptual_loss(stylized, module.perceptual_loss.content_features(content))
+    total = terms["total"] + 10.0 * pixel_grid(stylized, network.stride).mean()
+    whole = torch.autograd.grad(total, list(network.parameters()))
+    largest = max(float(gradient.abs().max()) for gradient in whole)
+    for parameter, expected in zip(module.network.parameters(), whole, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-5 * largest)
+    for name in ("content", "style", "tv"):
+        logged = trainer.callback_metrics[f"train/{name}_loss"]
+        torch.testing.assert_close(logged, terms[name].detach(), rtol=1e-4, atol=0)
 
 
 def test_training_leaves_the_loss_network_and_the_style_targets_as_they_were(trained):

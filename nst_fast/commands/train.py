@@ -39,7 +39,7 @@ Train a transformation network on a style and export it to ONNX.
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
   trainer=smoke            a few steps, to see that everything works
   loss_network=NAME        vgg19_slim, vgg19 or teachers (default: chosen by the device)
-  network=NAME             fast or johnson
+  network=NAME             fast, tiny or johnson
   experiment=johnson2016   the field's standard recipe
   init_from=CHECKPOINT     start from another style's network, which saves time
   resume=last              go on with the newest run of the style, or with the one in output=FOLDER
