@@ -1,7 +1,7 @@
 """Distil vgg19_slim, the loss network that ships with the package, from VGG-19 teachers.
 
     OMP_NUM_THREADS=2 torchrun --nproc-per-node 2 scripts/distill_loss_network.py  # resumes where it stopped
-    python scripts/distill_loss_network.py steps=300 run=runs/try output=try.safetensors report=try.json
+    python scripts/distill_loss_network.py 'cycles=[{steps: 300}]' run=runs/try output=try.safetensors report=try.json
 
 Several processes, of a batch each, keep the cores of a CPU busier than several threads do; give each its share with
 OMP_NUM_THREADS. The same seed on the same processes and threads gives the same student, unless the run was stopped and
@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -319,8 +320,13 @@ class ScaledSlimVGG(SlimVGG):
     Edge filters fire rarely and strongly; heads that must grow to their size learn slowly.
     """
 
-    def start(self, images: Tensor, truth: dict[str, Tensor], full_width: dict[str, Tensor]) -> None:
-        """Give every convolution zero mean and unit variance on some images, and fit the heads by ridge regression."""
+    def start(
+        self, images: Tensor, truth: dict[str, Tensor], full_width: dict[str, Tensor], earlier: SlimVGG | None = None
+    ) -> None:
+        """Give every convolution zero mean and unit variance on some images, and fit the heads by ridge regression.
+
+        Where there is an earlier student it is taken over; filters that it has not are new and read by new ones alone.
+        """
         # A narrow teacher's estimates of full-width features are learned beside its own, by heads that are not kept.
         self.full_width = torch.nn.ModuleDict(
             {k: torch.nn.Conv2d(self.trunk.filters[k], t.shape[1], 1, bias=False) for k, t in full_width.items()}
@@ -334,6 +340,11 @@ class ScaledSlimVGG(SlimVGG):
             mean, deviation = y.mean((0, 2, 3)), y.std((0, 2, 3))
             convolution.weight /= deviation[:, None, None, None]
             convolution.bias.copy_(0.3 * torch.randn(len(mean)) - mean / deviation)
+            if earlier is not None:
+                old = earlier.trunk.convolutions[name]
+                convolution.weight[: old.out_channels] = 0
+                convolution.weight[: old.out_channels, : old.in_channels] = old.weight
+                convolution.bias[: old.out_channels] = old.bias
             x = F.relu(convolution(x))
         for layer, features in self.trunk(images, self.layers).items():
             scale = truth[layer].square().mean((0, 2, 3)).sqrt().clamp_min(1e-2)
@@ -343,6 +354,9 @@ class ScaledSlimVGG(SlimVGG):
             normal += 1e-3 * normal.diagonal().mean() * torch.eye(len(normal))
             weights = torch.linalg.solve(normal, s.T @ to_positions(truth[layer] / scale[:, None, None]))
             self.heads[layer].weight.copy_(weights.float().T[:, :, None, None])
+            if earlier is not None:
+                head = earlier.heads[layer].weight / scale[:, None, None, None]
+                self.heads[layer].weight.zero_()[:, : head.shape[1]] = head
             if layer in full_width:
                 weights = torch.linalg.solve(normal, s.T @ to_positions(full_width[layer]))
                 self.full_width[layer].weight.copy_(weights.float().T[:, :, None, None])
@@ -369,7 +383,7 @@ class ScaledSlimVGG(SlimVGG):
 
 
 @torch.no_grad()
-def new_student(cfg: DictConfig, teachers: Teachers, mixture: Mixture) -> ScaledSlimVGG:
+def new_student(cfg: DictConfig, teachers: Teachers, mixture: Mixture, earlier: SlimVGG | None = None) -> ScaledSlimVGG:
     torch.manual_seed(cfg.seed)
     rng = np.random.default_rng(cfg.seed)
     images = torch.stack([mixture.photograph(128, rng) for _ in range(48)])
@@ -380,7 +394,7 @@ def new_student(cfg: DictConfig, teachers: Teachers, mixture: Mixture) -> Scaled
     student.trunk.preprocess.weight.data = torch.eye(3)[:, :, None, None] * 4
     student.trunk.preprocess.bias.data = torch.full((3,), -1.8)
     student.trunk.preprocess.requires_grad_(False)
-    student.start(images, truth, teachers.full_width(truth))
+    student.start(images, truth, teachers.full_width(truth), earlier)
     return student
 
 
@@ -434,14 +448,14 @@ class Optimizer:
             part.load_state_dict(state[str(i)])
 
 
-def distil(cfg: DictConfig) -> ScaledSlimVGG:
-    """Train the student, or go on from its saved state, and return it."""
+def distil(cfg: DictConfig, earlier: SlimVGG | None = None) -> ScaledSlimVGG:
+    """Train a student, a new one or an earlier one that is taken over, or go on from its saved state, and return it."""
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     run = Path(cfg.run)
     run.mkdir(parents=True, exist_ok=True)
     teachers = Teachers(cfg, device)
     mixture = Mixture(cfg)
-    student = new_student(cfg, Teachers(cfg, torch.device("cpu")), mixture)
+    student = new_student(cfg, Teachers(cfg, torch.device("cpu")), mixture, earlier)
     student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = Optimizer(student, cfg.learning_rate, cfg.steps)
     first, seconds = 0, 0.0
@@ -622,13 +636,13 @@ def multiply_adds(widths: Sequence[Sequence[int]]) -> float:
     return total
 
 
-def write_report(cfg: DictConfig, processes: int, factors: dict[str, Tensor]) -> None:
+def write_report(cycles: Sequence[DictConfig], processes: int) -> None:
     """Write what was trained and how well it matches, as JSON and as a page beside it."""
-    log = [json.loads(line) for line in (Path(cfg.run) / "log.jsonl").read_text().splitlines()]
+    cfg = cycles[-1]
+    lasts = [json.loads(Path(cycle.run, "log.jsonl").read_text().splitlines()[-1]) for cycle in cycles]
+    last, seconds = lasts[-1], sum(entry["seconds"] for entry in lasts)
     released = load_slim_vgg(cfg.output)
     widths, r2 = trunk_widths(released), fidelity(cfg, released)
-    heads = {layer: len(f) for layer, f in factors.items()}
-    last = log[-1]
     report = {
         "fidelity_r2": r2,
         "relative_errors_in_training": {k: v for k, v in last.items() if "/" in k},
@@ -636,9 +650,9 @@ def write_report(cfg: DictConfig, processes: int, factors: dict[str, Tensor]) ->
         "multiply_adds_per_pixel": multiply_adds(widths),
         "vgg19_multiply_adds_per_pixel": multiply_adds([[64] * 2, [128] * 2, [256] * 4, [512] * 4, [512]]),
         "bytes": Path(cfg.output).stat().st_size,
-        "steps": last["step"],
+        "steps": [entry["step"] for entry in lasts],
         "pixels_a_step": processes * sum(count * size**2 for count, size in cfg.batches) / len(cfg.batches),
-        "seconds": last["seconds"],
+        "seconds": seconds,
         "processes": processes,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
@@ -652,11 +666,12 @@ def write_report(cfg: DictConfig, processes: int, factors: dict[str, Tensor]) ->
     path.write_text(json.dumps(report, indent=1) + "\n")
     source = {layer: Path(t.path).stem for t in cfg.teachers for layer in t.layers}
     rows = []
-    for layer in heads:
+    for layer in released.layers:
         clean, made = last[f"clean/gram/{layer}"], last[f"made/gram/{layer}"]
         rows.append(f"| {layer} | {source[layer]} | {r2[layer]:.3f} | {clean:.3f} | {made:.3f} |")
     trunk = " \\| ".join(",".join(map(str, block)) for block in widths)
     slim, full = report["multiply_adds_per_pixel"] / 1e3, report["vgg19_multiply_adds_per_pixel"] / 1e3
+    steps = " and ".join(map(str, report["steps"]))
     page = f"""# vgg19_slim
 
 Written by `OMP_NUM_THREADS={report["threads"]} torchrun --nproc-per-node {processes} scripts/distill_loss_network.py`;
@@ -669,7 +684,7 @@ the trunk's own channels of them, which leaves every content and Gram distance a
 - {report["bytes"] / 1e6:.2f} MB as float16; {slim:.1f} k multiply-adds a pixel against
   {full:.0f} k of VGG-19 to conv5_1.
   Measured times: `benchmarks/loss_network.json`.
-- {last["step"]} steps of {report["pixels_a_step"] / 1e3:.0f} k pixels (mean) in {last["seconds"] / 60:.0f} minutes on
+- {steps} steps of {report["pixels_a_step"] / 1e3:.0f} k pixels (mean) in {seconds / 60:.0f} minutes on
   {report["device"]}, {report["processes"]} processes of {report["threads"]} threads.
 
 R²: a 1×1 map with bias by least squares on 200 training photographs at 256², scored on the validation photographs,
@@ -696,28 +711,33 @@ def main() -> None:
     )
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    trained = distil(cfg)
-    processes = dist.get_world_size() if dist.is_initialized() else 1
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    cycles = [OmegaConf.merge(cfg, cycle, {"run": f"{cfg.run}/{n}"}) for n, cycle in enumerate(cfg.cycles, start=1)]
+    student: SlimVGG | None = None
+    for cycle in cycles:
+        made = Path(cycle.run, "student.safetensors")
+        trained = distil(cycle, student)
+        if rank == 0:
+            mixture, photographs = Mixture(cycle), list(read_pictures(cfg.photographs, 256).values())
+            student = prune(cycle, trained.cpu().folded(), mixture)
+            if cycle.tap_filters:
+                student = widen_first_layer(cycle, student, Teachers(cycle, torch.device("cpu")), mixture)
+            student.eval().requires_grad_(False)
+            sample = [p[None].float() / 255 for p in photographs[:: max(1, len(photographs) // 100)]]
+            origin = "distilled by nst_fast from " + " and ".join(Path(t.path).stem for t in cfg.teachers)
+            licence = "VGG-19: Simonyan & Zisserman, CC BY 4.0; quarter-width VGG-19: Wang et al., MIT"
+            metadata = {"origin": origin, "teachers_licence": licence}
+            save_slim_vgg(student, made, metadata, student.mean_activations(sample, student.layers))
+        if dist.is_initialized():
+            dist.barrier()
+        student = load_slim_vgg(made)
     if dist.is_initialized():
-        first = dist.get_rank() == 0
         dist.destroy_process_group()
-        if not first:
-            return
-    mixture = Mixture(cfg)
-    student = prune(cfg, trained.cpu().folded(), mixture)
-    if cfg.tap_filters:
-        student = widen_first_layer(cfg, student, Teachers(cfg, torch.device("cpu")), mixture)
-    student.eval().requires_grad_(False)
-    photographs = list(read_pictures(cfg.photographs, 256).values())
-    sample = [p[None].float() / 255 for p in photographs[:: max(1, len(photographs) // 100)]]
-    factors = student.mean_activations(sample, student.layers)
-    Path(cfg.output).parent.mkdir(parents=True, exist_ok=True)
-    origin = "distilled by nst_fast from " + " and ".join(Path(t.path).stem for t in cfg.teachers)
-    licence = "VGG-19: Simonyan & Zisserman, CC BY 4.0; quarter-width VGG-19: Wang et al., MIT"
-    metadata = {"origin": origin, "teachers_licence": licence}
-    save_slim_vgg(student, cfg.output, metadata, factors)
-    write_report(cfg, processes, factors)
-    print(f"{cfg.output}\n{cfg.report}")
+    if rank == 0:
+        Path(cfg.output).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made, cfg.output)
+        write_report(cycles, processes)
+        print(f"{cfg.output}\n{cfg.report}")
 
 
 if __name__ == "__main__":

@@ -103,6 +103,24 @@ def test_errors_are_those_of_the_features_and_gram_matrices_that_the_heads_make(
         torch.testing.assert_close(estimate, student.heads[layer](seen[layer]) * student.get_buffer("scale_" + layer))
 
 
+def test_a_student_that_is_taken_over_gives_the_same_estimates_with_more_filters(distillation, folder, tmp_path):
+    base = OmegaConf.load(ROOT / "configs" / "distill_loss_network.yaml")
+    cfg = OmegaConf.merge(base, OmegaConf.create(options(folder)))
+    teachers, mixture = distillation.Teachers(cfg, torch.device("cpu")), distillation.Mixture(cfg)
+    student = distillation.new_student(cfg, teachers, mixture).folded()
+    file = tmp_path / "student.safetensors"
+    factors = {layer: torch.ones(head.out_channels) for layer, head in student.heads.items()}
+    distillation.save_slim_vgg(student, file, {}, factors)
+    cfg.widths = [[6, 4], [5, 7], [6, 9], [8, 8, 6], [10]]
+    again = distillation.new_student(cfg, teachers, mixture, load_slim_vgg(file)).folded()
+    assert [len(again.trunk.convolutions[name].weight) for name in ("1_1", "2_2", "4_2", "5_1")] == [6, 7, 8, 10]
+    images = mixture.batch(2, 48, np.random.default_rng(3))
+    with torch.no_grad():
+        expected = load_slim_vgg(file).estimates(images, LAYERS)  # as rounded in the file
+        for layer, estimate in again.estimates(images, LAYERS).items():
+            torch.testing.assert_close(estimate, expected[layer], rtol=1e-3, atol=1e-4)
+
+
 def test_two_processes_distil_a_student_and_a_finished_run_is_not_trained_again(folder, tmp_path):
     (tmp_path / "docs").mkdir()
     given = options(
@@ -110,6 +128,7 @@ def test_two_processes_distil_a_student_and_a_finished_run_is_not_trained_again(
         steps=4,
         prune_below=0,
         prune_batches=2,
+        cycles=[{}, {"steps": 2, "widths": [[7, 4], [5, 4], [6, 6], [8, 9, 6], [9]], "tap_filters": 0}],
         tap_filters=3,
         tap_steps=2,
         save_every=2,
@@ -127,12 +146,15 @@ def test_two_processes_distil_a_student_and_a_finished_run_is_not_trained_again(
         made.append(load_file(tmp_path / "student.safetensors"))
     assert made[0].keys() == made[1].keys()
     assert all(torch.equal(tensor, made[1][name]) for name, tensor in made[0].items())
-    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()] == [2, 4]
+    logs = [(run / "log.jsonl").read_text().splitlines() for run in sorted((tmp_path / "run").iterdir())]
+    steps = [[json.loads(line)["step"] for line in log] for log in logs]
+    assert steps == [[2, 4], [2]]
     report = json.loads((tmp_path / "docs" / "report.json").read_text())
-    assert (report["steps"], report["processes"]) == (4, 2)
+    assert (report["steps"], report["processes"]) == ([4, 2], 2)
     assert set(report["fidelity_r2"]) == set(LAYERS)
-    assert "4 steps" in (tmp_path / "docs" / "report.md").read_text()
+    assert "4 and 2 steps" in (tmp_path / "docs" / "report.md").read_text()
     network = load_slim_vgg(tmp_path / "student.safetensors")
     assert network.layers == tuple(LAYERS)
-    assert [network.trunk.filters[layer] for layer in LAYERS] == [4 + 3, 5, 6, 8, 7, 9]
-    assert not network.trunk.convolutions["1_2"].weight[:, 4:].any()  # they are for the tap alone
+    assert [network.trunk.filters[layer] for layer in LAYERS] == [4 + 3, 5, 6, 8, 9, 9]
+    first = load_slim_vgg(tmp_path / "run" / "1" / "student.safetensors")
+    assert not first.trunk.convolutions["1_2"].weight[:, 4:].any()  # they are for the tap alone
