@@ -205,7 +205,8 @@ def test_stdout_has_a_line_for_each_model_and_optimiser_and_the_page(finished):
     assert len(lines) == len(expected)
     for line, (model, name) in zip(lines, expected, strict=True):
         n = finished.report["models"][model]["passed_by"][name]["iterations"]
-        assert line.startswith(f"{model} = {n['median']:g} iterations of {name} ({n['least']:g}–{n['most']:g})")
+        missed = f"; not reached on {n['not_reached']} of 2 photographs" if n["not_reached"] else ""
+        assert line.startswith(f"{model} = {n['median']:g} iterations of {name} ({n['least']:g}–{n['most']:g}{missed})")
 
 
 # The page

@@ -105,7 +105,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     save_pictures(cwd)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
-        picture = optimize(load_config("optimize", [*SMALL, *PHOTO, "iterations=6", "snapshot_every=2", "output=run"]))
+        picture = optimize(load_config("optimize", [*SMALL, *PHOTO, "iterations=8", "snapshot_every=2", "output=run"]))
     return Run(cwd / "run", picture, json.loads((cwd / "run" / "trace.json").read_text()))
 
 
@@ -113,12 +113,12 @@ def test_a_run_leaves_exactly_the_files_that_are_documented(finished):
     assert finished.picture == finished.folder / "photo.starry_night.png"
     expected = {"config.yaml", "trace.json", "tensorboard", "snapshots", "photo.starry_night.png"}
     assert {p.name for p in finished.folder.iterdir()} == expected
-    snapshots = {f"48px_0000{n}.png" for n in (0, 2, 4, 6)}
+    snapshots = {f"48px_0000{n}.png" for n in (0, 2, 4, 6, 8)}
     assert {p.name for p in (finished.folder / "snapshots").iterdir()} == snapshots
 
 
 def test_snapshots_begin_with_the_photograph_and_end_with_the_picture(finished):
-    first, last = (Image.open(finished.folder / "snapshots" / f"48px_0000{n}.png") for n in (0, 6))
+    first, last = (Image.open(finished.folder / "snapshots" / f"48px_0000{n}.png") for n in (0, 8))
     with Image.open(finished.folder.parent / "photo.png") as photo:
         np.testing.assert_array_equal(np.asarray(first), np.asarray(photo.resize((48, 32), Image.Resampling.LANCZOS)))
     np.testing.assert_array_equal(np.asarray(last), np.asarray(Image.open(finished.picture)))
@@ -127,7 +127,7 @@ def test_snapshots_begin_with_the_photograph_and_end_with_the_picture(finished):
 
 def test_trace_has_every_iteration_and_falls_from_the_photograph_on(finished):
     trace = finished.report["trace"]
-    assert [(row["size"], row["iteration"]) for row in trace] == [(48, n) for n in range(7)]
+    assert [(row["size"], row["iteration"]) for row in trace] == [(48, n) for n in range(9)]
     assert trace[0]["content"] == pytest.approx(0, abs=1e-9)
     totals = [row["total"] for row in trace]
     assert totals == sorted(totals, reverse=True)
@@ -163,7 +163,7 @@ def test_config_yaml_holds_every_value_as_it_was_used(finished):
     assert config["content"] == str(finished.folder.parent / "photo.png")
     assert config["output"] == str(finished.folder)
     assert (config["loss_network"]["name"], config["device"]) == ("vgg19_slim", "cpu")
-    assert (config["size"], config["iterations"], config["style"]["size"]) == (48, 6, 256)
+    assert (config["size"], config["iterations"], config["style"]["size"]) == (48, 8, 256)
 
 
 def test_tensorboard_has_the_trace(finished):
@@ -171,7 +171,7 @@ def test_tensorboard_has_the_trace(finished):
     assert set(events.Tags()["scalars"]) == {f"optimize/{term}_loss" for term in TERMS}
     for term in TERMS:
         scalars = events.Scalars(f"optimize/{term}_loss")
-        assert [e.step for e in scalars] == list(range(7))
+        assert [e.step for e in scalars] == list(range(9))
         assert [e.value for e in scalars] == pytest.approx([row[term] for row in finished.report["trace"]], rel=1e-6)
 
 
