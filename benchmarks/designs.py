@@ -2,7 +2,7 @@
 
 Every design is trained on the same paintings, photographs, loss, steps, schedule and seed; its validation loss and the
 figures of an outside judge (a script that prints JSON for --model and --style) stand beside its time on onnxruntime,
-where all take turns. Writes JSON, docs/designs.md and a plot. --steps 300 weeds out; the finalists want thousands.
+where all take turns. Few steps weed out; the finalists get many. Writes JSON, docs/designs.md and a plot.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ DESIGNS = {
         ("tiny", 16, 3),
     )
 }
+FINALISTS = ["johnson 32", "johnson 8", "fast 64", "fast 32", "fast 16", "tiny 16"]
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -54,38 +55,106 @@ def parameters(model: Path) -> int:
     return sum(numpy_helper.to_array(w).size for w in graph.initializer if w.data_type == onnx.TensorProto.FLOAT)
 
 
+def mean(design: str, steps: int, options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    """Return a design's figures over the paintings, and a model of it."""
+    runs = {name: options.runs / f"{design.replace(', ', ' ')} {name} {steps}" for name in options.styles}
+    each = {n: trained(design, SHARED / "styles" / f"{n}.jpg", run, steps) for n, run in runs.items()}
+    means = {key: statistics.fmean(f[key] for f in each.values()) for key in each[options.styles[0]]}
+    print(design, steps, means, flush=True)
+    return {**means, "by_painting": each}, runs[options.styles[0]] / f"{options.styles[0]}.onnx"
+
+
+def table(names: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [names, ["---"] * len(names), *rows])
+
+
+def page(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
+    """Return docs/designs.md."""
+    slowest = max(f["seconds_720p"] for f in found.values())
+    short, long = str(options.steps), str(options.long_steps)
+    figures = ("validation_loss", "judge_content", "judge_style_vgg19")
+
+    def of(trained: dict[str, float]) -> list[str]:
+        return [f"{trained[name]:.3f}" for name in figures] if trained else ["", "", ""]
+
+    rows = [
+        [
+            *(name, f"{f['exported_weights'] / 1e3:,.0f} k", f"{f['seconds_720p']:.3f}"),
+            f"{slowest / f['seconds_720p']:.1f}",
+            *of(f["trained"][short]),
+            *of(f["trained"].get(long, {})),
+        ]
+        for name, f in found.items()
+    ]
+    columns = ["design", "weights", "s at 720p", "times faster"]
+    columns += [f"{what}, {steps}" for steps in (short, long) for what in ("loss", "content", "style_vgg19")]
+    finalists = {name: f["trained"][long]["by_painting"] for name, f in found.items() if long in f["trained"]}
+    losses = [[name, *(f"{each[s]['validation_loss']:.3f}" for s in each)] for name, each in finalists.items()]
+    return f"""# Designs of the transformation network
+
+Written by `python benchmarks/designs.py`; the figures are in `../benchmarks/designs.json`. {short} and {long} steps
+of 4 at 256 px on {" and ".join(options.styles)}, means of both: the validation loss, and an outside judge's content
+and style_vgg19. Same photographs, loss (vgg19_slim), schedule and seed. Seconds of the exported file on onnxruntime,
+{options.threads} threads, CPU {torch.backends.cpu.get_cpu_capability()}, the fastest of {options.rounds} turns.
+`johnson 32` is the field's standard; a number is the width, with 5 residual blocks (`tiny` 3) unless it says otherwise.
+Weights are those of the exported file, folded.
+
+![validation loss against time](images/designs.svg)
+
+{table(columns, rows)}
+
+The validation loss after {long} steps, by painting:
+
+{table(["design", *options.styles], losses)}
+"""
+
+
+def plot(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
+    """Write docs/images/designs.svg."""
+    figure = Figure((7.2, 4.6), layout="constrained")
+    axis = figure.subplots()
+    for steps, filled in ((options.steps, False), (options.long_steps, True)):
+        for name, f in found.items():
+            if str(steps) in f["trained"]:
+                place = f["seconds_720p"], f["trained"][str(steps)]["validation_loss"]
+                color = "C1" if name.startswith("johnson") else "C0"
+                axis.scatter(*place, edgecolors=color, facecolors=color if filled else "none")
+                axis.annotate(name, place, (4, 4), textcoords="offset points", fontsize=7)
+    axis.set(xscale="log", xlabel="seconds a 720p picture", ylabel="validation loss")
+    axis.set_title(f"open: {options.steps} steps, filled: {options.long_steps}", fontsize=9)
+    figure.savefig(DOCS / "images" / "designs.svg", metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--designs", nargs="+", default=list(DESIGNS), choices=DESIGNS)
+    parser.add_argument("--finalists", nargs="*", default=FINALISTS, choices=DESIGNS)
     parser.add_argument("--styles", nargs="+", default=["starry_night", "mosaic"])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--long-steps", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1))
     parser.add_argument("--runs", type=Path, default=Path("runs", "designs"), help="goes on with what is there")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    found: dict[str, dict[str, Any]] = {}
-    for design in options.designs:
-        runs = {name: options.runs / f"{design.replace(', ', ' ')} {name} {options.steps}" for name in options.styles}
-        each = [trained(design, SHARED / "styles" / f"{n}.jpg", run, options.steps) for n, run in runs.items()]
-        mean = {key: statistics.fmean(figures[key] for figures in each) for key in each[0]}
-        model = runs[options.styles[0]] / f"{options.styles[0]}.onnx"
-        found[design] = {"model": str(model), **mean, "by_painting": dict(zip(options.styles, each, strict=True))}
-        print(design, mean, flush=True)
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = options.threads
     session_options.log_severity_level = 3
     height, width = SIZES["720p"]
     picture = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    found: dict[str, dict[str, Any]] = {}
     sessions = {}
-    for design, figures in found.items():
-        model = figures.pop("model")
-        figures["exported_weights"] = parameters(Path(model))
+    for design in options.designs:
+        figures, model = mean(design, options.steps, options)
+        found[design] = {"exported_weights": parameters(model), "trained": {str(options.steps): figures}}
         sessions[design] = (onnxruntime.InferenceSession(model, session_options, ["CPUExecutionProvider"]), picture)
+    for design in options.finalists:
+        found[design]["trained"][str(options.long_steps)] = mean(design, options.long_steps, options)[0]
     for design, seconds in measure(sessions, options.rounds).items():
         found[design]["seconds_720p"] = seconds
     report = {
-        "what": f"{options.steps} steps of 4 at 256 px on {' and '.join(options.styles)}, means; seconds at 720p",
+        "what": f"steps of 4 at 256 px on {' and '.join(options.styles)}, means; seconds at 720p",
         "threads": options.threads,
         "device": f"CPU {torch.backends.cpu.get_cpu_capability()}",
         "versions": {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__},
@@ -94,33 +163,8 @@ def main() -> None:
         "designs": found,
     }
     options.output.write_text(json.dumps(report, indent=1) + "\n")
-    slowest = max(figures["seconds_720p"] for figures in found.values())
-    rows = [
-        f"| {design} | {f['exported_weights'] / 1e3:,.0f} k | {f['seconds_720p']:.3f} | "
-        f"{slowest / f['seconds_720p']:.1f} | {f['validation_loss']:.3f} | {f['judge_content']:.2f} | "
-        f"{f['judge_style_vgg19']:.3f} | {f['training_images_per_second']:.1f} |"
-        for design, f in found.items()
-    ]
-    page = f"""# Designs of the transformation network
-
-Written by `python benchmarks/designs.py --steps {options.steps}`; the figures are in `../benchmarks/designs.json`.
-{report["what"]} on {options.threads} threads, {report["device"]}. `johnson 32` is the field's standard; a number is the
-width, with 5 residual blocks (`tiny` 3) unless it says otherwise. Weights are those of the exported file, folded.
-Training rates are of whatever else the machine did at the time.
-
-![validation loss against time](images/designs.svg)
-
-| design | weights | seconds at 720p | times faster | validation loss | content | style_vgg19 | images/s in training |
-|---|---|---|---|---|---|---|---|
-""" + "\n".join(rows)
-    (DOCS / "designs.md").write_text(page + "\n")
-    figure = Figure((6.4, 4.2), layout="constrained")
-    axis = figure.subplots()
-    for design, f in found.items():
-        axis.scatter(f["seconds_720p"], f["validation_loss"], color="C0" if design.startswith("fast") else "C1")
-        axis.annotate(design, (f["seconds_720p"], f["validation_loss"]), (4, 4), textcoords="offset points", fontsize=8)
-    axis.set(xscale="log", xlabel="seconds a 720p picture", ylabel=f"validation loss after {options.steps} steps")
-    figure.savefig(DOCS / "images" / "designs.svg")
+    (DOCS / "designs.md").write_text(page(found, options))
+    plot(found, options)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,38 +25,103 @@ def conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> n
     return nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, padding_mode="reflect")
 
 
-class UpsampleConv(nn.Conv2d):
-    """Bilinear ×2 and a 3×3 convolution in one: four convolutions of the small map, interleaved.
+class PhasePixels(nn.PixelShuffle):
+    """Lay the four phases of every channel (N, 4 C, H, W) out as its pixels (N, C, 2 H, 2 W)."""
 
-    Upsampling and convolution are linear, so for each of the four output phases the two make one 3×3 kernel over the
-    small map, and the large map of the wider layer is never made. The same figures come out, except at the border: the
-    small map is continued by reflection. `fold` gives the plain convolution, for inference.
+    def __init__(self, channels: int) -> None:
+        super().__init__(2)
+        self.channels = channels
+
+    def fold(self) -> nn.Module:
+        """Return an equal transposed convolution: onnxruntime shares it among threads, DepthToSpace it does not."""
+        channels = self.channels
+        plain = nn.ConvTranspose2d(4 * channels, channels, 2, 2, bias=False)
+        plain.weight.data = torch.eye(4 * channels).view(4 * channels, channels, 2, 2)
+        return plain
+
+
+class PhaseConv(nn.Conv2d):
+    """A convolution of a large map that is held as its phases, one of two positions both ways: (N, 4 I, H, W).
+
+    A phase of the result sees the others at whole positions of the small map, so that a kernel of the large one makes a
+    kernel from phases to phases. The large map, costly where it has few channels, is never laid out. `fold` gives the
+    plain convolution, for inference.
     """
 
-    # [phase, tap of the kernel, offset on the small map]: ¾ and ¼ of the two nearest positions
-    PHASES = ((0.75, 0.25, 0), (0.25, 0.75, 0), (0, 0.75, 0.25)), ((0.25, 0.75, 0), (0, 0.75, 0.25), (0, 0.25, 0.75))
-
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(channels_in, channels_out, 3, padding=1, padding_mode="reflect")
+    TABLE: tuple[Any, ...]  # [phase of the result, tap of the kernel, phase seen, tap of the kernel of phases]
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Return weight (4 O, I, 3, 3) and bias (4 O,), the phases of an output channel beside each other."""
-        phases = self.weight.new_tensor(self.PHASES)
-        weight = torch.einsum("oihw,phk,qwl->opqikl", self.weight, phases, phases).flatten(0, 2)
+        """Return weight (4 O, 4 I or I, 3, 3) and bias (4 O,), the phases of a channel beside each other."""
+        table = self.weight.new_tensor(self.TABLE)
+        weight = torch.einsum("oihw,phak,qwbl->opqiabkl", self.weight, table, table).flatten(3, 5).flatten(0, 2)
         assert self.bias is not None
         return weight, self.bias.repeat_interleave(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, O, 2 H, 2 W)."""
+        """Return (N, 4 O, H, W)."""
         weight, bias = self.folded()
-        return F.pixel_shuffle(F.conv2d(F.pad(x, (1,) * 4, mode="reflect"), weight, bias), 2)
+        return F.conv2d(F.pad(x, (1,) * 4, mode="reflect"), weight, bias)
 
-    def fold(self) -> nn.Sequential:
-        """Return an equal convolution and pixel-shuffle."""
-        plain = conv(self.in_channels, 4 * self.out_channels, 3).to(self.weight)
+    def fold(self) -> nn.Module:
+        """Return an equal plain convolution."""
         weight, bias = self.folded()
+        plain = conv(weight.shape[1], weight.shape[0], 3).to(weight)
         plain.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
-        return nn.Sequential(plain, nn.PixelShuffle(2))
+        return plain
+
+
+class OutputConv(PhaseConv):
+    """A 5×5 convolution from phases to phases."""
+
+    # Tap t of phase p sees position p + t - 2 of the large map: phase (p + t) % 2 of small position (p + t) // 2 - 1.
+    TABLE = tuple(
+        tuple(tuple(tuple(float((p + t) == 2 * k + a) for k in range(3)) for a in range(2)) for t in range(5))
+        for p in range(2)
+    )
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 5, padding=2, padding_mode="reflect")
+
+
+class UpsampleConv(PhaseConv):
+    """Bilinear ×2 and a 3×3 convolution in one, from a small map (N, I, H, W) to the phases of the large one.
+
+    The same figures come out, except at the border: the small map is continued by reflection.
+    """
+
+    # ¾ and ¼ of the two nearest positions
+    TABLE = tuple(
+        tuple((taps,) for taps in phase)
+        for phase in (
+            ((0.75, 0.25, 0), (0.25, 0.75, 0), (0, 0.75, 0.25)),
+            ((0.25, 0.75, 0), (0, 0.75, 0.25), (0, 0.25, 0.75)),
+        )
+    )
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 3, padding=1, padding_mode="reflect")
+
+
+class PhaseNorm(nn.InstanceNorm2d):
+    """Affine instance norm of every phase by itself, the four of a channel with one scale and one bias.
+
+    No phase can be brighter than another over the picture, which a lattice of two pixels would be.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised phases (N, 4 C, H, W)."""
+        weight, bias = self.weight.repeat_interleave(4), self.bias.repeat_interleave(4)
+        return F.instance_norm(x, weight=weight, bias=bias, eps=self.eps)
+
+    def fold(self) -> nn.Module:
+        """Return an equal instance norm."""
+        plain = norm(4 * self.num_features).to(self.weight)
+        for name, parameter in self.named_parameters():
+            plain.get_parameter(name).data = parameter.detach().repeat_interleave(4)
+        return plain
 
 
 class Residual(nn.Module):
@@ -132,9 +197,9 @@ class FastNetwork(TransformationNetwork):
         self.body = nn.Sequential(
             *(nn.Conv2d(3, width, 12, 4, 4, padding_mode="reflect"), norm(width), nn.ReLU()),
             *(Residual(width) for _ in range(blocks)),
-            *(UpsampleConv(width, half), norm(half), nn.ReLU()),
-            *(UpsampleConv(half, full), norm(full), nn.ReLU()),
-            conv(full, 3, 5),
+            *(UpsampleConv(width, half), PhaseNorm(half), nn.ReLU(), PhasePixels(half)),
+            *(UpsampleConv(half, full), PhaseNorm(full), nn.ReLU()),
+            *(OutputConv(full, 3), PhasePixels(3)),
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -155,7 +220,7 @@ class TinyNetwork(FastNetwork):
     def __init__(self, width: int = 16, blocks: int = 3) -> None:
         super().__init__(width, blocks)
         last = max(index for index, module in enumerate(self.body) if isinstance(module, UpsampleConv))
-        self.body = nn.Sequential(*self.body[:last], UpsampleConv(width // 2, 3))
+        self.body = nn.Sequential(*self.body[:last], UpsampleConv(width // 2, 3), PhasePixels(3))
 
 
 NETWORKS: dict[str, type[JohnsonNetwork] | type[FastNetwork]] = {
@@ -177,6 +242,6 @@ def for_inference(network: Network) -> Network:
     folded = copy.deepcopy(network).cpu().float().eval()
     for module in list(folded.modules()):
         for name, child in module.named_children():
-            if isinstance(child, UpsampleConv):
+            if isinstance(child, PhaseConv | PhaseNorm | PhasePixels):
                 setattr(module, name, child.fold())
     return folded

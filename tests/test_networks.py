@@ -11,6 +11,9 @@ from nst_fast.networks import (
     NETWORKS,
     FastNetwork,
     JohnsonNetwork,
+    OutputConv,
+    PhaseNorm,
+    PhasePixels,
     UpsampleConv,
     create_network,
     for_inference,
@@ -105,15 +108,45 @@ def test_upsampling_and_convolution_in_one_are_bilinear_upsampling_then_a_convol
     both, small_map = UpsampleConv(5, 7).double(), torch.rand(2, 5, 9, 12, dtype=torch.float64)
     upsampled = F.interpolate(small_map, scale_factor=2, mode="bilinear", align_corners=False)
     expected = F.conv2d(upsampled, both.weight, both.bias, padding=1)
-    torch.testing.assert_close(both(small_map)[:, :, 2:-2, 2:-2], expected[:, :, 2:-2, 2:-2])
+    got = F.pixel_shuffle(both(small_map), 2)
+    torch.testing.assert_close(got[:, :, 2:-2, 2:-2], expected[:, :, 2:-2, 2:-2])
     torch.testing.assert_close(both.fold()(small_map), both(small_map))
+
+
+def test_the_convolution_from_phases_to_phases_is_one_of_the_large_map():
+    torch.manual_seed(0)
+    convolution, large_map = OutputConv(5, 3).double(), torch.rand(2, 5, 18, 24, dtype=torch.float64)
+    phases = F.pixel_unshuffle(large_map, 2)
+    expected = F.conv2d(large_map, convolution.weight, convolution.bias, padding=2)
+    got = F.pixel_shuffle(convolution(phases), 2)
+    torch.testing.assert_close(got[:, :, 2:-2, 2:-2], expected[:, :, 2:-2, 2:-2])
+    torch.testing.assert_close(convolution.fold()(phases), convolution(phases))
+
+
+def test_every_phase_has_its_own_mean_and_deviation_and_its_channels_scale_and_bias():
+    torch.manual_seed(0)
+    layer, phases = PhaseNorm(3), 5 + 2 * torch.randn(2, 12, 10, 14)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        layer.bias.copy_(torch.tensor([0.0, 10.0, 20.0]))
+    large_map = F.pixel_shuffle(layer(phases), 2).detach().numpy()
+    for row, column in np.ndindex(2, 2):
+        phase = large_map[:, :, row::2, column::2]
+        np.testing.assert_allclose(phase.mean((2, 3)), [[0, 10, 20]] * 2, atol=1e-5)
+        np.testing.assert_allclose(phase.std((2, 3)), [[1, 2, 3]] * 2, rtol=1e-4)
+    torch.testing.assert_close(layer.fold()(phases), layer(phases))
+
+
+def test_laying_phases_out_as_a_transposed_convolution_is_pixel_shuffle():
+    phases = torch.randn(2, 12, 5, 7)
+    assert torch.equal(PhasePixels(3).fold()(phases), F.pixel_shuffle(phases, 2))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_for_inference_the_same_figures_come_from_plain_convolutions(name):
     network, image = small(name).eval(), torch.rand(1, 3, 37, 50)
     folded = for_inference(network)
-    assert not any(isinstance(m, UpsampleConv) for m in folded.modules())
+    assert not any(hasattr(m, "fold") for m in folded.modules())
     torch.testing.assert_close(folded(image), network(image), rtol=1e-4, atol=1e-5)
     assert network.training is False
 

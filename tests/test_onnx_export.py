@@ -20,8 +20,8 @@ def random_network(name: str, seed: int = 0) -> TransformationNetwork:
     torch.manual_seed(seed)
     network = create_network(name, 8, 2)
     with torch.no_grad():
-        network.body[-1].weight.mul_(1.5)
-        network.body[-1].bias.add_(0.5)
+        list(network.parameters())[-2].mul_(1.5)
+        list(network.parameters())[-1].add_(0.5)
     return network.eval()
 
 

@@ -37,7 +37,7 @@ def network(request):
     torch.manual_seed(0)
     made = create_network(request.param, 8, 1).eval()
     with torch.no_grad():
-        made.body[-1].bias.add_(0.5)
+        list(made.parameters())[-1].add_(0.5)
     return made
 
 

@@ -49,7 +49,7 @@ def exported(tmp_path_factory):
     torch.manual_seed(0)
     network = create_network("fast", 8, 1)
     with torch.no_grad():
-        network.body[-1].bias.add_(0.5)
+        list(network.parameters())[-1].add_(0.5)
     return export(network, tmp_path_factory.mktemp("model") / "tiny.onnx", {"style": "tiny", "title": "Ťiny"})
 
 

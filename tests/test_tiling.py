@@ -138,7 +138,7 @@ def seeded(create: Callable[[], nn.Module]) -> nn.Module:
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.3)
         if hasattr(network, "margin") or hasattr(network, "stride"):
-            network.body[-1].bias.add_(0.5)
+            list(network.parameters())[-1].add_(0.5)
     return network
 
 
