@@ -31,7 +31,15 @@ DESIGNS = {
     f"{kind} {width}" + (f", {blocks} blocks" if blocks != USUAL[kind] else ""): (kind, width, blocks)
     for kind, width, blocks in (
         *(("johnson", 32, 5), ("johnson", 16, 5), ("johnson", 8, 5)),
-        *(("fast", 64, 5), ("fast", 64, 3), ("fast", 48, 5), ("fast", 32, 8), ("fast", 32, 5), ("fast", 16, 5)),
+        *(
+            ("fast", 64, 5),
+            ("fast", 64, 3),
+            ("fast", 48, 5),
+            ("fast", 48, 4),
+            ("fast", 32, 8),
+            ("fast", 32, 5),
+            ("fast", 16, 5),
+        ),
         ("tiny", 16, 3),
     )
 }

@@ -206,9 +206,8 @@ class FastNetwork(TransformationNetwork):
         """Return the stylized image: same shape, near [0, 1] but not clamped."""
         height, width = image.shape[2:]
         margin = 0 if self.training else self.margin
-        padded = F.pad(image, (margin,) * 4, mode="reflect")
-        padded = F.pad(padded, (0, -width % 4, 0, -height % 4), mode="replicate")
-        return self.body(padded)[:, :, margin : margin + height, margin : margin + width]
+        around = (margin, margin + -width % 4, margin, margin + -height % 4)
+        return self.body(F.pad(image, around, mode="reflect"))[:, :, margin : margin + height, margin : margin + width]
 
 
 class TinyNetwork(FastNetwork):
