@@ -110,10 +110,14 @@ def dead_leaves(size: int, photographs: list[np.ndarray], rng: np.random.Generat
 
 
 class BundledImages(Dataset[Tensor]):
-    """An endless mixture of recoloured windows of the bundled photographs and of dead leaves: uint8 (3, size, size)."""
+    """An endless mixture of recoloured windows of the bundled photographs and of dead leaves: uint8 (3, size, size).
 
-    def __init__(self, size: int, seed: int, dead_leaves_share: float) -> None:
+    Windows are as small as ``window`` times the size, and enlarged.
+    """
+
+    def __init__(self, size: int, seed: int, dead_leaves_share: float, window: float = 0.5) -> None:
         self.size, self.seed, self.share = size, seed, dead_leaves_share
+        self.smallest = max(round(window * size), 1)
         self.photographs = bundled_photographs()
         self.skipped: list[tuple[Path, str]] = []
 
@@ -123,15 +127,15 @@ class BundledImages(Dataset[Tensor]):
             pixels = dead_leaves(self.size, self.photographs, rng)
         else:
             photograph = self.photographs[rng.integers(len(self.photographs))]
-            pixels = random_window(photograph, self.size, self.size // 2, rng)
+            pixels = random_window(photograph, self.size, self.smallest, rng)
         return torch.from_numpy(recolour(pixels, rng).transpose(2, 0, 1).copy())
 
 
 class FolderImages(Dataset[Tensor]):
     """Random windows of the pictures in a folder tree: uint8 (3, size, size).
 
-    Each picture is decoded once and kept small in a memory-mapped file in the cache folder; a changed tree makes a new
-    one.
+    Windows are as small as ``window`` times the size, and enlarged. Each picture is decoded once and kept small in a
+    memory-mapped file in the cache folder; a changed tree makes a new one.
 
     Attributes:
         skipped: (path, reason) of every picture that could not be read.
@@ -139,8 +143,11 @@ class FolderImages(Dataset[Tensor]):
     Raises UserError where the folder is missing or no picture in it can be read.
     """
 
-    def __init__(self, root: str | Path, size: int, seed: int, progress: Progress | None = None) -> None:
+    def __init__(
+        self, root: str | Path, size: int, seed: int, progress: Progress | None = None, window: float = 0.8
+    ) -> None:
         self.root, self.size, self.seed = Path(root), size, seed
+        self.smallest = max(round(window * size), 1)
         self.short_side = round(1.25 * size)
         files = find_pictures(root)
         listing = "".join(f"{p.relative_to(self.root)}\0{size_and_time(p)}\0" for p in files)
@@ -210,7 +217,7 @@ class FolderImages(Dataset[Tensor]):
         rng = np.random.default_rng((self.seed, index))
         number = int(rng.integers(len(self.shapes)))
         photograph = self.pixels[self.offsets[number] : self.offsets[number + 1]].reshape(self.shapes[number])
-        window = random_window(photograph, self.size, round(0.8 * self.size), rng)
+        window = random_window(photograph, self.size, self.smallest, rng)
         return torch.from_numpy(window.transpose(2, 0, 1).copy())
 
 

@@ -173,6 +173,16 @@ def test_a_folder_gives_windows_of_every_readable_picture_at_any_depth(tmp_path)
     assert seen_colours(images) == set(COLOURS)
 
 
+@pytest.mark.parametrize("window", [0.8, 0.3])
+def test_windows_of_a_folder_are_as_small_as_was_asked_for(window, tmp_path):
+    ramp = np.broadcast_to(np.arange(250, dtype=np.uint8)[:, None], (250, 250))
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    images = FolderImages(tmp_path, 200, 0, window=window)  # kept at 1.25 times the size: 250 px, as it is
+    spans = [int(item.max()) - int(item.min()) + 1 for item in (images[i] for i in range(60))]
+    assert 200 * window - 3 <= min(spans) < 200 * window + 12
+    assert max(spans) > 235
+
+
 def test_a_folder_names_the_pictures_that_it_cannot_read_and_why(tmp_path):
     root = make_folder(tmp_path / "tree")
     skipped = FolderImages(root, SIZE, 0).skipped

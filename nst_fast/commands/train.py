@@ -82,6 +82,7 @@ def resolve(cfg: Any, console: Console) -> None:
     require_number(cfg, "trainer.max_steps", 1, optional=True)
     if cfg.data.name == "bundled":
         require_number(cfg, "data.dead_leaves", 0, 1, whole=False)
+    require_number(cfg, "data.window", 0.05, 1, whole=False)
     require_choice(cfg, "network.name", NETWORKS)
     require_choice(cfg, "data.name", ("bundled", "folder", "coco"))
     if cfg.data.name == "coco":
@@ -130,7 +131,7 @@ def create_data(cfg: Any, console: Console) -> Any:
 
     images: BundledImages | FolderImages
     if cfg.data.name == "bundled":
-        images = BundledImages(cfg.data.size, cfg.seed, cfg.data.dead_leaves)
+        images = BundledImages(cfg.data.size, cfg.seed, cfg.data.dead_leaves, cfg.data.window)
     else:
         root = cfg.data.get("root")
         if cfg.data.name == "coco":
@@ -143,6 +144,7 @@ def create_data(cfg: Any, console: Console) -> Any:
                 cfg.data.size,
                 cfg.seed,
                 lambda done, total: progress.update(bar, completed=done, total=total),
+                cfg.data.window,
             )
     return ContentImages(images, cfg.data.batch_size, cfg.data.num_workers, cfg.data.size, cfg.data.validation)
 
