@@ -43,7 +43,7 @@ DESIGNS = {
         ("tiny", 16, 3),
     )
 }
-FINALISTS = ["johnson 32", "johnson 8", "fast 64", "fast 32", "fast 16", "tiny 16"]
+FINALISTS = ["johnson 32", "fast 48", "fast 32", "tiny 16"]
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 

@@ -193,7 +193,7 @@ class FastNetwork(TransformationNetwork):
     margin: ClassVar[int] = 12  # px, a multiple of the stride
     reach: ClassVar[int] = 8  # px, of the convolutions after the residual blocks: a position of 4 px, and two of 2 px
 
-    def __init__(self, width: int = 64, blocks: int = 5) -> None:
+    def __init__(self, width: int = 48, blocks: int = 5) -> None:
         super().__init__()
         half, full = width // 2, width // 4
         self.body = nn.Sequential(
