@@ -22,6 +22,7 @@ import torch
 from judging import SHARED, judged
 from matplotlib.figure import Figure
 from networks import SIZES, measure
+from omegaconf import OmegaConf
 from onnx import numpy_helper
 
 from nst_fast.commands.export import source_commit
@@ -53,7 +54,9 @@ def trained(design: str, style: Path, run: Path, steps: int) -> dict[str, float]
     given = [f"network={kind}", f"network.width={width}", f"network.blocks={blocks}", "loss_network=vgg19_slim"]
     given += [f"trainer.max_steps={steps}", f"data.validation={SHARED / 'content' / 'val'}"]
     answer, summary, _ = judged(style, run, given)
-    figures = {"validation_loss": summary["validation_losses"]["val/total_loss"]}
+    losses = summary["validation_losses"]
+    grid = OmegaConf.load(run / "config.yaml").trainer.grid_weight * losses["val/grid_loss"]
+    figures = {"validation_loss": losses["val/total_loss"], "perceptual_loss": losses["val/total_loss"] - grid}
     figures |= {f"judge_{name}": answer[name] for name in ("content", "style", "style_vgg19")}
     return figures | {"training_images_per_second": summary["images_per_second"]}
 
@@ -98,7 +101,8 @@ def page(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
     columns = ["design", "weights", "s at 720p", "times faster"]
     columns += [f"{what}, {steps}" for steps in (short, long) for what in ("loss", "content", "style_vgg19")]
     finalists = {name: f["trained"][long]["by_painting"] for name, f in found.items() if long in f["trained"]}
-    losses = [[name, *(f"{each[s]['validation_loss']:.3f}" for s in each)] for name, each in finalists.items()]
+    both = ("validation_loss", "perceptual_loss")
+    losses = [[n, *(f"{each[s][loss]:.4f}" for s in each for loss in both)] for n, each in finalists.items()]
     return f"""# Designs of the transformation network
 
 Written by `python benchmarks/designs.py`; the figures are in `../benchmarks/designs.json`. {short} and {long} steps
@@ -112,9 +116,10 @@ Weights are those of the exported file, folded.
 
 {table(columns, rows)}
 
-The validation loss after {long} steps, by painting:
+The validation loss after {long} steps, by painting, and what of it is perceptual: content, style and total variation
+without the term against a lattice of the network's own sampling period.
 
-{table(["design", *options.styles], losses)}
+{table(["design", *(f"{style}, {what}" for style in options.styles for what in ("all", "perceptual"))], losses)}
 """
 
 
