@@ -44,9 +44,8 @@ class PhaseConv(nn.Conv2d):
     """A convolution of a large map that is held as its phases, one of two positions both ways: (N, 4 I, H, W).
 
     A phase of the result sees the others at whole positions of the small map, so that a kernel of the large one makes a
-    kernel from phases to phases. The large map, costly where it has few channels, is never laid out. In training the
-    map is continued by reflection; otherwise the result is a position smaller on every side. `fold` gives the plain
-    convolution, for inference.
+    kernel from phases to phases. The large map, costly where it has few channels, is never laid out. `fold` gives the
+    plain convolution, for inference.
     """
 
     TABLE: tuple[Any, ...]  # [phase of the result, tap of the kernel, phase seen, tap of the kernel of phases]
@@ -59,13 +58,14 @@ class PhaseConv(nn.Conv2d):
         return weight, self.bias.repeat_interleave(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, 4 O, H, W), or (N, 4 O, H - 2, W - 2) outside training."""
-        return F.conv2d(F.pad(x, (1,) * 4, mode="reflect") if self.training else x, *self.folded())
+        """Return (N, 4 O, H, W)."""
+        weight, bias = self.folded()
+        return F.conv2d(F.pad(x, (1,) * 4, mode="reflect"), weight, bias)
 
     def fold(self) -> nn.Module:
         """Return an equal plain convolution."""
         weight, bias = self.folded()
-        plain = nn.Conv2d(weight.shape[1], weight.shape[0], 3).to(weight)
+        plain = conv(weight.shape[1], weight.shape[0], 3).to(weight)
         plain.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
         return plain
 
@@ -86,7 +86,7 @@ class OutputConv(PhaseConv):
 class UpsampleConv(PhaseConv):
     """Bilinear ×2 and a 3×3 convolution in one, from a small map (N, I, H, W) to the phases of the large one.
 
-    The same figures come out, except at the border.
+    The same figures come out, except at the border: the small map is continued by reflection.
     """
 
     # ¾ and ¼ of the two nearest positions
@@ -186,12 +186,10 @@ class FastNetwork(TransformationNetwork):
 
     Bilinear ×2 is nearest ×2 followed by [1 2 1] / 4 both ways: plain nearest upsampling strings strokes into beads of
     four pixels, and pixel-shuffle leaves a two-pixel grid in flat skies. Outside training the picture is continued by
-    reflection and the margin cut off again: the loss network's zero padding teaches brighter borders. What the
-    convolutions after the residual blocks need beyond the border comes out of it, too.
+    reflection and the margin cut off again: the loss network's zero padding teaches brighter borders.
     """
 
     margin: ClassVar[int] = 12  # px, a multiple of the stride
-    reach: ClassVar[int] = 8  # px, of the convolutions after the residual blocks: a position of 4 px, and two of 2 px
 
     def __init__(self, width: int = 48, blocks: int = 5) -> None:
         super().__init__()
@@ -209,8 +207,7 @@ class FastNetwork(TransformationNetwork):
         height, width = image.shape[2:]
         margin = 0 if self.training else self.margin
         around = (margin, margin + -width % 4, margin, margin + -height % 4)
-        start = max(margin - self.reach, 0)
-        return self.body(F.pad(image, around, mode="reflect"))[:, :, start : start + height, start : start + width]
+        return self.body(F.pad(image, around, mode="reflect"))[:, :, margin : margin + height, margin : margin + width]
 
 
 class TinyNetwork(FastNetwork):
@@ -218,8 +215,6 @@ class TinyNetwork(FastNetwork):
 
     At a width of 16, norms and element-wise passes at full resolution would cost as much as everything else.
     """
-
-    reach: ClassVar[int] = 6  # px
 
     def __init__(self, width: int = 16, blocks: int = 3) -> None:
         super().__init__(width, blocks)
