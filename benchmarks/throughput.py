@@ -37,7 +37,7 @@ from nst_fast.losses import BalancedLoss, layer_gram_matrix
 from nst_fast.networks import create_network, for_inference
 from nst_fast.style_transfer import StyleTransfer
 
-NETWORKS = {"fast": ("fast", 48, 5), "tiny": ("tiny", 16, 3), "johnson": ("johnson", 32, 5)}
+NETWORKS = {"fast": ("fast", 48, 4), "tiny": ("tiny", 16, 3), "johnson": ("johnson", 32, 5)}
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 FRAMES = {"720p": (720, 1280), "1080p": (1080, 1920)}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -211,7 +211,7 @@ def test_the_model_says_what_it_is_and_how_it_was_made(finished):
     summary = json.loads((finished.folder / "summary.json").read_text())
     assert metadata["image_sha256"] == hashlib.sha256((finished.cwd / "pic.jpg").read_bytes()).hexdigest()
     assert metadata["loss_network"] == summary["loss_network"]
-    assert metadata["network"] == "fast, width 48, 5 blocks"
+    assert metadata["network"] == "fast, width 48, 4 blocks"
     assert metadata["version"] == nst_fast.__version__
     assert float(metadata["val_total_loss"]) == pytest.approx(summary["validation_losses"]["val/total_loss"], rel=1e-4)
     assert finished.day <= date.fromisoformat(metadata["date"]) <= datetime.now(timezone.utc).date()
@@ -233,7 +233,7 @@ def test_the_model_gives_what_the_checkpoints_network_gives(finished):
     model = onnxruntime.InferenceSession(finished.folder / "pic.onnx")
     picture = np.random.default_rng(0).integers(0, 256, (1, 50, 70, 3), dtype=np.uint8)
     (got,) = model.run(None, {"image": picture})
-    network = FastNetwork(48, 5).eval()
+    network = FastNetwork(48, 4).eval()
     network.load_state_dict({k.removeprefix("network."): v for k, v in network_weights(finished.folder).items()})
     with torch.no_grad():
         expected = network(torch.from_numpy(picture).permute(0, 3, 1, 2) / 255).clamp(0, 1) * 255
