@@ -20,7 +20,8 @@ import onnx
 import onnxruntime
 import skimage.data
 import torch
-from judging import SHARED, judged
+from judging import SHARED, ask_judge
+from judging import trained as train_once
 from matplotlib.figure import Figure
 from networks import SIZES, measure
 from omegaconf import OmegaConf
@@ -45,12 +46,13 @@ FINALISTS = ["johnson 32", "fast 48, 4 blocks", "fast 48", "fast 32", "tiny 16"]
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def trained(design: str, style: Path, run: Path, steps: int) -> dict[str, float]:
+def trained(design: str, style: Path, run: Path, steps: int, photographs: int) -> dict[str, float]:
     """Train one design on a painting, unless its model is there already, and return its figures."""
     kind, width, blocks = DESIGNS[design]
     given = [f"network={kind}", f"network.width={width}", f"network.blocks={blocks}", "loss_network=vgg19_slim"]
     given += [f"trainer.max_steps={steps}", f"data.validation={SHARED / 'content' / 'val'}"]
-    answer, summary, _ = judged(style, run, given)
+    summary, model = train_once(style, run, given)
+    answer = ask_judge(model, style, photographs)
     losses = summary["validation_losses"]
     grid = OmegaConf.load(run / "config.yaml").trainer.grid_weight * losses["val/grid_loss"]
     figures = {"validation_loss": losses["val/total_loss"], "perceptual_loss": losses["val/total_loss"] - grid}
@@ -66,7 +68,8 @@ def parameters(model: Path) -> int:
 def mean(design: str, steps: int, options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """Return a design's figures over the paintings, and a model of it."""
     runs = {name: options.runs / f"{design.replace(', ', ' ')} {name} {steps}" for name in options.styles}
-    each = {n: trained(design, SHARED / "styles" / f"{n}.jpg", run, steps) for n, run in runs.items()}
+    styles = {n: SHARED / "styles" / f"{n}.jpg" for n in runs}
+    each = {n: trained(design, styles[n], run, steps, options.photographs) for n, run in runs.items()}
     means = {key: statistics.fmean(f[key] for f in each.values()) for key in each[options.styles[0]]}
     print(design, steps, means, flush=True)
     return {**means, "by_painting": each}, runs[options.styles[0]] / f"{options.styles[0]}.onnx"
@@ -104,10 +107,10 @@ def page(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
 
 Written by `python benchmarks/designs.py`; the figures are in `../benchmarks/designs.json`. {short} and {long} steps
 of 4 at 256 px on {" and ".join(options.styles)}, means of both: the validation loss, and an outside judge's content
-and style_vgg19. Same photographs, loss (vgg19_slim), schedule and seed. Seconds of the exported file on onnxruntime,
-{options.threads} threads, CPU {torch.backends.cpu.get_cpu_capability()}, the fastest of {options.rounds} turns.
-`johnson 32` is the field's standard; a number is the width, with 5 residual blocks (`tiny` 3) unless it says otherwise.
-Weights are those of the exported file, folded.
+and style_vgg19 on {options.photographs} photographs. Same photographs, loss (vgg19_slim), schedule and seed. Seconds
+of the exported file on onnxruntime, {options.threads} threads, CPU {torch.backends.cpu.get_cpu_capability()}, the
+fastest of {options.rounds} turns. `johnson 32` is the field's standard; a number is the width, with 5 residual blocks
+(`tiny` 3) unless it says otherwise. Weights are those of the exported file, folded.
 
 ![validation loss against time](images/designs.svg)
 
@@ -153,6 +156,7 @@ def main() -> None:
     parser.add_argument("--styles", nargs="+", default=["starry_night", "mosaic"])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--long-steps", type=int, default=2000)
+    parser.add_argument("--photographs", type=int, default=8, help="that the judge looks at")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1))
     parser.add_argument("--runs", type=Path, default=Path("runs", "designs"), help="goes on with what is there")

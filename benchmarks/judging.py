@@ -17,10 +17,10 @@ TEACHERS = [
 ]
 
 
-def judged(style: Path, run: Path, options: list[str], judge: Path = SHARED / "judge.py") -> tuple[Any, Any, Path]:
+def trained(style: Path, run: Path, options: list[str]) -> tuple[Any, Path]:
     """Train a painting with these options of `train`, unless its model is in the run already.
 
-    Returns the figures of the judge (a script that prints JSON for --model and --style), the run's summary, the model.
+    Returns the run's summary and the model.
     """
     model = run / f"{style.stem}.onnx"
     if not model.exists():
@@ -28,6 +28,17 @@ def judged(style: Path, run: Path, options: list[str], judge: Path = SHARED / "j
         last = run / "checkpoints" / "last.ckpt"
         given = [f"resume={last}"] if last.exists() else [*options, f"output={run}"]
         subprocess.run([*command, *given], check=True, stdout=subprocess.DEVNULL)
+    return json.loads((run / "summary.json").read_text()), model
+
+
+def ask_judge(model: Path, style: Path, photographs: int | None = None, judge: Path = SHARED / "judge.py") -> Any:
+    """Return the figures of the judge, a script that prints JSON for --model and --style, on so many photographs."""
     command = [sys.executable, str(judge), "--model", str(model), "--style", str(style)]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return answer, json.loads((run / "summary.json").read_text()), model
+    limit = ["--limit", str(photographs)] if photographs else []
+    return json.loads(subprocess.run([*command, *limit], check=True, capture_output=True, text=True).stdout)
+
+
+def judged(style: Path, run: Path, options: list[str]) -> tuple[Any, Any, Path]:
+    """Train as `trained` does and return the judge's figures, the run's summary and the model."""
+    summary, model = trained(style, run, options)
+    return ask_judge(model, style), summary, model
