@@ -273,7 +273,7 @@ def test_a_wrong_halo_would_be_seen(model):
 
 def test_sampled_statistics_leave_no_seams_and_nearly_the_same_picture(model, monkeypatch):
     monkeypatch.setattr(tiling, "KEPT_BYTES", 0)
-    monkeypatch.setattr(tiling, "SAMPLED_BYTES", 2**26)
+    monkeypatch.setattr(tiling, "SAMPLED_BYTES", 2**25)
     tiled = TiledModel(model("shipped").SerializeToString(), session, tile=256)
     picture = np.asarray(Image.fromarray(ASTRONAUT).resize((701, 602), Image.Resampling.LANCZOS))
     seen = []
