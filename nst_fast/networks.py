@@ -211,10 +211,7 @@ class FastNetwork(TransformationNetwork):
 
 
 class TinyNetwork(FastNetwork):
-    """`FastNetwork` without a layer at full resolution: the last upsampling gives the picture.
-
-    At a width of 16, norms and element-wise passes at full resolution would cost as much as everything else.
-    """
+    """`FastNetwork` without its last convolution: the last upsampling gives the picture."""
 
     def __init__(self, width: int = 16, blocks: int = 3) -> None:
         super().__init__(width, blocks)
