@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--styles", nargs="+", default=["starry_night", "mosaic"])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--long-steps", type=int, default=2000)
-    parser.add_argument("--photographs", type=int, default=8, help="that the judge looks at")
+    parser.add_argument("--photographs", type=int, default=6, help="that the judge looks at")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1))
     parser.add_argument("--runs", type=Path, default=Path("runs", "designs"), help="goes on with what is there")
@@ -174,7 +174,7 @@ def main() -> None:
         found[design] = {"exported_weights": parameters(model), "trained": {str(options.steps): figures}}
         sessions[design] = (onnxruntime.InferenceSession(model, session_options, ["CPUExecutionProvider"]), picture)
     finalists = {}
-    for design in options.finalists:
+    for design in filter(found.__contains__, options.finalists):
         figures, finalists[design] = mean(design, options.long_steps, options)
         found[design]["trained"][str(options.long_steps)] = figures
     for design, seconds in measure(sessions, options.rounds).items():
