@@ -62,10 +62,13 @@ class StyleWeightControl(nn.Module):
 
     @torch.no_grad()
     def update(self, content: Tensor) -> None:
-        """Take note of a step's content distance, a scalar, and move the weight."""
-        self.content.lerp_(content.to(self.content), 1 - MEMORY)
-        off = (math.log(self.target) - self.content.clamp_min(1e-12).log()).clamp(-FURTHEST, FURTHEST)
-        self.log_weight.add_(self.rate * off).clamp_(math.log(LEAST_WEIGHT), math.log(LARGEST_WEIGHT))
+        """Take note of a step's content distance, a scalar, and move the weight; nothing where it is not finite."""
+        mean = self.content.lerp(content.to(self.content), 1 - MEMORY)
+        off = (math.log(self.target) - mean.clamp_min(1e-12).log()).clamp(-FURTHEST, FURTHEST)
+        moved = (self.log_weight + self.rate * off).clamp(math.log(LEAST_WEIGHT), math.log(LARGEST_WEIGHT))
+        known = torch.isfinite(mean)
+        self.content.copy_(torch.where(known, mean, self.content))
+        self.log_weight.copy_(torch.where(known, moved, self.log_weight))
 
 
 def probe_style_weights(

@@ -69,9 +69,12 @@ class StyleTransfer(pl.LightningModule):
         self.learning_rate, self.max_steps, self.gradient_clip = learning_rate, max_steps, gradient_clip
         self.grid_weight = grid_weight
         self.description, self.control = description, control
-        self.automatic_optimization = False  # a non-finite step is skipped whole: no update, no momentum
+        self.automatic_optimization = False  # a non-finite step is skipped: no update, no momentum
         self.strict_loading = False  # the frozen loss network is not in checkpoints
-        self.batches_seen, self.skipped_steps, self.skipped_in_a_row = 0, 0, 0
+        self.batches_seen = 0
+        # All skipped steps, and the newest in a row: on the device, where a step that waits for nothing counts them.
+        self.skipped: Tensor
+        self.register_buffer("skipped", torch.zeros(2, dtype=torch.long), persistent=False)
         self.seconds = self.earlier_seconds = (
             0.0  # of training, over all sessions of a resumed run, and before this one
         )
@@ -82,7 +85,7 @@ class StyleTransfer(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return Adam on one cycle: warm-up over the first tenth, then down to nothing."""
-        optimizer = torch.optim.Adam(self.network.parameters(), self.learning_rate)
+        optimizer = torch.optim.Adam(self.network.parameters(), self.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.learning_rate, total_steps=self.max_steps + 1, pct_start=0.1
         )
@@ -99,7 +102,10 @@ class StyleTransfer(pl.LightningModule):
         return terms | {"grid": grid, "total": terms["total"] + self.grid_weight * grid}
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Take one optimiser step on content images (N, 3, H, W) uint8, or skip it where it is not finite."""
+        """Take one optimiser step on content images (N, 3, H, W) uint8, without effect where it is not finite.
+
+        Nothing here waits for the device: what comes of the step is decided there and read at the next log.
+        """
         content = (batch.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
@@ -110,22 +116,16 @@ class StyleTransfer(pl.LightningModule):
             self.manual_backward(terms["total"])
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
         self.batches_seen += 1
-        if torch.isfinite(norm):
-            optimizer.step()
-            schedule: Any = self.lr_schedulers()
-            schedule.step()
-            self.skipped_in_a_row = 0
-            if self.control is not None:  # every process has its own pictures, and all have one weight
-                self.control.update(self.trainer.strategy.reduce(terms["content"].detach(), reduce_op="mean"))
-                self.perceptual_loss.style_weight = self.control.style_weight
-        else:
-            self.skipped_steps += 1
-            self.skipped_in_a_row += 1
-            if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-                raise UserError(
-                    f"{MOST_SKIPPED_IN_A_ROW} steps in a row gave no finite gradient at step {self.global_step}; "
-                    "try a lower trainer.learning_rate, or trainer.precision=32-true"
-                )
+        skip = ~torch.isfinite(norm)
+        optimizer.optimizer.found_inf = skip.float()  # what a gradient scaler tells Adam: leave everything as it is
+        optimizer.step()
+        schedule: Any = self.lr_schedulers()
+        schedule.step()
+        self.skipped = torch.stack([self.skipped[0] + skip, (self.skipped[1] + 1) * skip])
+        if self.control is not None:  # every process has its own pictures, and all have one weight
+            distance = self.trainer.strategy.reduce(terms["content"].detach(), reduce_op="mean")
+            self.control.update(distance.masked_fill(skip, torch.nan))
+            self.perceptual_loss.style_weight = self.control.style_weight
         metrics = {f"train/{name}_loss": value.detach() for name, value in terms.items()}
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
@@ -136,6 +136,25 @@ class StyleTransfer(pl.LightningModule):
         self.log_dict(metrics, logger=False)
         if self.batches_seen % min(LOG_EVERY, self.trainer.val_check_interval) == 0:
             self.write_log(metrics)
+            self.check_steps()
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps so far that were not finite."""
+        return int(self.skipped[0])
+
+    def check_steps(self) -> None:
+        """Raise UserError where the newest steps were all without effect."""
+        in_a_row = int(self.skipped[1])
+        if in_a_row >= min(MOST_SKIPPED_IN_A_ROW, self.max_steps):
+            raise UserError(
+                f"{in_a_row} steps in a row gave no finite gradient at step {self.global_step}; "
+                "try a lower trainer.learning_rate, or trainer.precision=32-true"
+            )
+
+    def on_train_end(self) -> None:
+        """Raise UserError where nothing was learned."""
+        self.check_steps()
 
     def backward_in_threads(self, content: Tensor) -> dict[str, Tensor]:
         """Leave a batch's gradients in the parameters and return the losses' terms, the pictures shared among threads.
@@ -213,7 +232,7 @@ class StyleTransfer(pl.LightningModule):
             "step": self.global_step,
             "batches_seen": self.batches_seen,
             "skipped_steps": self.skipped_steps,
-            "skipped_in_a_row": self.skipped_in_a_row,
+            "skipped_in_a_row": int(self.skipped[1]),
             "seconds": self.seconds,
             "validation_losses": self.validation_losses,
             "style_weight": float(self.perceptual_loss.style_weight),
@@ -222,8 +241,8 @@ class StyleTransfer(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the counters up where the checkpoint left them."""
         ours = checkpoint[CHECKPOINT_KEY]
-        self.batches_seen, self.skipped_steps = ours["batches_seen"], ours["skipped_steps"]
-        self.skipped_in_a_row = ours.get("skipped_in_a_row", 0)
+        self.batches_seen = ours["batches_seen"]
+        self.skipped.copy_(torch.tensor([ours["skipped_steps"], ours.get("skipped_in_a_row", 0)]))
         self.seconds = self.earlier_seconds = ours["seconds"]
         self.validation_losses = ours["validation_losses"]
 

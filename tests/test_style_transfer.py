@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 from nst_fast.data import BundledImages, ContentImages
@@ -16,7 +17,14 @@ from nst_fast.errors import UserError
 from nst_fast.loss_network import VGG, freeze
 from nst_fast.losses import BalancedLoss, gram_matrix, pixel_grid
 from nst_fast.networks import create_network
-from nst_fast.style_transfer import CHECKPOINT_KEY, MOST_SKIPPED_IN_A_ROW, StyleTransfer, read_checkpoint
+from nst_fast.strength import StyleWeightControl
+from nst_fast.style_transfer import (
+    CHECKPOINT_KEY,
+    LOG_EVERY,
+    MOST_SKIPPED_IN_A_ROW,
+    StyleTransfer,
+    read_checkpoint,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning")
 
@@ -206,15 +214,15 @@ def test_read_checkpoint_gives_what_torch_loads(trained):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_step_that_is_not_finite_is_skipped_whole(value, tmp_path):
+def test_a_step_that_is_not_finite_changes_neither_weights_nor_memory(value, tmp_path):
     module, watch = make_module(5), NotFinite([2], value)
     trainer = make_trainer(tmp_path, 5, watch)
     trainer.fit(module, make_data())
-    unchanged = [same(watch.before[i], watch.after[i]) for i in range(6)]
-    assert unchanged == [False, False, True, False, False, False]
-    assert watch.rates[1] == watch.rates[2] != watch.rates[3]
-    assert (trainer.global_step, module.batches_seen, module.skipped_steps) == (5, 6, 1)
-    assert all(torch.isfinite(t).all() for t in watch.after[5])
+    unchanged = [same(watch.before[i], watch.after[i]) for i in range(5)]
+    assert unchanged == [False, False, True, False, False]
+    assert len(set(watch.rates)) == 5
+    assert (trainer.global_step, module.batches_seen, module.skipped_steps) == (5, 5, 1)
+    assert all(torch.isfinite(t).all() for t in watch.after[4])
 
 
 def test_twenty_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path):
@@ -229,10 +237,44 @@ def test_twenty_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path):
 def test_fewer_than_twenty_in_a_row_do_not_end_the_run_however_often(tmp_path):
     almost = MOST_SKIPPED_IN_A_ROW - 1
     bad = [*range(almost), *range(almost + 1, 2 * almost + 1)]
-    module = make_module(2)
-    trainer = make_trainer(tmp_path, 2, NotFinite(bad))
+    module = make_module(2 * almost + 2)
+    trainer = make_trainer(tmp_path, 2 * almost + 2, NotFinite(bad))
     trainer.fit(module, make_data())
-    assert (trainer.global_step, module.skipped_steps) == (2, 2 * almost)
+    assert (trainer.global_step, module.skipped_steps) == (2 * almost + 2, 2 * almost)
+
+
+def test_a_run_without_one_finite_step_is_refused_however_short(tmp_path):
+    with pytest.raises(UserError, match="3 steps in a row"):
+        make_trainer(tmp_path, 3, NotFinite(range(3)), val_check_interval=100).fit(make_module(3), make_data())
+
+
+class ReadsFromTheDevice(TorchDispatchMode):
+    """Count the tensors whose value the program asks for, which waits for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_nothing_unless_it_logs(tmp_path, monkeypatch):
+    module, reads = make_module(12), []
+    module.control = StyleWeightControl(0.4, 7.0, 0.03)
+    step = StyleTransfer.training_step
+
+    def counted(self: StyleTransfer, batch: Tensor, batch_idx: int) -> None:
+        with ReadsFromTheDevice() as mode:
+            step(self, batch, batch_idx)
+        reads.append(mode.count)
+
+    monkeypatch.setattr(StyleTransfer, "training_step", counted)
+    make_trainer(tmp_path, 12, NotFinite([4]), val_check_interval=100).fit(module, make_data())
+    assert [number for number, count in enumerate(reads) if count] == [LOG_EVERY - 1]
+    assert module.skipped_steps == 1
+    assert torch.isfinite(module.control.log_weight)
 
 
 def fit(folder: Path, module: StyleTransfer, *callbacks: pl.Callback, resume: Path | None = None) -> pl.Trainer:
@@ -256,7 +298,7 @@ def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_one_that_went_through(bad
     assert resumed_trainer.global_step == through_trainer.global_step == 6
     assert same(state(resumed_trainer, resumed), state(through_trainer, through))
     assert not same(state(stopped, first), state(through_trainer, through))
-    assert (resumed.batches_seen, resumed.skipped_steps) == (6 + len(bad), len(bad))
+    assert (resumed.batches_seen, resumed.skipped_steps) == (6, len(bad))
 
 
 class Pickled:

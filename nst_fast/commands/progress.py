@@ -25,6 +25,7 @@ from rich.progress import (
 from nst_fast import downloads
 
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal to draw on
+SECONDS_BETWEEN_FIGURES = 0.5  # on a terminal; to read them waits for the device
 
 
 class TrainingProgress(Callback):
@@ -48,17 +49,20 @@ class TrainingProgress(Callback):
         """Draw the bar."""
         self.bar = self.progress.add_task("", total=trainer.max_steps, completed=trainer.global_step, losses="")
         self.progress.start()
-        self.last_line = time.perf_counter()
+        self.last_shown = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Move it."""
+        now = time.perf_counter()
+        terminal = self.console.is_terminal
+        if now - self.last_shown <= (SECONDS_BETWEEN_FIGURES if terminal else SECONDS_BETWEEN_LINES):
+            return
+        self.last_shown = now
         metrics = trainer.callback_metrics
         shown = {"content": "train/content_loss", "style": "train/style_loss", "images/s": "images_per_second"}
         losses = "  ".join(f"{name} {float(metrics[key]):.3g}" for name, key in shown.items() if key in metrics)
         self.progress.update(self.bar, completed=trainer.global_step, losses=losses)
-        now = time.perf_counter()
-        if not self.console.is_terminal and now - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = now
+        if not terminal:
             batch_size = trainer.train_dataloader.batch_size * trainer.world_size  # type: ignore[union-attr]
             left = (trainer.max_steps - trainer.global_step) * batch_size
             minutes = left / max(float(metrics["images_per_second"]), 1e-9) / 60
@@ -67,6 +71,7 @@ class TrainingProgress(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Leave the finished bar."""
+        self.progress.update(self.bar, completed=trainer.global_step)
         self.progress.stop()
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
