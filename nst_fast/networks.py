@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -142,6 +143,41 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
+class Grain(nn.Module):
+    """Add a fixed map of noise, scaled for every channel, that strokes grow from where the photograph is flat.
+
+    A convolution makes the same of every place in a clear sky: nothing, or a pattern of its own sampling period. Noise
+    tells places apart (Ulyanov et al. 2016, Texture Networks; scaled for a channel as by Karras et al. 2019). It has
+    as much energy in every octave, so that small strokes and large shapes find something; it repeats after ``PERIOD``
+    positions both ways. In training every picture has another part of it.
+    """
+
+    grain: Tensor
+    PERIOD = 128  # positions
+    LARGEST = 8  # positions, wavelength of the lowest octave
+    START = 0.15  # of the deviation that the norm before gives, the scale before training
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), self.START))
+        white = np.fft.rfft2(np.random.default_rng(0).standard_normal((self.PERIOD, self.PERIOD)))
+        frequency = np.hypot(np.fft.fftfreq(self.PERIOD)[:, None], np.fft.rfftfreq(self.PERIOD))
+        grain = np.fft.irfft2(white / np.maximum(frequency, 1 / self.LARGEST))
+        grain = (grain - grain.mean()) / grain.std()
+        self.register_buffer("grain", torch.from_numpy(grain.astype(np.float32)))
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        """Return x (N, C, H, W) with grain in it; in training the images (N, 3, ·, ·) choose the parts."""
+        rows, columns = (torch.arange(size, device=x.device) for size in x.shape[2:])
+        if not self.training:
+            return x + self.scale * self.grain[rows % self.PERIOD][:, columns % self.PERIOD]
+        chosen = (
+            (255 * image).round().long().sum((1, 2, 3))[:, None]
+        )  # exact: neither threads nor a new start change it
+        rows, columns = (rows + chosen) % self.PERIOD, (columns + chosen // self.PERIOD) % self.PERIOD
+        return x + self.scale * self.grain[rows[:, :, None], columns[:, None, :]][:, None]
+
+
 class TransformationNetwork(nn.Module):
     """A fully convolutional network whose output is cropped to its input's size inside the graph.
 
@@ -194,8 +230,9 @@ class FastNetwork(TransformationNetwork):
     def __init__(self, width: int = 48, blocks: int = 4) -> None:
         super().__init__()
         half, full = width // 2, width // 4
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 12, 4, 4, padding_mode="reflect"), norm(width), nn.ReLU())
+        self.grain = Grain(width)
         self.body = nn.Sequential(
-            *(nn.Conv2d(3, width, 12, 4, 4, padding_mode="reflect"), norm(width), nn.ReLU()),
             *(Residual(width) for _ in range(blocks)),
             *(UpsampleConv(width, half), PhaseNorm(half), nn.ReLU(), PhasePixels(half)),
             *(UpsampleConv(half, full), PhaseNorm(full), nn.ReLU()),
@@ -207,7 +244,8 @@ class FastNetwork(TransformationNetwork):
         height, width = image.shape[2:]
         margin = 0 if self.training else self.margin
         around = (margin, margin + -width % 4, margin, margin + -height % 4)
-        return self.body(F.pad(image, around, mode="reflect"))[:, :, margin : margin + height, margin : margin + width]
+        features = self.grain(self.stem(F.pad(image, around, mode="reflect")), image)
+        return self.body(features)[:, :, margin : margin + height, margin : margin + width]
 
 
 class TinyNetwork(FastNetwork):

@@ -239,7 +239,16 @@ class StyleTransfer(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the counters up where the checkpoint left them."""
+        """Take the counters up where the checkpoint left them; ValueError where Adam's memory is of another network.
+
+        Fused Adam reads and writes it without looking at shapes or strides.
+        """
+        for number, parameter in enumerate(self.network.parameters()):
+            memory = checkpoint["optimizer_states"][0]["state"].get(number, {})
+            for name in memory.keys() - {"step"}:
+                if memory[name].shape != parameter.shape:
+                    raise ValueError(f"{name} {number} is of shape {tuple(memory[name].shape)}")
+                memory[name] = torch.empty_like(parameter.detach()).copy_(memory[name])
         ours = checkpoint[CHECKPOINT_KEY]
         self.batches_seen = ours["batches_seen"]
         self.skipped.copy_(torch.tensor([ours["skipped_steps"], ours.get("skipped_in_a_row", 0)]))

@@ -46,6 +46,9 @@ FACTOR, OFFSET = "tiling/{}/factor", "tiling/{}/offset"
 MEAN, VARIANCE, SHAPE = "tiling/{}/mean", "tiling/{}/variance", "tiling/{}/shape"
 SAMPLED_REACH = {b"nearest": 1, b"linear": 1, b"cubic": 2}  # of Resize, in pixels of the map that it samples
 
+# The exporter's name of `Grain`'s map, which tells places of the picture apart: a tile needs its own part of it.
+GRAIN = "network.grain.grain"
+
 Box = tuple[int, int, int, int]  # left, top, right, bottom, px
 CreateSession = Callable[[bytes], Any]
 Arrays = dict[str, np.ndarray]
@@ -200,6 +203,15 @@ def follow(node: onnx.NodeProto, source: Map, values: Arrays) -> Map:
     return Map(shape, axes, (windows[0], windows[1]))
 
 
+def reached(nodes: list[onnx.NodeProto], source: str, but_for: str = "") -> set[str]:
+    """Return the tensors that follow from one of them, but for what follows from an operation alone."""
+    found = {source}
+    for node in nodes:
+        if node.op_type != but_for and found & set(node.input):
+            found |= set(node.output) - {""}
+    return found
+
+
 def read_maps(nodes: list[onnx.NodeProto], image: str, dependent: set[str], values: Arrays) -> dict[str, Map]:
     """Return where every map of a graph looks, from the values of its tensors for a probe.
 
@@ -286,7 +298,11 @@ def open_norms(model: onnx.ModelProto, values: Arrays) -> onnx.ModelProto:
             declared.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, None, 1, 1]))
         declared.append(helper.make_tensor_value_info(SHAPE.format(number), TensorProto.INT64, [4]))
         number += 1
-    initializers = [*model.graph.initializer, numpy_helper.from_array(np.array([2, 3]), SPATIAL)]
+    for weight in model.graph.initializer:
+        if weight.name == GRAIN:  # comes with the tile
+            declared.append(helper.make_tensor_value_info(GRAIN, weight.data_type, weight.dims))
+    initializers = [w for w in model.graph.initializer if w.name != GRAIN]
+    initializers += [numpy_helper.from_array(np.array([2, 3]), SPATIAL)]
     graph = helper.make_graph(nodes, "opened", [], [], initializers, value_info=declared)
     # Before version 4, initializers had to be inputs.
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=max(model.ir_version, 4))
@@ -357,16 +373,14 @@ class TiledModel:
         self.weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
         image = next(i for i in model.graph.input if i.name not in self.weights)
         self.image, self.result = image.name, model.graph.output[0].name
-        dependent = {self.image}  # on the picture
-        for node in nodes:
-            if dependent & set(node.input):
-                dependent |= set(node.output) - {""}
+        dependent = reached(nodes, self.image)  # on the picture, if only on its size
+        grain = reached(nodes, GRAIN) - reached(nodes, self.image, but_for="Shape")
         computed = {name for node in nodes for name in node.output if name}
         # 1-D parameters may come from a node: an exporter that finds two alike writes one and an Identity.
         read = ("Pad", "Slice", "InstanceNormalization")
         parameters = {name for node in nodes if node.op_type in read for name in node.input}
         probes = probe(model, image, sorted(computed & (dependent | parameters)), create_session)
-        maps, *others = (read_maps(nodes, self.image, dependent, self.weights | found) for found in probes)
+        maps, *others = (read_maps(nodes, self.image, dependent - grain, self.weights | found) for found in probes)
         if any((m.axes, m.windows) != (maps[name].axes, maps[name].windows) for o in others for name, m in o.items()):
             raise CannotTile("where it looks depends on the picture's size")
         self.weights |= {name: value for name, value in probes[0].items() if name in parameters - dependent}
@@ -376,6 +390,10 @@ class TiledModel:
             for window, axis, size in zip(result.windows, result.axes, PROBES[0], strict=True)
         ):
             raise CannotTile("its output is not a picture of its input's size")
+        grained = [maps[node.output[0]] for node in nodes if grain & set(node.input) and node.output[0] in maps]
+        if GRAIN in self.weights and (len(grained) != 1 or self.weights[GRAIN].ndim != 2):
+            raise CannotTile(f"{GRAIN} is not used as the exporter does")
+        self.grain_steps = [int(window.step) for found in grained for window in found.windows]
         self.axes = result.axes
         self.stride = math.lcm(*(window.step.numerator for found in maps.values() for window in found.windows))
         reach = max(max(-window.first, window.last) for window in result.windows)
@@ -405,6 +423,8 @@ class TiledModel:
             inputs, outputs = sorted(lives), sorted(kept - lives)
             if number:
                 inputs += [FACTOR.format(number - 1), OFFSET.format(number - 1)]
+            if any(GRAIN in node.input for node in nodes[start:end]):
+                inputs.append(GRAIN)
             if norm:
                 inputs += [START, END]
                 outputs += [name.format(number) for name in (MEAN, VARIANCE, SHAPE)]
@@ -454,6 +474,9 @@ class TiledModel:
             rows = stage.windows[0].indices(top, None if tile.last[1] else bottom)
             columns = stage.windows[1].indices(left, None if tile.last[0] else right)
             feeds |= {START: np.array([rows[0], columns[0]]), END: np.array([rows[1], columns[1]])}
+        if GRAIN in stage.inputs:
+            origin = [-start // step for start, step in zip(tile.seen[1::-1], self.grain_steps, strict=True)]
+            feeds[GRAIN] = np.roll(self.weights[GRAIN], origin, (0, 1))
         answers = stage.session.run(stage.outputs, {name: feeds[name] for name in stage.inputs})
         found = dict(zip(stage.outputs, answers, strict=True))
         return {name: found[name] if name in found else state[name] for name in stage.lives}, found

@@ -10,6 +10,7 @@ from nst_fast.errors import UserError
 from nst_fast.networks import (
     NETWORKS,
     FastNetwork,
+    Grain,
     JohnsonNetwork,
     OutputConv,
     PhaseNorm,
@@ -79,7 +80,7 @@ def test_no_norm_keeps_statistics_of_earlier_pictures(name):
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     assert norms
     assert all(isinstance(m, nn.InstanceNorm2d) and m.affine and not m.track_running_stats for m in norms)
-    assert list(network.buffers()) == []
+    assert not any(list(m.buffers()) for m in norms)
     images = torch.rand(3, 3, 24, 28)
     network.train()
     alone = torch.cat([network(image[None]) for image in images])
@@ -93,6 +94,8 @@ def test_a_shift_by_the_stride_shifts_the_output(name):
         for child_name, child in module.named_children():
             if isinstance(child, nn.InstanceNorm2d):  # its statistics are the one thing that is not local
                 setattr(module, child_name, nn.Identity())
+            if isinstance(child, Grain):  # and its map stays where it is
+                nn.init.zeros_(child.scale)
     image = torch.rand(1, 3, 132, 132, dtype=torch.float64)
     step, border = network.stride, 48
     with torch.no_grad():
@@ -151,6 +154,51 @@ def test_for_inference_the_same_figures_come_from_plain_convolutions(name):
     assert network.training is False
 
 
+def test_grain_has_as_much_energy_in_every_octave():
+    grain = Grain(1).grain.double().numpy()
+    power = np.abs(np.fft.fft2(grain)) ** 2 / grain.size**2
+    frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(size) for size in grain.shape]))
+    lowest = 1 / Grain.LARGEST
+    octaves = [power[(frequency >= low) & (frequency < 2 * low)].sum() for low in (lowest, 2 * lowest)]
+    np.testing.assert_allclose(octaves, np.mean(octaves), rtol=0.15)
+    np.testing.assert_allclose((grain.mean(), grain.std()), (0, 1), atol=1e-6)
+
+
+def test_outside_training_grain_starts_at_the_corner_and_repeats():
+    layer = Grain(3).eval()
+    with torch.no_grad():
+        layer.scale.copy_(torch.tensor([0.0, 1.0, 2.0]).view(3, 1, 1))
+        added = layer(torch.ones(2, 3, 300, 141), torch.rand(2, 3, 8, 8))[1] - 1
+    rows, columns = np.arange(300) % Grain.PERIOD, np.arange(141) % Grain.PERIOD
+    for channel in range(3):
+        expected = channel * layer.grain.numpy()[np.ix_(rows, columns)]
+        np.testing.assert_allclose(added[channel].numpy(), expected, atol=1e-6)
+
+
+def test_in_training_every_picture_has_a_part_of_the_grain_that_follows_from_it_alone():
+    layer, images = Grain(1), torch.randint(0, 256, (6, 3, 32, 32)) / 255
+    with torch.no_grad():
+        parts = (layer(torch.zeros(6, 1, 40, 50), images) / Grain.START)[:, 0]
+        alone = (layer(torch.zeros(1, 1, 40, 50), images[4:5]) / Grain.START)[0, 0]
+    assert torch.equal(alone, parts[4])
+    # a corner's value is nearly unique in the map
+    corners = [tuple(np.argwhere(np.isclose(layer.grain, part[0, 0], rtol=1e-6))[0]) for part in parts]
+    assert len(set(corners)) == 6
+    for (row, column), part in zip(corners, parts, strict=True):
+        expected = np.roll(layer.grain.numpy(), (-row, -column), (0, 1))[:40, :50]
+        np.testing.assert_allclose(part.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fast", "tiny"])
+def test_a_flat_picture_does_not_come_out_flat_or_with_the_network_s_own_period(name):
+    network = create_network(name, 16, 2).eval()
+    with torch.no_grad():
+        stylized = network(torch.full((1, 3, 128, 128), 0.5))
+    assert stylized.std() > 0.01
+    shifted = stylized[..., network.stride :, network.stride :] - stylized[..., : -network.stride, : -network.stride]
+    assert shifted.std() > 0.1 * stylized.std()
+
+
 def test_unknown_network_is_a_user_error_that_names_the_nearest():
     with pytest.raises(UserError, match=r"'jonson'.*did you mean johnson\?.*fast, johnson"):
         create_network("jonson", 32, 5)
@@ -162,7 +210,8 @@ def test_outside_training_the_fast_network_sees_the_picture_continued_by_reflect
     around = ((0, 0), (0, 0), (margin, margin + 3), (margin, margin + 2))  # and on to multiples of the stride
     continued = torch.from_numpy(np.pad(image.numpy(), around, "reflect"))
     with torch.no_grad():
-        expected = network.train()(continued)[:, :, margin : margin + 33, margin : margin + 46]
+        network.train().grain.eval()  # which would choose another part in training
+        expected = network(continued)[:, :, margin : margin + 33, margin : margin + 46]
         torch.testing.assert_close(network.eval()(image), expected)
     assert margin % FastNetwork.stride == 0
     assert margin < FastNetwork.min_size

@@ -139,7 +139,7 @@ def trained(config: Any = None, ours: Any = None, weights: Any = None) -> dict[s
 def zip_bomb(path: Path) -> None:
     """Repack a checkpoint with compression: 40 MB of zeros from a file of some 40 kB."""
     whole = io.BytesIO()
-    torch.save(trained(weights={"network.body.1.weight": torch.zeros(10_000_000)}), whole)
+    torch.save(trained(weights={"network.stem.0.weight": torch.zeros(10_000_000)}), whole)
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
         for member in source.infolist():
             bomb.writestr(member.filename, source.read(member))
@@ -184,7 +184,7 @@ BY_HAND: dict[str, tuple[Callable[[Path], None], str]] = {
     "another project's": (lambda path: torch.save({"state_dict": {}}, path), "another project"),
     "half": (lambda path: (torch.save(trained(), path), os.truncate(path, 3000))[-1], "no PyTorch file"),
 }
-FIRST = "network.body.1.weight"  # of shape (8, 3, 12, 12)
+FIRST = "network.stem.0.weight"  # of shape (8, 3, 12, 12)
 TAMPERED: dict[str, dict[str, Any]] = {
     "malicious": {"config": {"style/title": Malicious()}},
     "malicious weights": {"weights": {FIRST: Malicious()}},
@@ -319,6 +319,8 @@ ENGINE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "an optimizer of nothing": lambda c: c.update(optimizer_states=[{}]),
     "an optimizer of words": lambda c: c["optimizer_states"][0]["state"].update({0: {"step": "x"}}),
     "momentum of another shape": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(3)),
+    "momentum of one number": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(())),
+    "no step": lambda c: c["optimizer_states"][0]["state"][0].pop("step"),
     "callbacks in a list": lambda c: c.update(callbacks=[1]),
 }
 
