@@ -181,7 +181,8 @@ class StyleTransfer(pl.LightningModule):
             for gradient, more in zip(gradients, more_gradients, strict=True):
                 gradient += more
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+            # In its parameter's memory layout, as fused Adam takes for granted.
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
         return terms
 
     def write_log(self, metrics: dict[str, Tensor]) -> None:

@@ -92,7 +92,7 @@ def command_of(config: dict[str, Any]) -> str:
         f"{key}=x" for key in ("data.root", "loss_network.shallow", "loss_network.deep") if leaves(config).get(key)
     ]
     default = leaves(OmegaConf.to_container(load_config("train", [*chosen, *placeholders]), resolve=True))
-    automatic = ("trainer.accelerator", "trainer.precision", "loss_network.name")
+    automatic = ("trainer.accelerator", "trainer.precision", "loss_network.name", "data.num_workers")
     differ = {k: v for k, v in leaves(config).items() if k not in automatic and default.get(k) != v}
     return " ".join(
         [

@@ -166,6 +166,29 @@ def test_pictures_shared_among_threads_have_the_gradient_and_the_losses_of_the_w
         torch.testing.assert_close(logged, terms[name].detach(), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("name", ["fast", "johnson"])
+def test_steps_are_those_of_plain_adam(name, tmp_path):
+    """With the memory layouts that training has, which fused Adam does not look at."""
+    module, images, steps = make_module(3), AlwaysTheSame(), 3
+    module.network = create_network(name, 8, 1).to(memory_format=torch.channels_last)
+    before, network = copy.deepcopy(module.network), copy.deepcopy(module.network)
+    make_trainer(tmp_path, steps).fit(module, ContentImages(images, 2, 0, SIZE))
+
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2, foreach=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps + 1, pct_start=0.1)
+    content = (torch.stack(images.pictures).float() / 255).contiguous(memory_format=torch.channels_last)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module.perceptual_loss(network(content), module.perceptual_loss.content_features(content))["total"].backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    for old, expected, got in zip(before.parameters(), network.parameters(), module.network.parameters(), strict=True):
+        if old.ndim == 4:  # biases before a norm have no gradient but rounding's
+            together = torch.cosine_similarity((expected - old).flatten(), (got - old).flatten(), 0)
+            assert together > 0.95
+
+
 def test_training_leaves_the_loss_network_and_the_style_targets_as_they_were(trained):
     loss = trained["module"].perceptual_loss
     now = dict(loss.named_parameters()) | dict(loss.named_buffers())
