@@ -14,7 +14,7 @@ from pathlib import Path
 
 import skimage.data
 import torch
-from judging import SHARED, TEACHERS, judged
+from judging import SHARED, TEACHERS, ask_judge, trained
 from PIL import Image
 
 from nst_fast.commands.export import source_commit
@@ -53,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--style", type=Path, default=SHARED / "styles" / "starry_night.jpg")
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--photographs", type=int, default=12, help="that the judge looks at")
     parser.add_argument("--runs", type=Path, default=Path("runs", "ablation"), help="goes on with what is there")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--sheet", type=Path, default=Path(__file__).parents[1] / "docs" / "images" / "ablation.jpg")
@@ -65,7 +66,8 @@ def main() -> None:
         given = {"loss_network": "loss_network=vgg19_slim", "trainer.max_steps": f"trainer.max_steps={options.steps}"}
         for option in changed:
             given[option.partition("=")[0]] = option.replace("HALF", steps["HALF"]).replace("TWICE", steps["TWICE"])
-        answer, summary, model = judged(options.style, run, list(given.values()))
+        summary, model = trained(options.style, run, list(given.values()))
+        answer = ask_judge(model, options.style, options.photographs)
         figures[choice] = {name: answer[name] for name in FIGURES} | {
             "grid": summary["validation_losses"]["val/grid_loss"],
             "style_weight": summary["style_weight"],
@@ -84,6 +86,7 @@ def main() -> None:
     save_image(sheet, options.sheet, quality=75)
     report = {
         "what": f"{options.style.stem}, fast network, vgg19_slim, {options.steps} steps, one choice changed at a time",
+        "photographs": options.photographs,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "commit": source_commit(),
