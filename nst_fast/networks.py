@@ -170,12 +170,12 @@ class Grain(nn.Module):
         """Return x (N, C, H, W) with grain in it; in training the images (N, 3, ·, ·) choose the parts."""
         rows, columns = (torch.arange(size, device=x.device) for size in x.shape[2:])
         if not self.training:
-            return x + self.scale * self.grain[rows % self.PERIOD][:, columns % self.PERIOD]
+            return x + (self.scale * self.grain[rows % self.PERIOD][:, columns % self.PERIOD]).to(x.dtype)
         chosen = (
             (255 * image).round().long().sum((1, 2, 3))[:, None]
         )  # exact: neither threads nor a new start change it
         rows, columns = (rows + chosen) % self.PERIOD, (columns + chosen // self.PERIOD) % self.PERIOD
-        return x + self.scale * self.grain[rows[:, :, None], columns[:, None, :]][:, None]
+        return x + (self.scale * self.grain[rows[:, :, None], columns[:, None, :]][:, None]).to(x.dtype)
 
 
 class TransformationNetwork(nn.Module):
