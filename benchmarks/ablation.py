@@ -52,6 +52,7 @@ FIGURES = ("content", "style", "style_vgg19", "tv", "painting_size")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--style", type=Path, default=SHARED / "styles" / "starry_night.jpg")
+    parser.add_argument("--choices", nargs="+", default=list(CHOICES), choices=CHOICES)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--photographs", type=int, default=12, help="that the judge looks at")
     parser.add_argument("--runs", type=Path, default=Path("runs", "ablation"), help="goes on with what is there")
@@ -61,10 +62,10 @@ def main() -> None:
     photograph = resize_long_side(Image.fromarray(skimage.data.chelsea()), 360)
     steps = {"HALF": str(options.steps // 2), "TWICE": str(2 * options.steps)}
     figures, pictures = {}, []
-    for choice, changed in CHOICES.items():
+    for choice in options.choices:
         run = options.runs / f"{choice.replace(' ', '_')}_{options.steps}"
         given = {"loss_network": "loss_network=vgg19_slim", "trainer.max_steps": f"trainer.max_steps={options.steps}"}
-        for option in changed:
+        for option in CHOICES[choice]:
             given[option.partition("=")[0]] = option.replace("HALF", steps["HALF"]).replace("TWICE", steps["TWICE"])
         summary, model = trained(options.style, run, list(given.values()))
         answer = ask_judge(model, options.style, options.photographs)
@@ -75,7 +76,7 @@ def main() -> None:
         }
         print(choice, figures[choice], flush=True)
         pictures.append(Stylizer(model)(photograph))
-    names = list(CHOICES)
+    names = options.choices
     rows = [
         draw_sheet([pictures[start : start + COLUMNS]], [""], names[start : start + COLUMNS], "")
         for start in range(0, len(names), COLUMNS)
