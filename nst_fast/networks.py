@@ -50,13 +50,18 @@ class PhaseConv(nn.Conv2d):
     """
 
     TABLE: tuple[Any, ...]  # [phase of the result, tap of the kernel, phase seen, tap of the kernel of phases]
+    table: Tensor
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
+        super().__init__(channels_in, channels_out, kernel, padding=kernel // 2, padding_mode="reflect")
+        # On the device once: to hand it over in every step would wait for it.
+        self.register_buffer("table", torch.from_numpy(np.array(self.TABLE, np.float32)), persistent=False)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Return weight (4 O, 4 I or I, 3, 3) and bias (4 O,), the phases of a channel beside each other."""
-        table = self.weight.new_tensor(self.TABLE)
-        weight = torch.einsum("oihw,phak,qwbl->opqiabkl", self.weight, table, table).flatten(3, 5).flatten(0, 2)
+        weight = torch.einsum("oihw,phak,qwbl->opqiabkl", self.weight, self.table, self.table)
         assert self.bias is not None
-        return weight, self.bias.repeat_interleave(4)
+        return weight.flatten(3, 5).flatten(0, 2), self.bias.repeat_interleave(4)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, 4 O, H, W)."""
@@ -81,7 +86,7 @@ class OutputConv(PhaseConv):
     )
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(channels_in, channels_out, 5, padding=2, padding_mode="reflect")
+        super().__init__(channels_in, channels_out, 5)
 
 
 class UpsampleConv(PhaseConv):
@@ -100,7 +105,7 @@ class UpsampleConv(PhaseConv):
     )
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(channels_in, channels_out, 3, padding=1, padding_mode="reflect")
+        super().__init__(channels_in, channels_out, 3)
 
 
 class PhaseNorm(nn.InstanceNorm2d):
@@ -171,9 +176,8 @@ class Grain(nn.Module):
         rows, columns = (torch.arange(size, device=x.device) for size in x.shape[2:])
         if not self.training:
             return x + (self.scale * self.grain[rows % self.PERIOD][:, columns % self.PERIOD]).to(x.dtype)
-        chosen = (
-            (255 * image).round().long().sum((1, 2, 3))[:, None]
-        )  # exact: neither threads nor a new start change it
+        # Exact: neither threads nor a new start change it.
+        chosen = (255 * image).round().long().sum((1, 2, 3))[:, None]
         rows, columns = (rows + chosen) % self.PERIOD, (columns + chosen // self.PERIOD) % self.PERIOD
         return x + (self.scale * self.grain[rows[:, :, None], columns[:, None, :]][:, None]).to(x.dtype)
 
