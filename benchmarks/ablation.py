@@ -64,7 +64,11 @@ def main() -> None:
     figures, pictures = {}, []
     for choice in options.choices:
         run = options.runs / f"{choice.replace(' ', '_')}_{options.steps}"
-        given = {"loss_network": "loss_network=vgg19_slim", "trainer.max_steps": f"trainer.max_steps={options.steps}"}
+        given = {
+            "loss": "loss=balanced",
+            "loss_network": "loss_network=vgg19_slim",
+            "trainer.max_steps": f"trainer.max_steps={options.steps}",
+        }
         for option in CHOICES[choice]:
             given[option.partition("=")[0]] = option.replace("HALF", steps["HALF"]).replace("TWICE", steps["TWICE"])
         summary, model = trained(options.style, run, list(given.values()))

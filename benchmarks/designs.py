@@ -49,7 +49,13 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 def trained(design: str, style: Path, run: Path, steps: int, photographs: int) -> dict[str, float]:
     """Train one design on a painting, unless its model is there already, and return its figures."""
     kind, width, blocks = DESIGNS[design]
-    given = [f"network={kind}", f"network.width={width}", f"network.blocks={blocks}", "loss_network=vgg19_slim"]
+    given = [
+        f"network={kind}",
+        f"network.width={width}",
+        f"network.blocks={blocks}",
+        "loss_network=vgg19_slim",
+        "loss=balanced",
+    ]
     given += [f"trainer.max_steps={steps}", f"data.validation={SHARED / 'content' / 'val'}"]
     summary, model = train_once(style, run, given)
     answer = ask_judge(model, style, photographs)

@@ -36,7 +36,7 @@ def main() -> None:
         style = SHARED / "styles" / f"{name}.jpg"
         found = {}
         for network, chosen in (("vgg19_slim", ["loss_network=vgg19_slim"]), ("teachers", TEACHERS)):
-            given = ["style.size=256", f"trainer.max_steps={options.steps}", *chosen]
+            given = ["loss=balanced", "style.size=256", f"trainer.max_steps={options.steps}", *chosen]
             answer, _, _ = judged(style, options.runs / f"{network}_{name}", given, options.judge)
             found[network] = {figure: answer[figure] for figure in (*FIGURES, "painting_size")}
         slim, both = found["vgg19_slim"], found["teachers"]

@@ -85,7 +85,7 @@ def command_of(config: dict[str, Any]) -> str:
     """Return the `train` command that composes a model's config."""
     from omegaconf import OmegaConf
 
-    groups = {"loss": "balanced", "loss_network": "auto", "network": "fast", "data": "bundled"}
+    groups = {"loss": "structure", "loss_network": "auto", "network": "fast", "data": "bundled"}
     chosen = [f"style={config['style']['name']}"]
     chosen += [f"{g}={config[g]['name']}" for g, usual in groups.items() if config[g]["name"] != usual]
     placeholders = [
@@ -111,7 +111,7 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
     training, worth = figures["training"], figures["lbfgs_iterations"]
     command = command_of(config)
     everyone = f"train style={name} loss_network=vgg19 data=coco"
-    kept = ("loss.style_weight", "style.size", "trainer.max_steps")
+    kept = ("loss", "loss.style_weight", "style.size", "trainer.max_steps")
     everyone += "".join(f" {option}" for option in command.split() if option.split("=")[0] in kept)
     rows = {
         "painting": f"[{told['title']}]({style['url']}), {told['artist']}, {style['year']}; {told['licence']}",

@@ -72,6 +72,10 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
             paths[key] = word[value] if value in word else os.path.abspath(os.path.expanduser(value))
         else:
             values.append(argument)
+    # A strength is a content distance as loss=balanced measures it; structure is free to take any.
+    strong = [a for a in values if a.startswith("style.strength=") and a != "style.strength=null"]
+    if root == "train" and strong and not any(choice.startswith("loss=") for choice in choices):
+        choices.append("loss=balanced")
     with initialize_config_dir(str(folder), version_base="1.3"):
         try:
             cfg = compose(root, choices)

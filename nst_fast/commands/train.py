@@ -35,8 +35,9 @@ Train a transformation network on a style and export it to ONNX.
   style.image=FILE         with style=custom: your own picture
   style.size=PX            short side of the painting; smaller means smaller strokes (default 384)
   style.strength=S         subtle, medium, strong, or the content distance to aim for (0.2 to 1): training finds the
-                           style weight that gives it
-  loss.style_weight=W      or the weight itself (default 7; 2 is subtle, 20 strong)
+                           style weight that gives it, with loss=balanced
+  loss.style_weight=W      or the weight itself (default 5)
+  loss=NAME                structure, balanced, gatys or johnson
   data=folder data.root=D  train on your own photographs (default: bundled ones)
   data=coco                train on COCO's: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
