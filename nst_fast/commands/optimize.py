@@ -31,7 +31,7 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   keep_colors=true         luminance of the result, colours of the photograph
   snapshot_every=N         write the picture every N iterations
   format=png|jpg
-  loss=NAME                structure, balanced, gatys or johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
+  loss=NAME                structure, balanced, gatys, johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
   loss_network=NAME        vgg19_slim, vgg19 or teachers
   experiment=gatys2016_figure2   the paper's presets: figure1_content, figure1_style, figure2, figure3
   output=FOLDER            (default: runs/optimize/<style>/<time>)
