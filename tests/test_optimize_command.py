@@ -31,7 +31,7 @@ from nst_fast.comparison import perceptual_losses
 from nst_fast.errors import UserError
 from nst_fast.image_optimizer import optimize_image
 from nst_fast.loss_network import create_loss_network
-from nst_fast.losses import BalancedLoss
+from nst_fast.losses import StructureLoss
 from nst_fast.style_targets import StyleTargets, to_image, to_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,10 +53,11 @@ def shipped_grams(name: str, size: int) -> dict[str, torch.Tensor]:
     return dict(StyleTargets.load(ASSETS / "style_targets" / f"{name}.safetensors").grams[size])
 
 
-def shipped_loss(grams: dict[str, torch.Tensor]) -> BalancedLoss:
-    """Return the loss that configs/loss/balanced.yaml describes."""
+def shipped_loss(grams: dict[str, torch.Tensor]) -> StructureLoss:
+    """Return the loss that configs/loss/structure.yaml describes."""
     styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
-    loss = BalancedLoss(create_loss_network("vgg19_slim"), {"relu4_2": 1.0}, styles, 1.0, 7.0, 3.0)
+    content = {"relu3_1": 0.5, "relu4_2": 0.5}
+    loss = StructureLoss(create_loss_network("vgg19_slim"), content, styles, 1.0, 5.0, 3.0)
     loss.set_style(grams)
     return loss
 
@@ -133,7 +134,7 @@ def test_trace_has_every_iteration_and_falls_from_the_photograph_on(finished):
     assert totals == sorted(totals, reverse=True)
     assert totals[-1] < totals[0] / 2
     for row in trace:
-        assert row["total"] == pytest.approx(row["content"] + 7 * row["style"] + 3 * row["tv"], rel=1e-5)
+        assert row["total"] == pytest.approx(row["content"] + 5 * row["style"] + 3 * row["tv"], rel=1e-5)
 
 
 def test_report_says_what_was_optimised(finished):
