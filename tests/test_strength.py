@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nst_fast.commands.configuration import load_config
 from nst_fast.strength import STRENGTHS, StyleWeightControl
 from nst_fast.style_transfer import read_checkpoint
 from nst_fast.stylizer import Stylizer
@@ -79,7 +80,17 @@ def test_a_strength_that_is_none_is_one_line(train, option, words):
     assert "Traceback" not in result.err
 
 
-def test_a_strength_of_another_loss_is_one_line(train):
-    result = train("style=starry_night", "style.strength=medium", "loss=johnson", *SMALL)
+@pytest.mark.parametrize("loss", ["johnson", "structure"])
+def test_a_strength_of_another_loss_is_one_line(train, loss):
+    result = train("style=starry_night", "style.strength=medium", f"loss={loss}", *SMALL)
     assert result.code == 1
     assert "loss=balanced" in result.err
+
+
+def test_a_strength_comes_with_the_loss_whose_distance_it_is():
+    chosen = {
+        strength: load_config("train", ["style=starry_night", f"style.strength={strength}"]).loss
+        for strength in ("medium", "0.4", "null")
+    }
+    assert [loss.name for loss in chosen.values()] == ["balanced", "balanced", "structure"]
+    assert dict(chosen["medium"].content_layers) == {"relu4_2": 1.0}
