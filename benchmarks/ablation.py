@@ -1,7 +1,8 @@
 """What each choice of the recipe does to the judge's figures and to the picture: python benchmarks/ablation.py
 
-One painting, one choice changed at a time, the rest as `train` has it; an outside judge (a script that prints JSON for
---model and --style) scores photographs never seen. Writes the figures as JSON and a sheet with one photograph.
+One painting, one choice changed at a time, the rest as `train` has it, but for loss=balanced; an outside judge (a
+script that prints JSON for --model and --style) scores photographs never seen. Writes the figures as JSON and a sheet
+with one photograph.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from nst_fast.stylizer import Stylizer
 
 WITHOUT = "loss.style_layers={{{}}}"
 CHOICES = {
-    "as it is": [],
+    "balanced": [],
+    "structure": ["loss=structure"],
     "painting at 256 px": ["style.size=256"],
     "painting at 512 px": ["style.size=512"],
     "without relu1_1": [WITHOUT.format(", ".join(f"relu{n}_1: 0.25" for n in (2, 3, 4, 5)))],
