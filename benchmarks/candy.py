@@ -1,0 +1,93 @@
+"""Models of candy against the peer's that made the look known, at 720 px: python benchmarks/candy.py RUN...
+
+A run is a folder that `train` left behind. An outside judge scores both sides on two sets of photographs. Beside it
+stands how much of the photographs can be recognised: the correlation of stylized features with the photograph's,
+filter by filter, weighted by the filter's variance there; 1 is the photograph. `loss=structure` trains on nearly that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from judging import SHARED
+from omegaconf import OmegaConf
+
+from nst_fast.commands.export import source_commit
+from nst_fast.data import centre_crop
+from nst_fast.images import load_image
+from nst_fast.loss_network import VGG, load_converted_vgg
+from nst_fast.style_targets import to_image, to_tensor
+from nst_fast.stylizer import Stylizer
+
+PEER = SHARED / "peers" / "winml_candy_720.onnx"
+SIZE = 720  # px, the peer's
+SETS = {"3 photographs": SHARED / "photos", "12 validation photographs": SHARED / "content" / "val"}
+MOST = 12
+LAYERS = ("relu3_3", "relu4_2")
+FIGURES = ("content", "style", "style_vgg19", "tv", "painting_size")
+TOLD = ("loss.name", "loss.style_weight", "style.strength", "data.window", "data.batch_size", "trainer.max_steps")
+
+
+def judge(model: Path, photographs: Path, *options: str) -> dict[str, float]:
+    """Return the outside judge's figures."""
+    command = [sys.executable, str(SHARED / "judge.py"), "--model", str(model), "--size", str(SIZE), *options]
+    command += ["--style", str(SHARED / "styles" / "candy.jpg"), "--photos", str(photographs), "--limit", str(MOST)]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {name: answer[name] for name in FIGURES}
+
+
+@torch.no_grad()
+def correlations(stylize: Stylizer, photographs: Path, network: VGG) -> dict[str, float]:
+    """Return the mean correlation of features with the photographs', layer by layer."""
+    files = sorted(photographs.glob("*.jpg"))[:MOST]
+    sums = dict.fromkeys(LAYERS, 0.0)
+    for file in files:
+        photograph = to_image(centre_crop(load_image(file), SIZE)[None] / 255)
+        features = [network(to_tensor(picture), LAYERS) for picture in (stylize(photograph), photograph)]
+        for layer in LAYERS:
+            x, p = (f[layer][0].flatten(1).double() for f in features)
+            x, p = x - x.mean(1, keepdim=True), p - p.mean(1, keepdim=True)
+            variance = p.square().mean(1)
+            correlation = (x * p).mean(1) / (x.square().mean(1) * variance).sqrt().clamp_min(1e-12)
+            sums[layer] += float((correlation * variance).sum() / variance.sum())
+    return {layer: value / len(files) for layer, value in sums.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    network = load_converted_vgg(SHARED / "teachers" / "vgg19_quarter_width_to_conv5_1.safetensors", "max")
+    found: dict[str, Any] = {"the peer": {}}
+    sides = {"the peer": (PEER, Stylizer(PEER, pixel_range=255, bgr=True), ["--bgr"])}
+    for run in options.runs:
+        config, summary = OmegaConf.load(run / "config.yaml"), json.loads((run / "summary.json").read_text())
+        chosen = {option: OmegaConf.select(config, option) for option in TOLD}
+        found[run.name] = chosen | {"minutes": summary["seconds"] / 60, "device": summary["device"]}
+        sides[run.name] = (run / "candy.onnx", Stylizer(run / "candy.onnx"), [])
+    for name, (model, stylize, given) in sides.items():
+        for which, photographs in SETS.items():
+            shown = correlations(stylize, photographs, network)
+            found[name][which] = judge(model, photographs, *given) | {"correlation": shown}
+        print(name, json.dumps(found[name], indent=1), flush=True)
+    report = {
+        "what": f"candy at {SIZE} px, relative distances to painting and photograph",
+        "device": f"CPU, {os.cpu_count()} cores",
+        "commit": source_commit(),
+        "date": date.today().isoformat(),
+        "models": found,
+    }
+    options.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
