@@ -44,7 +44,7 @@ def main() -> None:
         rows = [photographs, [stylize(p) for p in photographs], [to_image(image) for image in slow]]
         sheet = np.concatenate([np.concatenate([np.asarray(p) for p in row], 1) for row in rows])
         path = OUTPUT / f"{name}.jpg"
-        save_image(Image.fromarray(sheet), path, quality=60)
+        save_image(Image.fromarray(sheet), path, quality=56)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -26,7 +26,7 @@ from nst_fast.commands.configuration import load_config
 from nst_fast.comparison import perceptual_losses
 from nst_fast.images import load_image, resize_long_side
 from nst_fast.loss_network import create_loss_network, file_identity
-from nst_fast.losses import BalancedLoss
+from nst_fast.losses import StructureLoss
 from nst_fast.networks import create_network
 from nst_fast.onnx_export import export
 from nst_fast.style_targets import StyleTargets, to_tensor
@@ -131,8 +131,8 @@ def test_report_says_under_which_conditions(finished):
     # The teachers that it was trained on are not handed on with it.
     assert report["loss_network"] == file_identity("vgg19_slim", VGG19_SLIM)
     assert (report["loss"]["name"], report["loss"]["style_weight"], report["threads"]) == (
-        "balanced",
-        10,
+        "structure",
+        5,
         torch.get_num_threads(),
     )
     assert set(report["photographs"]) == {"cat <1>.png", "cup.png"}
@@ -149,7 +149,8 @@ def test_traces_hold_every_iteration_of_every_optimiser(finished):
 
 def test_losses_of_the_model_are_those_of_its_pictures_on_the_shipped_targets(finished):
     styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
-    loss = BalancedLoss(create_loss_network("vgg19_slim"), {"relu4_2": 1.0}, styles, 1.0, 10.0, 3.0)
+    content = {"relu3_1": 0.5, "relu4_2": 0.5}
+    loss = StructureLoss(create_loss_network("vgg19_slim"), content, styles, 1.0, 5.0, 3.0)
     loss.set_style(StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").grams[384])
     stylize = Stylizer(shipped_models()["starry_night"])
     for name, photograph in finished.report["photographs"].items():
