@@ -113,7 +113,8 @@ def page(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
 
 Written by `python benchmarks/designs.py`; the figures are in `../benchmarks/designs.json`. {short} and {long} steps
 of 4 at 256 px on {" and ".join(options.styles)}, means of both: the validation loss, and an outside judge's content
-and style_vgg19 on {options.photographs} photographs. Same photographs, loss (vgg19_slim), schedule and seed. Seconds
+and style_vgg19 on {options.photographs} photographs. Same photographs, loss (`balanced`,
+on vgg19_slim), schedule and seed. Seconds
 of the exported file on onnxruntime, {options.threads} threads, CPU {torch.backends.cpu.get_cpu_capability()}, the
 fastest of {options.rounds} turns. `johnson 32` is the field's standard; a number is the width, with 5 residual blocks
 (`tiny` 3) unless it says otherwise. Weights are those of the exported file, folded.
