@@ -90,7 +90,7 @@ def main() -> None:
     sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
     for number, row in enumerate(rows):
         sheet.paste(row, (0, number * row.height))
-    save_image(sheet, options.sheet, quality=75)
+    save_image(sheet, options.sheet, quality=60)
     report = {
         "what": f"{options.style.stem}, fast network, vgg19_slim, {options.steps} steps, one choice changed at a time",
         "photographs": options.photographs,
