@@ -10,14 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from judging import SHARED
+from judging import SHARED, ask_judge
 from omegaconf import OmegaConf
 
 from nst_fast.commands.export import source_commit
@@ -27,6 +25,7 @@ from nst_fast.loss_network import VGG, load_converted_vgg
 from nst_fast.style_targets import to_image, to_tensor
 from nst_fast.stylizer import Stylizer
 
+PAINTING = SHARED / "styles" / "candy.jpg"
 PEER = SHARED / "peers" / "winml_candy_720.onnx"
 SIZE = 720  # px, the peer's
 SETS = {"3 photographs": SHARED / "photos", "12 validation photographs": SHARED / "content" / "val"}
@@ -34,14 +33,6 @@ MOST = 12
 LAYERS = ("relu3_3", "relu4_2")
 FIGURES = ("content", "style", "style_vgg19", "tv", "painting_size")
 TOLD = ("loss.name", "loss.style_weight", "style.strength", "data.window", "data.batch_size", "trainer.max_steps")
-
-
-def judge(model: Path, photographs: Path, *options: str) -> dict[str, float]:
-    """Return the outside judge's figures."""
-    command = [sys.executable, str(SHARED / "judge.py"), "--model", str(model), "--size", str(SIZE), *options]
-    command += ["--style", str(SHARED / "styles" / "candy.jpg"), "--photos", str(photographs), "--limit", str(MOST)]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {name: answer[name] for name in FIGURES}
 
 
 @torch.no_grad()
@@ -77,7 +68,8 @@ def main() -> None:
     for name, (model, stylize, given) in sides.items():
         for which, photographs in SETS.items():
             shown = correlations(stylize, photographs, network)
-            found[name][which] = judge(model, photographs, *given) | {"correlation": shown}
+            answer = ask_judge(model, PAINTING, MOST, ["--size", str(SIZE), "--photos", str(photographs), *given])
+            found[name][which] = {figure: answer[figure] for figure in FIGURES} | {"correlation": shown}
         print(name, json.dumps(found[name], indent=1), flush=True)
     report = {
         "what": f"candy at {SIZE} px, relative distances to painting and photograph",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ def trained(style: Path, run: Path, options: list[str]) -> tuple[Any, Path]:
     return json.loads((run / "summary.json").read_text()), model
 
 
-def ask_judge(model: Path, style: Path, photographs: int | None = None) -> Any:
+def ask_judge(model: Path, style: Path, photographs: int | None = None, options: Sequence[str] = ()) -> Any:
     """Return the figures of the judge, a script that prints JSON for --model and --style, on so many photographs."""
-    command = [sys.executable, str(SHARED / "judge.py"), "--model", str(model), "--style", str(style)]
+    command = [sys.executable, str(SHARED / "judge.py"), "--model", str(model), "--style", str(style), *options]
     limit = ["--limit", str(photographs)] if photographs else []
     return json.loads(subprocess.run([*command, *limit], check=True, capture_output=True, text=True).stdout)
 
