@@ -80,9 +80,9 @@ def test_a_strength_that_is_none_is_one_line(train, option, words):
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize("loss", ["johnson", "structure"])
-def test_a_strength_of_another_loss_is_one_line(train, loss):
-    result = train("style=starry_night", "style.strength=medium", f"loss={loss}", *SMALL)
+@pytest.mark.parametrize("chosen", ["loss=johnson", "loss=structure", "experiment=johnson2016"])
+def test_a_strength_of_another_loss_is_one_line(train, chosen):
+    result = train("style=starry_night", "style.strength=medium", chosen, *SMALL)
     assert result.code == 1
     assert "loss=balanced" in result.err
 

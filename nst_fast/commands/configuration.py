@@ -74,7 +74,7 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
             values.append(argument)
     # A strength is a content distance as loss=balanced measures it; structure is free to take any.
     strong = [a for a in values if a.startswith("style.strength=") and a != "style.strength=null"]
-    if root == "train" and strong and not any(choice.startswith("loss=") for choice in choices):
+    if root == "train" and strong and not any(choice.startswith(("loss=", "experiment=")) for choice in choices):
         choices.append("loss=balanced")
     with initialize_config_dir(str(folder), version_base="1.3"):
         try:
