@@ -38,6 +38,7 @@ Train a transformation network on a style and export it to ONNX.
                            style weight that gives it, with loss=balanced
   loss.style_weight=W      or the weight itself (default 5)
   loss=NAME                structure, balanced, gatys or johnson
+  loss.content_layers=…    all of them with their weights, '{relu3_1: 0.5, relu4_2: 0.5}'; likewise loss.style_layers
   data=folder data.root=D  train on your own photographs (default: bundled ones)
   data=coco                train on COCO's: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
@@ -196,7 +197,7 @@ def train(arguments: list[str]) -> Path | None:
     resolve(cfg, console)
     pl.seed_everything(cfg.seed, verbose=False)
     # First of all that draws random numbers: the same seed starts alike whatever the loss network.
-    network = create_network(cfg.network.name, cfg.network.width, cfg.network.blocks)
+    network = create_network(**cfg.network)
     started = datetime.now()
     resume, cfg.resume = cfg.resume, None
     earlier: dict[str, Any] = {}
