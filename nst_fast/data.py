@@ -9,8 +9,11 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -242,6 +245,23 @@ class Forever(Sampler[int]):
             yield from range(share, share + self.batch_size)
 
 
+def leave_signals_to_the_run(worker: int) -> None:
+    """Let a loader's worker outlive SIGINT and SIGTERM to the whole process group, as `timeout` or a scheduler sends.
+
+    The run needs it to finish its step, and ends it with a SIGTERM of its own where need be.
+    """
+
+    def end_by_the_run() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=end_by_the_run, daemon=True).start()
+
+
 class ContentImages(pl.LightningDataModule):
     """Batches of content images (N, 3, size, size) uint8, and a fixed strip of validation photographs.
 
@@ -276,6 +296,7 @@ class ContentImages(pl.LightningDataModule):
             sampler=Forever(seen * processes * self.batch_size, self.batch_size, rank, processes),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals_to_the_run,
             persistent_workers=self.num_workers > 0,
             prefetch_factor=4 if self.num_workers else None,
         )

@@ -378,20 +378,24 @@ def test_a_warm_start_needs_its_file_no_more_once_there_is_a_checkpoint(finished
 
 @pytest.fixture
 def endless(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A long run in a process of its own that has written its first checkpoint."""
+    """A long run in a process group of its own that has written its first checkpoint."""
     draw_picture(tmp_path / "pic.jpg")
-    options = [*SMALL, "trainer.max_steps=1000000", "trainer.validate_every=2", "output=endless"]
-    command = [BIN / "train", *CUSTOM, *options]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    options = [*SMALL, "data.num_workers=1", "trainer.max_steps=1000000", "trainer.validate_every=2", "output=endless"]
+    command, pipes = [BIN / "train", *CUSTOM, *options], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, text=True, start_new_session=True, **pipes) as process:
         while process.poll() is None and not (tmp_path / "endless" / "checkpoints" / "last.ckpt").exists():
             time.sleep(0.1)
         yield process
         process.kill()
 
 
-def test_an_interrupted_run_leaves_a_checkpoint_and_says_how_to_go_on(endless, tmp_path):
-    endless.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to the process", "to its group"])
+def test_an_interrupted_run_leaves_a_checkpoint_and_says_how_to_go_on(number, send, endless, tmp_path):
+    send(endless.pid, number)
     _, err = endless.communicate(timeout=60)
+    with pytest.raises(ProcessLookupError):  # the worker, too, has ended
+        os.killpg(endless.pid, 0)
     assert endless.returncode != 0
     assert "Traceback" not in err
     (path,) = re.findall(r"resume=(\S+)", err)
