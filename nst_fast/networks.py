@@ -182,6 +182,35 @@ class Grain(nn.Module):
         return x + (self.scale * self.grain[rows[:, :, None], columns[:, None, :]][:, None]).to(x.dtype)
 
 
+class Contrast(nn.Module):
+    """Add the photograph's contrast, brought to one level everywhere, scaled for every channel.
+
+    So strokes follow faint clouds and what is in shadow as they follow outlines (local contrast normalisation: Jarrett
+    et al. 2009). It is brightness less its surround, over its deviation there; where that is below ``FAINT`` it fades.
+    """
+
+    WINDOW = 9  # positions, side of the square that surround and deviation are means over, twice
+    FAINT = 0.006  # of brightness in [0, 1]: about what JPEG's rounding leaves in skies
+    START = 0.15  # of the deviation that the norm before gives, the scale before training
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), self.START))
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        """Return x (N, C, H, W) with the contrast of images (N, 3, 4 H, 4 W) in it."""
+
+        def surround(x: Tensor) -> Tensor:
+            for _ in range(2):
+                x = F.avg_pool2d(x, self.WINDOW, 1, self.WINDOW // 2, count_include_pad=False)
+            return x
+
+        brightness = F.avg_pool2d(image, 4).mean(1, keepdim=True)
+        difference = brightness - surround(brightness)
+        deviation = surround(difference.square()).sqrt()
+        return x + (self.scale * (difference / (deviation + self.FAINT))).to(x.dtype)
+
+
 class TransformationNetwork(nn.Module):
     """A fully convolutional network whose output is cropped to its input's size inside the graph.
 
@@ -231,11 +260,13 @@ class FastNetwork(TransformationNetwork):
 
     margin: ClassVar[int] = 8  # px, a multiple of the stride; instance norms see it, which training has not
 
-    def __init__(self, width: int = 48, blocks: int = 4) -> None:
+    def __init__(self, width: int = 48, blocks: int = 4, grain: str = "noise") -> None:
         super().__init__()
+        if grain not in GRAINS:
+            raise UserError(f"unknown grain {grain!r}: {nearest(grain, GRAINS)}")
         half, full = width // 2, width // 4
         self.stem = nn.Sequential(nn.Conv2d(3, width, 12, 4, 4, padding_mode="reflect"), norm(width), nn.ReLU())
-        self.grain = Grain(width)
+        self.grain = GRAINS[grain](width)
         self.body = nn.Sequential(
             *(Residual(width) for _ in range(blocks)),
             *(UpsampleConv(width, half), PhaseNorm(half), nn.ReLU(), PhasePixels(half)),
@@ -248,19 +279,20 @@ class FastNetwork(TransformationNetwork):
         height, width = image.shape[2:]
         margin = 0 if self.training else self.margin
         around = (margin, margin + -width % 4, margin, margin + -height % 4)
-        features = self.grain(self.stem(F.pad(image, around, mode="reflect")), image)
-        return self.body(features)[:, :, margin : margin + height, margin : margin + width]
+        seen = F.pad(image, around, mode="reflect")
+        return self.body(self.grain(self.stem(seen), seen))[:, :, margin : margin + height, margin : margin + width]
 
 
 class TinyNetwork(FastNetwork):
     """`FastNetwork` without its last convolution: the last upsampling gives the picture."""
 
-    def __init__(self, width: int = 16, blocks: int = 3) -> None:
-        super().__init__(width, blocks)
+    def __init__(self, width: int = 16, blocks: int = 3, grain: str = "noise") -> None:
+        super().__init__(width, blocks, grain)
         last = max(index for index, module in enumerate(self.body) if isinstance(module, UpsampleConv))
         self.body = nn.Sequential(*self.body[:last], UpsampleConv(width // 2, 3), PhasePixels(3))
 
 
+GRAINS: dict[str, type[Grain] | type[Contrast]] = {"noise": Grain, "contrast": Contrast}
 NETWORKS: dict[str, type[JohnsonNetwork] | type[FastNetwork]] = {
     "fast": FastNetwork,
     "johnson": JohnsonNetwork,
@@ -268,11 +300,11 @@ NETWORKS: dict[str, type[JohnsonNetwork] | type[FastNetwork]] = {
 }
 
 
-def create_network(name: str, width: int, blocks: int) -> TransformationNetwork:
-    """Return a new transformation network; UserError names the nearest where the name is unknown."""
+def create_network(name: str, width: int, blocks: int, **options: str) -> TransformationNetwork:
+    """Return a new transformation network; UserError names the nearest where a name is unknown."""
     if name not in NETWORKS:
         raise UserError(f"unknown network {name!r}: {nearest(name, NETWORKS)}")
-    return NETWORKS[name](width, blocks)
+    return NETWORKS[name](width, blocks, **options)
 
 
 def for_inference(network: Network) -> Network:

@@ -33,10 +33,12 @@ OLDEST_OPSET = 10  # Slice takes its bounds as inputs
 # px, height and width of the pictures that a graph's geometry is read from; it must not depend on their size
 PROBES = ((160, 192), (149, 203))
 # fmt: off
+# ReduceMean is one over channels: over places it would change the size, which is refused.
 POINTWISE = frozenset({
     "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Clip", "Div", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu",
     "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow",
-    "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh",
+    "Reciprocal", "ReduceMean", "Relu", "Round", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Sub", "Sum",
+    "Tanh",
 })
 # fmt: on
 REARRANGING = frozenset({"Reshape", "Squeeze", "Transpose", "Unsqueeze"})

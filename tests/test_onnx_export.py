@@ -15,10 +15,10 @@ METADATA = {"style": "der_schrei", "title": "Der Schrei — 叫び ☺", "artist
 SIZES = [(16, 16), (17, 23), (64, 33), (101, 75)]
 
 
-def random_network(name: str, seed: int = 0) -> TransformationNetwork:
+def random_network(name: str, seed: int = 0, **options: str) -> TransformationNetwork:
     """A small network whose random output covers the range of colours and passes its ends."""
     torch.manual_seed(seed)
-    network = create_network(name, 8, 2)
+    network = create_network(name, 8, 2, **options)
     with torch.no_grad():
         list(network.parameters())[-2].mul_(1.5)
         list(network.parameters())[-1].add_(0.5)
@@ -34,10 +34,11 @@ def infer(path, pictures: np.ndarray) -> np.ndarray:
     return session.run(["stylized"], {"image": pictures})[0]
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+@pytest.fixture(scope="module", params=[*NETWORKS, "contrast"])
 def exported(request, tmp_path_factory):
-    network = random_network(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
+    contrast = request.param == "contrast"
+    network = random_network("fast", grain="contrast") if contrast else random_network(request.param)
+    folder = tmp_path_factory.mktemp("model")
     return network, export(network, folder / "model.onnx", METADATA)
 
 

@@ -211,7 +211,7 @@ def test_the_model_says_what_it_is_and_how_it_was_made(finished):
     summary = json.loads((finished.folder / "summary.json").read_text())
     assert metadata["image_sha256"] == hashlib.sha256((finished.cwd / "pic.jpg").read_bytes()).hexdigest()
     assert metadata["loss_network"] == summary["loss_network"]
-    assert metadata["network"] == "fast, width 48, 4 blocks"
+    assert metadata["network"] == "fast, width 48, blocks 4, grain noise"
     assert metadata["version"] == nst_fast.__version__
     assert float(metadata["val_total_loss"]) == pytest.approx(summary["validation_losses"]["val/total_loss"], rel=1e-4)
     assert finished.day <= date.fromisoformat(metadata["date"]) <= datetime.now(timezone.utc).date()
@@ -267,9 +267,17 @@ def test_two_runs_with_one_seed_have_identical_weights_for_any_number_of_workers
     assert_same_weights(Path("w0"), finished.folder)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_two_runs_with_one_seed_have_identical_weights_in_either_precision(precision, train):
-    options = [*SMOKE, "network.width=8", "network.blocks=1", f"trainer.precision={precision}"]
+@pytest.mark.parametrize(
+    ("precision", "grain"), [("32-true", "noise"), ("bf16-mixed", "noise"), ("bf16-mixed", "contrast")]
+)
+def test_two_runs_with_one_seed_have_identical_weights(precision, grain, train):
+    options = [
+        *SMOKE,
+        "network.width=8",
+        "network.blocks=1",
+        f"network.grain={grain}",
+        f"trainer.precision={precision}",
+    ]
     for name in ("first", "second"):
         assert train("style=starry_night", *options, "style.size=384", f"output={name}").code == 0
     assert_same_weights(Path("first"), Path("second"))
@@ -473,6 +481,12 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "missing checkpoint": ([*CUSTOM, "resume=none.ckpt"], ["no checkpoint", "none.ckpt"]),
     "text for a checkpoint": ([*CUSTOM, "resume=text.pth"], ["text.pth"]),
     "no network to start from": ([*CUSTOM, "init_from=none.ckpt"], ["no checkpoint", "none.ckpt"]),
+    "unknown grain": ([*CUSTOM, "network.grain=contrasts"], ["contrasts", "did you mean contrast?"]),
+    "grain for a network without": ([*CUSTOM, "network=johnson", "network.grain=contrast"], ["grain"]),
+    "network of another grain to start from": (
+        [*CUSTOM, "network.grain=contrast", "init_from=finished.ckpt"],
+        ["init_from=", "grain noise", "must agree"],
+    ),
     "network of another size to start from": (
         [*CUSTOM, "network.width=8", "init_from=finished.ckpt"],
         ["init_from=", "width 48", "must agree"],

@@ -63,7 +63,7 @@ def describe(checkpoint: dict[str, Any]) -> dict[str, str]:
 
     ours = checkpoint[CHECKPOINT_KEY]
     config = ours["config"]
-    style = config["style"]
+    style, network = config["style"], config["network"]
     metadata = {
         "version": __version__,
         "style": style["name"],
@@ -76,7 +76,7 @@ def describe(checkpoint: dict[str, Any]) -> dict[str, str]:
         **({} if style["strength"] is None else {"strength": style["strength"]}),
         "loss": config["loss"]["name"],
         "loss_network": ours["loss_network"],
-        "network": "{name}, width {width}, {blocks} blocks".format(**config["network"]),
+        "network": ", ".join([network["name"], *(f"{key} {network[key]}" for key in network if key != "name")]),
         "data": config["data"]["name"],
         "steps": ours["step"],
         **{k.replace("/", "_"): f"{v:.6g}" for k, v in ours["validation_losses"].items()},

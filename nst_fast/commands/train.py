@@ -45,6 +45,7 @@ Train a transformation network on a style and export it to ONNX.
   trainer=smoke            a few steps, to see that everything works
   loss_network=NAME        vgg19_slim, vgg19 or teachers (default: chosen by the device)
   network=NAME             fast, tiny or johnson
+  network.grain=contrast   strokes grow from the photograph's own faint contrast; flats stay flat (default: noise)
   experiment=johnson2016   the field's standard recipe
   init_from=CHECKPOINT     start from another style's network, which saves time
   resume=last              go on with the newest run of the style, or with the one in output=FOLDER
@@ -124,8 +125,8 @@ def warm_start(network: Any, path: str) -> None:
     checkpoint = read_checkpoint(path)
     weights = trained_network(checkpoint, path).state_dict()
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in network.state_dict().items()}:
-        theirs = "{name}, width {width}, {blocks} blocks".format(**checkpoint[CHECKPOINT_KEY]["config"]["network"])
-        raise UserError(f"init_from={path} is a network {theirs}; network, network.width and network.blocks must agree")
+        theirs = ", ".join(f"{key} {value}" for key, value in checkpoint[CHECKPOINT_KEY]["config"]["network"].items())
+        raise UserError(f"init_from={path} is of another network, {theirs}; the options of network must agree")
     network.load_state_dict(weights)
 
 
