@@ -3,6 +3,7 @@
 A run is a folder that `train` left behind. An outside judge scores both sides on two sets of photographs. Beside it
 stands how much of the photographs can be recognised: the correlation of stylized features with the photograph's,
 filter by filter, weighted by the filter's variance there; 1 is the photograph. `loss=structure` trains on nearly that.
+What the output has of other runs stays, each with the commit that it was measured at.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ SETS = {"3 photographs": SHARED / "photos", "12 validation photographs": SHARED 
 MOST = 12
 LAYERS = ("relu3_3", "relu4_2")
 FIGURES = ("content", "style", "style_vgg19", "tv", "painting_size")
-TOLD = ("loss.name", "loss.style_weight", "style.strength", "data.window", "data.batch_size", "trainer.max_steps")
+TOLD = (
+    *("network.width", "network.blocks", "network.grain", "loss.name", "loss.style_weight", "loss_network.name"),
+    *("style.strength", "data.window", "data.batch_size", "trainer.max_steps"),
+)
 
 
 @torch.no_grad()
@@ -58,7 +62,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     network = load_converted_vgg(SHARED / "teachers" / "vgg19_quarter_width_to_conv5_1.safetensors", "max")
-    found: dict[str, Any] = {"the peer": {}}
+    measured = {"commit": source_commit(), "date": date.today().isoformat()}
+    found: dict[str, Any] = json.loads(options.output.read_text())["models"] if options.output.exists() else {}
+    found["the peer"] = {}
     sides = {"the peer": (PEER, Stylizer(PEER, pixel_range=255, bgr=True), ["--bgr"])}
     for run in options.runs:
         config, summary = OmegaConf.load(run / "config.yaml"), json.loads((run / "summary.json").read_text())
@@ -66,6 +72,7 @@ def main() -> None:
         found[run.name] = chosen | {"minutes": summary["seconds"] / 60, "device": summary["device"]}
         sides[run.name] = (run / "candy.onnx", Stylizer(run / "candy.onnx"), [])
     for name, (model, stylize, given) in sides.items():
+        found[name] |= measured
         for which, photographs in SETS.items():
             shown = correlations(stylize, photographs, network)
             answer = ask_judge(model, PAINTING, MOST, ["--size", str(SIZE), "--photos", str(photographs), *given])
@@ -74,8 +81,6 @@ def main() -> None:
     report = {
         "what": f"candy at {SIZE} px, relative distances to painting and photograph",
         "device": f"CPU, {os.cpu_count()} cores",
-        "commit": source_commit(),
-        "date": date.today().isoformat(),
         "models": found,
     }
     options.output.write_text(json.dumps(report, indent=1) + "\n")
