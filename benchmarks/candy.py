@@ -34,8 +34,9 @@ MOST = 12
 LAYERS = ("relu3_3", "relu4_2")
 FIGURES = ("content", "style", "style_vgg19", "tv", "painting_size")
 TOLD = (
-    *("network.width", "network.blocks", "network.grain", "loss.name", "loss.style_weight", "loss_network.name"),
-    *("style.strength", "data.window", "data.batch_size", "trainer.max_steps"),
+    *("network.width", "network.blocks", "network.grain", "loss_network.name"),
+    *("loss.name", "loss.content_layers", "loss.style_layers", "loss.style_weight", "loss.tv_weight"),
+    *("style.size", "style.strength", "data.window", "data.batch_size", "trainer.max_steps"),
 )
 
 
@@ -68,7 +69,7 @@ def main() -> None:
     sides = {"the peer": (PEER, Stylizer(PEER, pixel_range=255, bgr=True), ["--bgr"])}
     for run in options.runs:
         config, summary = OmegaConf.load(run / "config.yaml"), json.loads((run / "summary.json").read_text())
-        chosen = {option: OmegaConf.select(config, option) for option in TOLD}
+        chosen: Any = OmegaConf.to_container(OmegaConf.create({name: OmegaConf.select(config, name) for name in TOLD}))
         found[run.name] = chosen | {"minutes": summary["seconds"] / 60, "device": summary["device"]}
         sides[run.name] = (run / "candy.onnx", Stylizer(run / "candy.onnx"), [])
     for name, (model, stylize, given) in sides.items():
