@@ -55,7 +55,7 @@ def main() -> None:
     ]
     pictures = [photographs, *([Stylizer(model)(one) for one in photographs] for model in models.values())]
     rows = [list(row) for row in zip(*pictures, strict=True)]
-    save_image(draw_sheet(rows, [""] * len(rows), ["photograph", *GRAINS], ""), options.sheet, quality=55)
+    save_image(draw_sheet(rows, [""] * len(rows), ["photograph", *GRAINS], ""), options.sheet, quality=40)
     frame = np.random.default_rng(0).integers(0, 256, (1, *SIZES["720p"], 3), dtype=np.uint8)
     given = onnxruntime.SessionOptions()
     given.intra_op_num_threads = options.threads
