@@ -32,7 +32,7 @@ SIZE = 720  # px, the peer's
 SETS = {"3 photographs": SHARED / "photos", "12 validation photographs": SHARED / "content" / "val"}
 MOST = 12
 LAYERS = ("relu3_3", "relu4_2")
-FIGURES = ("content", "style", "style_vgg19", "tv", "painting_size")
+FIGURES = ("content", "style", *(f"style_relu{n}_1" for n in range(1, 6)), "style_vgg19", "tv", "painting_size")
 TOLD = (
     *("network.width", "network.blocks", "network.grain", "loss_network.name"),
     *("loss.name", "loss.content_layers", "loss.style_layers", "loss.style_weight", "loss.tv_weight"),
