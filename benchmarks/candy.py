@@ -34,7 +34,7 @@ MOST = 12
 LAYERS = ("relu3_3", "relu4_2")
 FIGURES = ("content", "style", *(f"style_relu{n}_1" for n in range(1, 6)), "style_vgg19", "tv", "painting_size")
 TOLD = (
-    *("network.width", "network.blocks", "network.grain", "loss_network.name"),
+    *("network.name", "network.width", "network.blocks", "network.grain", "loss_network.name"),
     *("loss.name", "loss.content_layers", "loss.style_layers", "loss.style_weight", "loss.tv_weight"),
     *("style.size", "style.strength", "data.window", "data.batch_size", "trainer.max_steps"),
 )
