@@ -22,10 +22,10 @@ from PIL import ImageOps
 from nst_fast.commands.export import source_commit
 from nst_fast.commands.sheet import draw_sheet
 from nst_fast.images import load_image, save_image
-from nst_fast.networks import GRAINS
 from nst_fast.stylizer import Stylizer
 
 FIGURES = ("content", "style", "style_vgg19", "tv", "painting_size")
+GRAINS = ("noise", "contrast")
 SIDE = 320  # px, of a photograph on the sheet
 
 

@@ -211,22 +211,56 @@ class Contrast(nn.Module):
         return x + (self.scale * (difference / (deviation + self.FAINT))).to(x.dtype)
 
 
+class NoGrain(nn.Module):
+    """Leave features as they are."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+
+GRAINS: dict[str, type[Grain] | type[Contrast] | type[NoGrain]] = {
+    "noise": Grain,
+    "contrast": Contrast,
+    "none": NoGrain,
+}
+
+
+def create_grain(name: str, channels: int) -> nn.Module:
+    """Return a new module (x, image) → x; UserError names the nearest where a name is unknown."""
+    if name not in GRAINS:
+        raise UserError(f"unknown grain {name!r}: {nearest(name, GRAINS)}")
+    return GRAINS[name](channels)
+
+
 class TransformationNetwork(nn.Module):
-    """A fully convolutional network whose output is cropped to its input's size inside the graph.
+    """A fully convolutional network: a stem down to a quarter of the resolution, what strokes grow from, a body.
+
+    Sizes that are no multiple of the stride are continued by reflection, the margin too, and cut off again.
 
     Attributes:
-        stride: total down-sampling; odd sizes are padded up to a multiple of it and cropped back.
+        stride: total down-sampling.
         min_size: smallest height and width in pixels that reflection padding allows.
+        margin: what is seen around the picture outside training, in pixels, a multiple of the stride.
     """
 
     stride: ClassVar[int] = 4
     min_size: ClassVar[int] = 16
+    margin: ClassVar[int] = 0
+    stem: nn.Sequential
+    grain: nn.Module
     body: nn.Sequential
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the stylized image: same shape, near [0, 1] but not clamped."""
         height, width = image.shape[2:]
-        return self.body(image)[:, :, :height, :width]
+        margin = 0 if self.training else self.margin
+        around = (margin, margin + -width % 4, margin, margin + -height % 4)
+        seen = F.pad(image, around, mode="reflect")
+        return self.body(self.grain(self.stem(seen), seen))[:, :, margin : margin + height, margin : margin + width]
 
 
 class JohnsonNetwork(TransformationNetwork):
@@ -236,13 +270,16 @@ class JohnsonNetwork(TransformationNetwork):
     instance norm replaces batch norm. ``width=32`` is the published one, with 1,679,235 parameters.
     """
 
-    def __init__(self, width: int = 32, blocks: int = 5) -> None:
+    def __init__(self, width: int = 32, blocks: int = 5, grain: str = "none") -> None:
         super().__init__()
         w1, w2, w4 = width, 2 * width, 4 * width
-        self.body = nn.Sequential(
+        self.stem = nn.Sequential(
             *(conv(3, w1, 9), norm(w1), nn.ReLU()),
             *(conv(w1, w2, 3, stride=2), norm(w2), nn.ReLU()),
             *(conv(w2, w4, 3, stride=2), norm(w4), nn.ReLU()),
+        )
+        self.grain = create_grain(grain, w4)
+        self.body = nn.Sequential(
             *(Residual(w4) for _ in range(blocks)),
             *(nn.Upsample(scale_factor=2), conv(w4, w2, 3), norm(w2), nn.ReLU()),
             *(nn.Upsample(scale_factor=2), conv(w2, w1, 3), norm(w1), nn.ReLU()),
@@ -258,29 +295,19 @@ class FastNetwork(TransformationNetwork):
     reflection and the margin cut off again: the loss network's zero padding teaches brighter borders.
     """
 
-    margin: ClassVar[int] = 8  # px, a multiple of the stride; instance norms see it, which training has not
+    margin: ClassVar[int] = 8  # px; instance norms see it, which training has not
 
     def __init__(self, width: int = 48, blocks: int = 4, grain: str = "noise") -> None:
         super().__init__()
-        if grain not in GRAINS:
-            raise UserError(f"unknown grain {grain!r}: {nearest(grain, GRAINS)}")
         half, full = width // 2, width // 4
         self.stem = nn.Sequential(nn.Conv2d(3, width, 12, 4, 4, padding_mode="reflect"), norm(width), nn.ReLU())
-        self.grain = GRAINS[grain](width)
+        self.grain = create_grain(grain, width)
         self.body = nn.Sequential(
             *(Residual(width) for _ in range(blocks)),
             *(UpsampleConv(width, half), PhaseNorm(half), nn.ReLU(), PhasePixels(half)),
             *(UpsampleConv(half, full), PhaseNorm(full), nn.ReLU()),
             *(OutputConv(full, 3), PhasePixels(3)),
         )
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the stylized image: same shape, near [0, 1] but not clamped."""
-        height, width = image.shape[2:]
-        margin = 0 if self.training else self.margin
-        around = (margin, margin + -width % 4, margin, margin + -height % 4)
-        seen = F.pad(image, around, mode="reflect")
-        return self.body(self.grain(self.stem(seen), seen))[:, :, margin : margin + height, margin : margin + width]
 
 
 class TinyNetwork(FastNetwork):
@@ -292,7 +319,6 @@ class TinyNetwork(FastNetwork):
         self.body = nn.Sequential(*self.body[:last], UpsampleConv(width // 2, 3), PhasePixels(3))
 
 
-GRAINS: dict[str, type[Grain] | type[Contrast]] = {"noise": Grain, "contrast": Contrast}
 NETWORKS: dict[str, type[JohnsonNetwork] | type[FastNetwork]] = {
     "fast": FastNetwork,
     "johnson": JohnsonNetwork,

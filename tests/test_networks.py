@@ -226,7 +226,8 @@ def test_contrast_brings_a_faint_pattern_up_to_nearly_a_strong_one_s_level_and_l
     assert 0.9 < levels[0.15] < 1.1
 
 
-def test_strokes_follow_a_faint_pattern_where_contrast_is_the_grain():
+@pytest.mark.parametrize("name", ["fast", "johnson"])
+def test_strokes_follow_a_faint_pattern_where_contrast_is_the_grain(name):
     """A faint pattern in the left half of a picture changes it more than where noise is the grain."""
     pattern = np.random.default_rng(0).standard_normal((1, 1, 24, 24)).repeat(4, 2).repeat(4, 3)
     image = torch.full((1, 3, 96, 192), 0.5)
@@ -236,7 +237,7 @@ def test_strokes_follow_a_faint_pattern_where_contrast_is_the_grain():
 
     def moved(grain: str) -> float:
         torch.manual_seed(0)
-        network = create_network("fast", 16, 1, grain=grain).eval()
+        network = create_network(name, 16, 1, grain=grain).eval()
         with torch.no_grad():
             network.grain.scale.fill_(1)
             return float((network(faint) - network(image))[..., 16:80].std())
@@ -257,6 +258,14 @@ def test_a_flat_picture_does_not_come_out_flat_or_with_the_network_s_own_period(
     assert stylized.std() > 0.01
     shifted = stylized[..., network.stride :, network.stride :] - stylized[..., : -network.stride, : -network.stride]
     assert shifted.std() > 0.1 * stylized.std()
+
+
+def test_without_grain_a_flat_picture_comes_out_flat():
+    """A convolution with reflection makes a constant of a constant, a norm its shift."""
+    network = create_network("johnson", 16, 2).eval()
+    with torch.no_grad():
+        stylized = network(torch.full((1, 3, 61, 64), 0.5))
+    assert (stylized.amax((2, 3)) - stylized.amin((2, 3))).max() < 1e-5
 
 
 def test_unknown_network_is_a_user_error_that_names_the_nearest():

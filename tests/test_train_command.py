@@ -482,7 +482,6 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "text for a checkpoint": ([*CUSTOM, "resume=text.pth"], ["text.pth"]),
     "no network to start from": ([*CUSTOM, "init_from=none.ckpt"], ["no checkpoint", "none.ckpt"]),
     "unknown grain": ([*CUSTOM, "network.grain=contrasts"], ["contrasts", "did you mean contrast?"]),
-    "grain for a network without": ([*CUSTOM, "network=johnson", "network.grain=contrast"], ["grain"]),
     "network of another grain to start from": (
         [*CUSTOM, "network.grain=contrast", "init_from=finished.ckpt"],
         ["init_from=", "grain noise", "must agree"],

@@ -45,7 +45,7 @@ Train a transformation network on a style and export it to ONNX.
   trainer=smoke            a few steps, to see that everything works
   loss_network=NAME        vgg19_slim, vgg19 or teachers (default: chosen by the device)
   network=NAME             fast, tiny or johnson
-  network.grain=contrast   strokes grow from the photograph's own faint contrast; flats stay flat (default: noise)
+  network.grain=contrast   strokes grow from the photograph's own faint contrast (default: noise; johnson: none)
   experiment=johnson2016   the field's standard recipe
   init_from=CHECKPOINT     start from another style's network, which saves time
   resume=last              go on with the newest run of the style, or with the one in output=FOLDER
