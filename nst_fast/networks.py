@@ -14,6 +14,7 @@ from nst_fast.assets import nearest
 from nst_fast.errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
+STRIDE = 4  # pixels a position of the body stands for, both ways
 
 
 def norm(channels: int) -> nn.InstanceNorm2d:
@@ -205,7 +206,7 @@ class Contrast(nn.Module):
                 x = F.avg_pool2d(x, self.WINDOW, 1, self.WINDOW // 2, count_include_pad=False)
             return x
 
-        brightness = F.avg_pool2d(image, 4).mean(1, keepdim=True)
+        brightness = F.avg_pool2d(image, STRIDE).mean(1, keepdim=True)
         difference = brightness - surround(brightness)
         deviation = surround(difference.square()).sqrt()
         return x + (self.scale * (difference / (deviation + self.FAINT))).to(x.dtype)
@@ -247,7 +248,7 @@ class TransformationNetwork(nn.Module):
         margin: what is seen around the picture outside training, in pixels, a multiple of the stride.
     """
 
-    stride: ClassVar[int] = 4
+    stride: ClassVar[int] = STRIDE
     min_size: ClassVar[int] = 16
     margin: ClassVar[int] = 0
     stem: nn.Sequential
@@ -258,7 +259,7 @@ class TransformationNetwork(nn.Module):
         """Return the stylized image: same shape, near [0, 1] but not clamped."""
         height, width = image.shape[2:]
         margin = 0 if self.training else self.margin
-        around = (margin, margin + -width % 4, margin, margin + -height % 4)
+        around = (margin, margin + -width % self.stride, margin, margin + -height % self.stride)
         seen = F.pad(image, around, mode="reflect")
         return self.body(self.grain(self.stem(seen), seen))[:, :, margin : margin + height, margin : margin + width]
 
