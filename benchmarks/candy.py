@@ -36,7 +36,7 @@ FIGURES = ("content", "style", *(f"style_relu{n}_1" for n in range(1, 6)), "styl
 TOLD = (
     *("network.name", "network.width", "network.blocks", "network.grain", "loss_network.name"),
     *("loss.name", "loss.content_layers", "loss.style_layers", "loss.style_weight", "loss.tv_weight"),
-    *("style.size", "style.strength", "data.window", "data.batch_size"),
+    *("style.size", "style.strength", "data.size", "data.window", "data.batch_size"),
     *("trainer.max_steps", "trainer.learning_rate"),
 )
 
