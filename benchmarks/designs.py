@@ -60,8 +60,9 @@ def trained(design: str, style: Path, run: Path, steps: int, photographs: int) -
     summary, model = train_once(style, run, given)
     answer = ask_judge(model, style, photographs)
     losses = summary["validation_losses"]
-    grid = OmegaConf.load(run / "config.yaml").trainer.grid_weight * losses["val/grid_loss"]
-    figures = {"validation_loss": losses["val/total_loss"], "perceptual_loss": losses["val/total_loss"] - grid}
+    weights = OmegaConf.load(run / "config.yaml").trainer
+    networks_own = sum(weights[f"{name}_weight"] * losses[f"val/{name}_loss"] for name in ("grid", "weave"))
+    figures = {"validation_loss": losses["val/total_loss"], "perceptual_loss": losses["val/total_loss"] - networks_own}
     figures |= {f"judge_{name}": answer[name] for name in ("content", "style", "style_vgg19")}
     return figures | {"training_images_per_second": summary["images_per_second"]}
 

@@ -19,6 +19,7 @@ from nst_fast.loss_network import LossNetwork
 
 # A flat wall has almost no features: dividing by its own energy alone would make it worth more than any photograph.
 CONTENT_FLOOR = 0.1  # of the painting's energy at the same layer
+WEAVE_FLOOR = 1e-4  # of brightness in [0, 1], squared: detail of less than 1 in 100 is no weave that is seen
 
 
 def in_full_precision(x: Tensor) -> Tensor:
@@ -96,25 +97,49 @@ def total_variation(image: Tensor) -> Tensor:
     return torch.stack([d.square().sum((1, 2, 3)) / max(d[0].numel(), 1) for d in (across, down)]).sum(0)
 
 
+def fine_detail(image: Tensor) -> Tensor:
+    """Return (N, 3, H, W) less its [1 2 1] ⊗ [1 2 1] / 16 blur, which leaves no gradients: (N, 3, H − 2, W − 2)."""
+    image = in_full_precision(image)
+    binomial = image.new_tensor([1.0, 2.0, 1.0])
+    kernel = (binomial[:, None] * binomial[None] / 16).expand(3, 1, 3, 3)
+    with torch.autocast(image.device.type, enabled=False):
+        return image[..., 1:-1, 1:-1] - F.conv2d(image, kernel, groups=3)
+
+
 def pixel_grid(image: Tensor, period: int = 4, cells: int = 8) -> Tensor:
     """Return the mean energy of patterns that repeat with a network's sampling period, shape (N,), of (N, 3, H, W).
 
     Gram matrices do not see where a texture sits, so a network that samples every ``period`` pixels can pay for texture
-    with a lattice. Fine detail (the picture less its [1 2 1] ⊗ [1 2 1] / 16 blur, which leaves no gradients) is
-    averaged phase by phase over windows of ``cells`` periods: strokes average out, a lattice stays. Pictures smaller
-    than a window have none.
+    with a lattice. `fine_detail` is averaged phase by phase over windows of ``cells`` periods: strokes average out, a
+    lattice stays. Pictures smaller than a window have none.
     """
-    image = in_full_precision(image)
-    binomial = image.new_tensor([1.0, 2.0, 1.0])
-    kernel = (binomial[:, None] * binomial[None] / 16).expand(3, 1, 3, 3)
-    detail = image[..., 1:-1, 1:-1] - F.conv2d(image, kernel, groups=3)
-    window = period * cells
+    detail, window = fine_detail(image), period * cells
     rows, columns = detail.shape[2] // window, detail.shape[3] // window
     if not rows or not columns:
-        return image.new_zeros(len(image))
+        return detail.new_zeros(len(image))
     detail = detail[..., : rows * window, : columns * window]
     folded = detail.reshape(len(image), 3, rows, cells, period, columns, cells, period).mean((3, 6))
     return (folded - folded.mean((3, 5), keepdim=True)).square().flatten(1).mean(1)
+
+
+def pixel_weave(image: Tensor, near: int = 4, far: int = 12) -> Tensor:
+    """Return the energy of fine detail that repeats from ``near`` to ``far`` pixels away, shape (N,), of (N, 3, H, W).
+
+    Upsampling turns waves of two or three samples into finer ones, and Gram matrices take a single one of them, all
+    over the picture, for the painting's detail: the eye sees a weave. Brushwork is like itself only close by, so here
+    is Σ R² / R₀ over those distances, R the autocovariance of `fine_detail` by the theorem of Wiener and Khinchin,
+    round the edges, R₀ its energy. Pictures smaller than twice the distance have none.
+    """
+    detail = fine_detail(image)
+    if min(detail.shape[2:]) < 2 * far:
+        return detail.new_zeros(len(image))
+    size = image.shape[2:]  # a little more than detail's, and often a power of two
+    power = torch.view_as_real(torch.fft.rfft2(detail, size)).square().sum((1, 4))
+    covariance = torch.fft.irfft2(power, size) / detail[0].numel()
+    rows, columns = (torch.fft.fftfreq(pixels, 1 / pixels, device=image.device).abs() for pixels in size)
+    distance = torch.maximum(rows[:, None], columns)
+    counts = (distance >= near) & (distance <= far)
+    return (covariance.square() * counts).sum((1, 2)) / (covariance[:, 0, 0] + WEAVE_FLOOR)
 
 
 def saturated_share(image: Tensor, window: int = 8) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from nst_fast import __version__
 from nst_fast.errors import UserError
 from nst_fast.images import save_image
-from nst_fast.losses import PerceptualLoss, pixel_grid, saturated_share
+from nst_fast.losses import PerceptualLoss, pixel_grid, pixel_weave, saturated_share
 from nst_fast.networks import TransformationNetwork, create_network
 from nst_fast.strength import StyleWeightControl
 from nst_fast.weights import damage, fill, read_torch
@@ -48,6 +48,7 @@ class StyleTransfer(pl.LightningModule):
         max_steps: length of the cycle.
         gradient_clip: largest gradient norm.
         grid_weight: of `pixel_grid`, beside the perceptual loss: it is the network's fault, not the picture's.
+        weave_weight: of `pixel_weave`, likewise.
         description: plain types to store in checkpoints: the resolved config and what was chosen.
         control: sets the perceptual loss's style weight while training; None leaves it as it is.
     """
@@ -60,6 +61,7 @@ class StyleTransfer(pl.LightningModule):
         max_steps: int,
         gradient_clip: float,
         grid_weight: float,
+        weave_weight: float,
         description: dict[str, Any],
         control: StyleWeightControl | None = None,
     ) -> None:
@@ -67,7 +69,7 @@ class StyleTransfer(pl.LightningModule):
         self.network = network.to(memory_format=torch.channels_last)
         self.perceptual_loss = perceptual_loss
         self.learning_rate, self.max_steps, self.gradient_clip = learning_rate, max_steps, gradient_clip
-        self.grid_weight = grid_weight
+        self.grid_weight, self.weave_weight = grid_weight, weave_weight
         self.description, self.control = description, control
         self.automatic_optimization = False  # a non-finite step is skipped: no update, no momentum
         self.strict_loading = False  # the frozen loss network is not in checkpoints
@@ -96,10 +98,12 @@ class StyleTransfer(pl.LightningModule):
         return self.network(content.contiguous(memory_format=torch.channels_last)).to(self.dtype)
 
     def losses(self, content: Tensor, stylized: Tensor) -> dict[str, Tensor]:
-        """Return the perceptual loss's terms for a batch, with ``grid`` beside them and in the total."""
+        """Return the perceptual loss's terms for a batch, with ``grid`` and ``weave`` beside them and in the total."""
         terms = self.perceptual_loss(stylized, self.perceptual_loss.content_features(content))
         grid = pixel_grid(stylized, self.network.stride).mean()
-        return terms | {"grid": grid, "total": terms["total"] + self.grid_weight * grid}
+        weave = pixel_weave(stylized).mean()
+        total = terms["total"] + self.grid_weight * grid + self.weave_weight * weave
+        return terms | {"grid": grid, "weave": weave, "total": total}
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """Take one optimiser step on content images (N, 3, H, W) uint8, without effect where it is not finite.

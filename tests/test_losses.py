@@ -10,6 +10,7 @@ from nst_fast.loss_network import VGG, NormalisedLossNetwork, SlimVGG
 from nst_fast.losses import (
     CONTENT_FLOOR,
     LOSSES,
+    WEAVE_FLOOR,
     BalancedLoss,
     GatysLoss,
     JohnsonLoss,
@@ -18,6 +19,7 @@ from nst_fast.losses import (
     gram_matrix,
     layer_gram_matrix,
     pixel_grid,
+    pixel_weave,
     saturated_share,
     total_variation,
 )
@@ -265,6 +267,50 @@ def test_pixel_grid_is_0_for_gradients_and_for_pictures_smaller_than_a_window():
     ramp = torch.linspace(0, 1, 100, dtype=torch.float64).expand(2, 3, 80, 100)
     torch.testing.assert_close(pixel_grid(ramp), torch.zeros(2, dtype=torch.float64), atol=1e-20, rtol=0)
     assert pixel_grid(random(2, 3, 20, 20)).tolist() == [0, 0]
+
+
+# Pixel weave
+
+
+def test_pixel_weave_equals_a_loop_over_distances():
+    """Σ R² / R₀ of the fine detail with two pixels of nothing round it, R at 3 to 5 pixels, round the edges."""
+    picture, size = random(1, 3, 14, 16, seed=3).sigmoid(), (12, 14)
+    blur = torch.zeros(3, *size, dtype=torch.float64)
+    for dy, wy in enumerate((0.25, 0.5, 0.25)):
+        for dx, wx in enumerate((0.25, 0.5, 0.25)):
+            blur += wy * wx * picture[0, :, dy : dy + size[0], dx : dx + size[1]]
+    detail = torch.zeros(3, 14, 16, dtype=torch.float64)
+    detail[:, :12, :14] = picture[0, :, 1:-1, 1:-1] - blur
+    repeated = 0.0
+    for down in range(-5, 6):
+        for across in range(-5, 6):
+            if max(abs(down), abs(across)) >= 3:
+                repeated += float((detail * detail.roll((down, across), (1, 2))).sum() / (3 * 12 * 14)) ** 2
+    expected = repeated / (float(detail.square().sum()) / (3 * 12 * 14) + WEAVE_FLOOR)
+    assert pixel_weave(picture, near=3, far=5).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("direction", [0.0, 0.3, 1.2])
+def test_pixel_weave_sees_a_wave_and_not_noise_of_the_same_energy(direction):
+    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    phase = 2 * np.pi / 2.8 * (x * np.cos(direction) + y * np.sin(direction))
+    wave = 0.5 + 0.1 * torch.sin(phase).expand(1, 3, -1, -1)
+    noise = 0.5 + 0.1 * random(1, 1, 128, 128, seed=1).float().expand(-1, 3, -1, -1) / 2**0.5
+    assert pixel_weave(wave).item() > 50 * pixel_weave(noise).item()
+
+
+def test_pixel_weave_is_0_for_gradients_and_for_pictures_smaller_than_twice_its_distance():
+    ramp = torch.linspace(0, 1, 100, dtype=torch.float64).expand(2, 3, 80, 100)
+    torch.testing.assert_close(pixel_weave(ramp), torch.zeros(2, dtype=torch.float64), atol=1e-20, rtol=0)
+    assert pixel_weave(random(2, 3, 20, 40)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("term", [pixel_grid, pixel_weave])
+def test_fine_detail_is_measured_in_float32_under_autocast(term):
+    picture = random(1, 3, 64, 64, seed=2).float().sigmoid()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = term(picture)
+    torch.testing.assert_close(got, term(picture), rtol=1e-6, atol=0)
 
 
 # Balanced

@@ -51,7 +51,7 @@ def train_in_float64(folder: Path, processes: int, batch_size: int) -> list[list
     loss = BalancedLoss(loss_network, {"relu2_1": 1.0}, LAYERS, 1.0, 10.0, 1.0)
     painting = torch.rand(1, 3, 48, 40)
     loss.set_style({layer: gram_matrix(f)[0] for layer, f in loss_network(painting, list(LAYERS)).items()})
-    module = StyleTransfer(create_network("fast", 8, 1), loss, 1e-2, STEPS, 1e30, 500.0, {"config": {}})
+    module = StyleTransfer(create_network("fast", 8, 1), loss, 1e-2, STEPS, 1e30, 500.0, 20.0, {"config": {}})
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=processes,

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from nst_fast.data import BundledImages, ContentImages
 from nst_fast.errors import UserError
 from nst_fast.loss_network import VGG, freeze
-from nst_fast.losses import BalancedLoss, gram_matrix, pixel_grid
+from nst_fast.losses import BalancedLoss, gram_matrix, pixel_grid, pixel_weave
 from nst_fast.networks import create_network
 from nst_fast.strength import StyleWeightControl
 from nst_fast.style_transfer import (
@@ -42,7 +42,7 @@ def make_module(max_steps: int, seed: int = 0) -> StyleTransfer:
     torch.manual_seed(seed)
     config = {"network": {"name": "fast", "width": 8, "blocks": 1}, "note": None}
     description = {"config": config, "image_sha256": "0" * 64, "loss_network": loss_network.identity}
-    return StyleTransfer(create_network("fast", 8, 1), loss, 1e-2, max_steps, 1.0, 0.0, description)
+    return StyleTransfer(create_network("fast", 8, 1), loss, 1e-2, max_steps, 1.0, 0.0, 0.0, description)
 
 
 def make_trainer(folder: Path, max_steps: int, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
@@ -143,7 +143,7 @@ def test_training_lowers_the_loss_on_a_fixed_batch(trained):
 @pytest.mark.parametrize(("pictures", "threads"), [(1, 4), (2, 4), (3, 2), (5, 1)])
 def test_pictures_shared_among_threads_have_the_gradient_and_the_losses_of_the_whole_batch(pictures, threads, tmp_path):
     module = make_module(1)
-    module.gradient_clip, module.grid_weight = 1e9, 10.0
+    module.gradient_clip, module.grid_weight, module.weave_weight = 1e9, 10.0, 5.0
     network = copy.deepcopy(module.network)
     batch = torch.randint(0, 256, (pictures, 3, SIZE, SIZE), dtype=torch.uint8)
     before = torch.get_num_threads()
@@ -156,7 +156,7 @@ def test_pictures_shared_among_threads_have_the_gradient_and_the_losses_of_the_w
     content = batch.float() / 255
     stylized = network(content)
     terms = module.perceptual_loss(stylized, module.perceptual_loss.content_features(content))
-    total = terms["total"] + 10.0 * pixel_grid(stylized, network.stride).mean()
+    total = terms["total"] + 10.0 * pixel_grid(stylized, network.stride).mean() + 5.0 * pixel_weave(stylized).mean()
     whole = torch.autograd.grad(total, list(network.parameters()))
     largest = max(float(gradient.abs().max()) for gradient in whole)
     for parameter, expected in zip(module.network.parameters(), whole, strict=True):
@@ -203,7 +203,7 @@ def test_validation_losses_are_those_of_the_clamped_pictures(trained):
     with torch.no_grad():
         stylized = module.network.eval()(content).clamp(0, 1)
         terms = module.perceptual_loss(stylized, module.perceptual_loss.content_features(content))
-        terms["grid"] = pixel_grid(stylized).mean()
+        terms |= {"grid": pixel_grid(stylized).mean(), "weave": pixel_weave(stylized).mean()}
     assert module.validation_losses == pytest.approx({f"val/{k}_loss": float(v) for k, v in terms.items()}, rel=1e-4)
 
 

@@ -159,14 +159,14 @@ def events(finished: Run) -> EventAccumulator:
 
 
 def test_tensorboard_has_the_training_losses_even_of_a_short_run(events):
-    for name in ("content", "style", "tv", "grid", "total"):
+    for name in ("content", "style", "tv", "grid", "weave", "total"):
         assert f"train/{name}_loss" in events.Tags()["scalars"]
         assert all(np.isfinite(e.value) for e in events.Scalars(f"train/{name}_loss"))
 
 
 def test_tensorboard_has_the_validation_losses_of_the_summary(finished, events):
     losses = json.loads((finished.folder / "summary.json").read_text())["validation_losses"]
-    assert losses.keys() == {f"val/{name}_loss" for name in ("content", "style", "tv", "grid", "total")}
+    assert losses.keys() == {f"val/{name}_loss" for name in ("content", "style", "tv", "grid", "weave", "total")}
     for name, value in losses.items():
         assert events.Scalars(name)[-1].value == pytest.approx(value, rel=1e-5)
 
@@ -181,7 +181,7 @@ def test_the_total_loss_is_the_weighted_sum_of_the_terms(finished):
     losses = json.loads((finished.folder / "summary.json").read_text())["validation_losses"]
     config = yaml.safe_load((finished.folder / "config.yaml").read_text())
     weights = {name: config["loss"][f"{name}_weight"] for name in ("content", "style", "tv")}
-    weights["grid"] = config["trainer"]["grid_weight"]
+    weights |= {name: config["trainer"][f"{name}_weight"] for name in ("grid", "weave")}
     expected = sum(weight * losses[f"val/{name}_loss"] for name, weight in weights.items())
     assert losses["val/total_loss"] == pytest.approx(expected, rel=1e-3)
 

@@ -101,7 +101,7 @@ def resolve(cfg: Any, console: Console) -> None:
     # The others shard what a small network has not.
     parallel = [name for name in StrategyRegistry.available_strategies() if name.startswith("ddp")]
     require_choice(cfg, "trainer.strategy", ("auto", *parallel))
-    for key in ("trainer.learning_rate", "trainer.gradient_clip", "trainer.grid_weight"):
+    for key in ("trainer.learning_rate", "trainer.gradient_clip", "trainer.grid_weight", "trainer.weave_weight"):
         require_number(cfg, key, 0, whole=False)
     if cfg.network.width % 4:
         raise UserError(f"network.width is {cfg.network.width}; a multiple of 4 is needed")
@@ -249,6 +249,7 @@ def train(arguments: list[str]) -> Path | None:
         cfg.trainer.max_steps,
         cfg.trainer.gradient_clip,
         cfg.trainer.grid_weight,
+        cfg.trainer.weave_weight,
         description,
         create_control(cfg, CONTROL_RATE),
     )
