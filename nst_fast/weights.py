@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nst_fast.errors import UserError
 
 MOST_UNPACKED = 1.0  # times the file's own size: torch.save does not compress
+FOLDER = 0x10  # of an entry's attributes in an archive, as MS-DOS had it
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -70,6 +71,9 @@ def damage(path: str | Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 return "compressed, which torch never does"
+            # torch fills the tensor of what is marked so with whatever was in memory.
+            if any(entry.external_attr & FOLDER for entry in archive.infolist()):
+                return "a tensor is marked as a folder"
             damaged = archive.testzip()
     except Exception as error:  # a damaged archive can fail in any way
         return type(error).__name__

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nst_fast.commands import train as train_command
 from nst_fast.errors import UserError
 from nst_fast.style_transfer import StyleTransfer, read_checkpoint
+from nst_fast.weights import read_torch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),
@@ -291,3 +293,25 @@ def test_no_flipped_bit_of_a_checkpoint_goes_unnoticed(runs, tmp_path):
         else:  # in the padding between two tensors
             assert all(torch.equal(got[k], v) for k, v in expected.items())
     assert noticed > 150
+
+
+def test_no_flipped_bit_of_an_archives_directory_changes_what_is_read(tmp_path):
+    """Every bit of it, in a small file: torch reads whatever was in memory where one marks a tensor as a folder."""
+    path, saved = tmp_path / "flipped.ckpt", {"a": torch.rand(3, 5), "b": torch.rand(2, 4)}
+    torch.save(saved, path)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        directory = archive.start_dir
+    noticed = 0
+    for position in range(directory, len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << bit
+            path.write_bytes(flipped)
+            try:
+                got = read_torch(path)
+            except UserError:
+                noticed += 1
+            else:
+                assert all(torch.equal(got[name], tensor) for name, tensor in saved.items()), (position, bit)
+    assert noticed > 1000
