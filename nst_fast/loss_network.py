@@ -1,7 +1,7 @@
 """Frozen loss networks: image in, features of named layers out.
 
 A layer is named as in VGG-19: ``conv3_1`` is its first convolution at a quarter of the resolution before the
-rectification, ``relu3_1`` the same after it.
+rectification, ``relu3_1`` the same after it. ``relu3_1@4`` is relu3_1 of the picture at a quarter of its size.
 """
 
 from __future__ import annotations
@@ -30,10 +30,28 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Widths = Sequence[Sequence[int]]
+OCTAVES = (1, 2, 4, 8)  # how many times smaller the picture may be made for a layer
+
+
+def split_octave(layer: str) -> tuple[str, int]:
+    """Return a layer's name without its octave, and the octave: relu3_1@4 is (relu3_1, 4), relu3_1 is (relu3_1, 1).
+
+    Raises UserError where the octave is not one of `OCTAVES`.
+    """
+    name, at, octave = layer.partition("@")
+    if not at:
+        return name, 1
+    if octave not in [str(times) for times in OCTAVES[1:]]:
+        raise UserError(f"layer {layer!r} has an unknown octave; {name}@2, @4 or @8 halve the picture once or more")
+    return name, int(octave)
 
 
 class LossNetwork(nn.Module):
     """Map an image to the features of named layers, running only as deep as the deepest one asked for.
+
+    A layer may be asked for of the image made smaller, ``relu3_1@4``: with the same filters it sees four times as far.
+    Gram matrices of an image's octaves tell large shapes apart that those of deep layers do not (Snelgrove 2017,
+    High-resolution multi-scale neural texture synthesis).
 
     Attributes:
         identity: name and sha256 of the weights; style targets made with another identity do not fit.
@@ -48,13 +66,37 @@ class LossNetwork(nn.Module):
     def check_layers(self, wanted: Iterable[str]) -> None:
         """Raise UserError where a layer is asked for that this network lacks."""
         for layer in wanted:
-            if layer not in self.layers:
+            if split_octave(layer)[0] not in self.layers:
                 raise UserError(
                     f"{self.identity.split('@')[0]} has no layer {layer!r}; it has {', '.join(self.layers)}"
                 )
 
     def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """Return {layer: features (N, C, H, W)} of an RGB image (N, 3, H, W) in [0, 1]."""
+        """Return {layer: features (N, C, H, W)} of an RGB image (N, 3, H, W) in [0, 1].
+
+        Raises UserError where a layer is unknown or the image too small for it.
+        """
+        self.check_layers(wanted)
+        octaves: dict[int, list[str]] = {}
+        for layer in wanted:
+            name, times = split_octave(layer)
+            octaves.setdefault(times, []).append(name)
+        # Blocks halve.
+        least = max((times * 2 ** (int(name[4]) - 1) for times, names in octaves.items() for name in names), default=1)
+        if min(image.shape[2:]) < least:
+            raise UserError(
+                f"a picture of {image.shape[3]}×{image.shape[2]} px is too small for {', '.join(wanted)}; "
+                f"{least} px a side are needed"
+            )
+        features: dict[str, Tensor] = {}
+        for times, names in octaves.items():
+            smaller = image if times == 1 else F.avg_pool2d(image, times)
+            suffix = "" if times == 1 else f"@{times}"
+            features |= {name + suffix: f for name, f in self.taps(smaller, names).items()}
+        return features
+
+    def taps(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """Return {layer: features (N, C, H, W)} of layers of the image itself, which is large enough for them."""
         raise NotImplementedError
 
     def metric(self, layer: str) -> Tensor | None:
@@ -152,9 +194,8 @@ class VGG(LossNetwork):
         }
         self.layers = tuple(self.filters)
 
-    def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def taps(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         """Return {layer: features} for the layers wanted."""
-        self.check_layers(wanted)
         missing = set(wanted)
         features: dict[str, Tensor] = {}
         x = self.preprocess(image)
@@ -174,12 +215,6 @@ class VGG(LossNetwork):
             if not missing:
                 break
             if pooled:
-                if min(x.shape[2:]) < 2:
-                    least = 2 ** (max(int(layer[4]) for layer in wanted) - 1)  # blocks halve
-                    raise UserError(
-                        f"a picture of {image.shape[3]}×{image.shape[2]} px is too small for "
-                        f"{', '.join(wanted)}; {least} px a side are needed"
-                    )
                 x = F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2)
                 x = F.relu_(x) if late else x
         return features
@@ -221,14 +256,13 @@ class SlimVGG(LossNetwork):
 
     def metric(self, layer: str) -> Tensor:
         """Return the matrix R (C, C); `set_metrics` must have been called."""
-        root = self.get_buffer("metric_" + layer)
+        root = self.get_buffer("metric_" + split_octave(layer)[0])
         assert root is not None
         return root
 
-    def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def taps(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         """Return {layer: the narrow network's own features}."""
-        self.check_layers(wanted)
-        return self.trunk(image, wanted)
+        return self.trunk.taps(image, wanted)
 
 
 class MergedLossNetwork(LossNetwork):
@@ -244,9 +278,8 @@ class MergedLossNetwork(LossNetwork):
         self.filters = {layer: parts[self.source[layer]][0].filters[layer] for layer in self.layers}
         self.identity = "+".join(network.identity for network, _ in parts)
 
-    def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def taps(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         """Return {layer: features} for the layers wanted."""
-        self.check_layers(wanted)
         features: dict[str, Tensor] = {}
         for index, network in enumerate(self.networks):
             own = [layer for layer in wanted if self.source[layer] == index]
@@ -267,10 +300,9 @@ class NormalisedLossNetwork(LossNetwork):
         for layer, factor in factors.items():
             self.register_buffer("mean_" + layer, factor.reshape(1, -1, 1, 1))
 
-    def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+    def taps(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         """Return {layer: features} for the layers wanted."""
-        self.check_layers(wanted)
-        return {k: f / self.get_buffer("mean_relu" + k[4:]) for k, f in self.network(image, wanted).items()}
+        return {k: f / self.get_buffer("mean_relu" + k[4:]) for k, f in self.network.taps(image, wanted).items()}
 
 
 def file_identity(name: str, path: str | Path) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from nst_fast.errors import UserError
-from nst_fast.loss_network import LossNetwork
+from nst_fast.loss_network import LossNetwork, split_octave
 
 # A flat wall has almost no features: dividing by its own energy alone would make it worth more than any photograph.
 CONTENT_FLOOR = 0.1  # of the painting's energy at the same layer
@@ -213,12 +213,13 @@ class PerceptualLoss(nn.Module):
                 x = in_full_precision(content_representation(self.loss_network, layer, features[layer]))
                 target = in_full_precision(content_features[layer])
                 energy = self.get_buffer("style_" + layer).diagonal(dim1=1, dim2=2).mean()
-                filters = self.loss_network.filters[layer]
+                filters = self.loss_network.filters[split_octave(layer)[0]]
                 content = content + weight * self.content_term(x, target, energy, filters).mean()
             for layer, weight in self.style_layers.items():
                 gram = layer_gram_matrix(self.loss_network, layer, features[layer])
                 target = self.get_buffer("style_" + layer)
-                style = style + weight * self.style_term(gram, target, self.loss_network.filters[layer]).mean()
+                filters = self.loss_network.filters[split_octave(layer)[0]]
+                style = style + weight * self.style_term(gram, target, filters).mean()
             tv = total_variation(image).mean()
             total = self.content_weight * content + self.style_weight * style + self.tv_weight * tv
         return {"content": content, "style": style, "tv": tv, "total": total}

@@ -190,6 +190,37 @@ def test_missing_layer_is_a_user_error_that_names_those_there_are():
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("times", [2, 4, 8])
+@torch.no_grad()
+def test_an_octave_is_the_layer_of_a_picture_averaged_over_squares(times):
+    network, image = small_vgg(), picture(67, 45)
+    rows, columns = 67 // times, 45 // times
+    smaller = torch.zeros(1, 3, rows, columns)  # odd last rows and columns fall away
+    for row in range(rows):
+        for column in range(columns):
+            square = image[..., times * row : times * (row + 1), times * column : times * (column + 1)]
+            smaller[..., row, column] = square.sum((2, 3)) / times**2
+    taps = network(image, ["relu2_1", f"relu2_1@{times}", f"conv3_1@{times}"])
+    assert list(taps) == ["relu2_1", f"relu2_1@{times}", f"conv3_1@{times}"]
+    for layer, features in network(smaller, ["relu2_1", "conv3_1"]).items():
+        torch.testing.assert_close(taps[f"{layer}@{times}"], features, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", ["relu2_1@", "relu2_1@3", "relu2_1@1", "relu2_1@02", "relu2_1@16", "relu2_1@2@2"])
+def test_an_unknown_octave_is_a_user_error_that_names_those_there_are(layer):
+    with pytest.raises(UserError) as caught:
+        small_vgg().check_layers([layer])
+    assert repr(layer) in str(caught.value)
+    assert "relu2_1@2, @4 or @8" in str(caught.value)
+
+
+def test_a_picture_too_small_for_an_octave_is_a_user_error_that_says_how_large():
+    network = small_vgg()
+    assert network(picture(16, 20), ["relu3_1@4"])["relu3_1@4"].shape == (1, 8, 1, 1)
+    with pytest.raises(UserError, match="20×15 px is too small for relu1_1, relu3_1@4; 16 px a side"):
+        network(picture(15, 20), ["relu1_1", "relu3_1@4"])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(32, 32), (37, 21)])
 def test_gradient_of_a_frozen_network_is_autograds_own(size):

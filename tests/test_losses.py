@@ -224,6 +224,28 @@ def test_loss_on_narrow_taps_is_that_on_the_estimates_which_they_stand_for(kind)
     torch.testing.assert_close(result["style"], style, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("kind", LOSSES.values())
+@pytest.mark.parametrize("narrow", [False, True])
+def test_loss_at_an_octave_is_that_of_smaller_pictures(kind, narrow):
+    torch.manual_seed(0)
+    network = SlimVGG(((4, 4), (6,)), {"relu1_1": 24, "relu2_1": 20}) if narrow else VGG(((4, 4), (6,)))
+    network.double().requires_grad_(False)
+    if narrow:
+        network.set_metrics()
+    pictures = [random(1, 3, 24, 36, seed=s).sigmoid() for s in (1, 2, 3)]
+    results = []
+    for suffix in ("@4", ""):
+        image, content, painting = pictures
+        loss = kind(network, {"relu2_1" + suffix: 1.0}, {"relu1_1" + suffix: 0.5, "relu2_1" + suffix: 2.0}, 3, 5, 0)
+        features = network(painting, loss.layers)
+        loss.set_style({layer: layer_gram_matrix(network, layer, f)[0] for layer, f in features.items()})
+        results.append(loss(image, loss.content_features(content)))
+        pictures = [F.interpolate(x, scale_factor=1 / 4, mode="area") for x in pictures]
+    for term in ("content", "style", "total"):
+        torch.testing.assert_close(results[0][term], results[1][term])
+    assert results[0]["style"] > 0
+
+
 def test_a_metric_is_applied_in_float32_under_autocast():
     torch.manual_seed(0)
     narrow = SlimVGG(((4, 4), (6,)), {"relu2_1": 20}).requires_grad_(False)
