@@ -166,7 +166,7 @@ def style_grams(
         if fits and set(wanted) <= set(made.grams[size]):
             return made.grams[size], made.image_sha256
         sizes = ", ".join(map(str, sorted(made.grams)))
-        offline = f"; loss=structure loss_network=vgg19_slim at style.size {sizes} needs no picture"
+        offline = f"; loss=structure loss_network=vgg19_slim at style.size {sizes} needs no picture for its own layers"
     if image is None and url is not None and sha256 is not None:
         try:
             image = fetch_painting(url, sha256, progress)
