@@ -18,10 +18,12 @@ import torch
 import yaml
 from conftest import Result
 from PIL import Image
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nst_fast.commands import train as train_command
 from nst_fast.errors import UserError
+from nst_fast.loss_network import VGG
 from nst_fast.style_transfer import StyleTransfer, read_checkpoint
 from nst_fast.weights import read_torch
 
@@ -244,6 +246,41 @@ def test_another_painting_under_the_same_name_is_refused(train, tmp_path):
             assert train(*options).code == 0
             (tmp_path / "run" / "summary.json").unlink()
     assert_one_line(train("resume=last", "output=run"), "image_sha256")
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_run_whose_choices_need_files_goes_on_without_naming_them(last, train, tmp_path):
+    torch.manual_seed(0)
+    network = VGG(((4, 4), (6,)))
+    tensors = {k.replace("convolutions.", "conv"): v for k, v in network.state_dict().items()}
+    for file in ("shallow", "deep"):
+        save_file(tensors, tmp_path / f"{file}.safetensors")
+    (tmp_path / "photographs").mkdir()
+    for seed in range(3):
+        blocks = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(blocks.repeat(10, 0).repeat(10, 1)).save(f"photographs/{seed}.png")
+    teachers = [
+        "loss_network=teachers",
+        "loss_network.shallow=shallow.safetensors",
+        "loss_network.deep=deep.safetensors",
+    ]
+    layers = ["loss.content_layers={relu2_1: 1}", "loss.style_layers={relu1_1: 1, relu2_1@2: 1}", "loss=balanced"]
+    painting = [
+        "style=custom",
+        "style.image=photographs/0.png",
+        "style.size=64",
+        "data=folder",
+        "data.root=photographs",
+    ]
+    options = [*painting, *teachers, *layers, *SMALL, *MACHINE, f"trainer.max_steps={STEPS}"]
+    assert train(*options, "output=through").code == 0
+    with stopped_by_sigterm(3):
+        assert train(*options, "output=half").code == 1
+    again = ["resume=last", "output=half"] if last else ["resume=half/checkpoints/last.ckpt"]
+    result = train(*again)
+    assert result.code == 0, result.err
+    first, second = weights(tmp_path / "half"), weights(tmp_path / "through")
+    assert all(torch.equal(first[k], second[k]) for k in second)
 
 
 def damaged(content: bytes, kind: str) -> bytes:

@@ -49,10 +49,11 @@ def resume_run(arguments: list[str], console: Console) -> DictConfig:
 
     # What the command line says beside the run's own choices, as opposed to what these bring with them.
     files = {group: shipped("configs") / group / f"{recorded[group].get('name')}.yaml" for group in groups}
-    choices = [
-        f"{group}={path.stem}" for group, path in files.items() if group not in typed | {"style"} and path.is_file()
-    ]
-    choices += ["data.root=."] if "data=folder" in choices else []
+    chosen = {group: path for group, path in files.items() if group not in typed | {"style"} and path.is_file()}
+    choices = [f"{group}={path.stem}" for group, path in chosen.items()]
+    # What a choice cannot do without, the run has said.
+    needed = {group: OmegaConf.missing_keys(OmegaConf.load(path)) for group, path in chosen.items()}
+    choices += [f"{group}.{key}=." for group, keys in needed.items() for key in sorted(keys)]
     usual = load_config("train", [*(a for a in style if a.startswith("style=")), *choices])
     typed |= {f"{key}.name" for key in typed}
     for name, value in options(load_config("train", [*choices, *arguments])):
