@@ -30,7 +30,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Widths = Sequence[Sequence[int]]
-OCTAVES = (1, 2, 4, 8)  # how many times smaller the picture may be made for a layer
+OCTAVES = (2, 4, 8)  # how many times smaller the picture may be made for a layer
 
 
 def split_octave(layer: str) -> tuple[str, int]:
@@ -41,7 +41,7 @@ def split_octave(layer: str) -> tuple[str, int]:
     name, at, octave = layer.partition("@")
     if not at:
         return name, 1
-    if octave not in [str(times) for times in OCTAVES[1:]]:
+    if octave not in map(str, OCTAVES):
         raise UserError(f"layer {layer!r} has an unknown octave; {name}@2, @4 or @8 halve the picture once or more")
     return name, int(octave)
 
