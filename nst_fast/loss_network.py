@@ -1,7 +1,8 @@
 """Frozen loss networks: image in, features of named layers out.
 
 A layer is named as in VGG-19: ``conv3_1`` is its first convolution at a quarter of the resolution before the
-rectification, ``relu3_1`` the same after it. ``relu3_1@4`` is relu3_1 of the picture at a quarter of its size.
+rectification, ``relu3_1`` the same after it. ``rgb`` is the picture itself. ``relu3_1@4`` is relu3_1 of the picture at
+a quarter of its size.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Widths = Sequence[Sequence[int]]
 OCTAVES = (2, 4, 8)  # how many times smaller the picture may be made for a layer
+PICTURE = "rgb"  # the layer that every network has
 
 
 def split_octave(layer: str) -> tuple[str, int]:
@@ -66,10 +68,9 @@ class LossNetwork(nn.Module):
     def check_layers(self, wanted: Iterable[str]) -> None:
         """Raise UserError where a layer is asked for that this network lacks."""
         for layer in wanted:
-            if split_octave(layer)[0] not in self.layers:
-                raise UserError(
-                    f"{self.identity.split('@')[0]} has no layer {layer!r}; it has {', '.join(self.layers)}"
-                )
+            if split_octave(layer)[0] not in (PICTURE, *self.layers):
+                offered = ", ".join([PICTURE, *self.layers])
+                raise UserError(f"{self.identity.split('@')[0]} has no layer {layer!r}; it has {offered}")
 
     def forward(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         """Return {layer: features (N, C, H, W)} of an RGB image (N, 3, H, W) in [0, 1].
@@ -82,7 +83,8 @@ class LossNetwork(nn.Module):
             name, times = split_octave(layer)
             octaves.setdefault(times, []).append(name)
         # Blocks halve.
-        least = max((times * 2 ** (int(name[4]) - 1) for times, names in octaves.items() for name in names), default=1)
+        halvings = {layer: 0 if split_octave(layer)[0] == PICTURE else int(layer[4]) - 1 for layer in wanted}
+        least = max((split_octave(layer)[1] * 2**times for layer, times in halvings.items()), default=1)
         if min(image.shape[2:]) < least:
             raise UserError(
                 f"a picture of {image.shape[3]}×{image.shape[2]} px is too small for {', '.join(wanted)}; "
@@ -92,7 +94,10 @@ class LossNetwork(nn.Module):
         for times, names in octaves.items():
             smaller = image if times == 1 else F.avg_pool2d(image, times)
             suffix = "" if times == 1 else f"@{times}"
-            features |= {name + suffix: f for name, f in self.taps(smaller, names).items()}
+            if PICTURE in names:
+                features[PICTURE + suffix] = smaller
+            if tapped := [name for name in names if name != PICTURE]:
+                features |= {name + suffix: f for name, f in self.taps(smaller, tapped).items()}
         return features
 
     def taps(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
@@ -254,8 +259,10 @@ class SlimVGG(LossNetwork):
             root = (axes * energy.clamp_min(0).sqrt()) @ axes.T
             self.register_buffer("metric_" + layer, root.float(), persistent=False)
 
-    def metric(self, layer: str) -> Tensor:
-        """Return the matrix R (C, C); `set_metrics` must have been called."""
+    def metric(self, layer: str) -> Tensor | None:
+        """Return the matrix R (C, C), None for the picture itself; `set_metrics` must have been called."""
+        if split_octave(layer)[0] == PICTURE:
+            return None
         root = self.get_buffer("metric_" + split_octave(layer)[0])
         assert root is not None
         return root

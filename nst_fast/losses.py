@@ -1,5 +1,6 @@
 """The perceptual loss of Gatys et al. (CVPR 2016): content, Gram style, total variation.
 
+Beside Gram matrices, style may be compared by the distributions of features and colours.
 One `PerceptualLoss` serves the trainer and the per-image optimiser. All terms are computed in float32 or better,
 whatever precision the features come in, and are means over the batch.
 """
@@ -7,8 +8,10 @@ whatever precision the features come in, and are means over the batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +22,10 @@ from nst_fast.loss_network import LossNetwork, split_octave
 
 # A flat wall has almost no features: dividing by its own energy alone would make it worth more than any photograph.
 CONTENT_FLOOR = 0.1  # of the painting's energy at the same layer
+SLICED = "sliced:"  # before a layer's name: what is compared are quantiles, not the Gram matrix
+SLICES = 256  # directions that a painting's features are projected on
+SLICES_A_PICTURE = 32  # of them, that a picture is compared in
+QUANTILES = 256
 WEAVE_FLOOR = 1e-4  # of brightness in [0, 1], squared: detail of less than 1 in 100 is no weave that is seen
 
 
@@ -88,6 +95,35 @@ def content_representation(loss_network: LossNetwork, layer: str, features: Tens
     features = in_full_precision(features)
     with torch.autocast(features.device.type, enabled=False):
         return F.conv2d(features, metric.to(features)[:, :, None, None])
+
+
+@cache
+def slice_directions(channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return unit vectors (`SLICES`, C), evenly distributed and the same everywhere."""
+    directions = np.random.default_rng(0).standard_normal((SLICES, channels))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    return torch.from_numpy(directions).to(device, dtype)
+
+
+def sliced_quantiles(features: Tensor, directions: Tensor) -> Tensor:
+    """Return the quantiles (N, D, `QUANTILES`) of features (N, C, H, W) along directions (N or 1, D, C).
+
+    Projections in order, averaged in as many equal parts, so that pictures of any size compare.
+    """
+    projected = directions @ features.flatten(2)
+    return F.adaptive_avg_pool1d(projected.sort(2).values, QUANTILES)
+
+
+def style_statistic(loss_network: LossNetwork, name: str, features: Tensor) -> Tensor:
+    """Return what style is compared by at a layer, of one painting's features (1, C, H, W).
+
+    The Gram matrix (C, C) for a layer's name, quantiles (`SLICES`, `QUANTILES`) for one with `SLICED` before it.
+    """
+    if not name.startswith(SLICED):
+        return layer_gram_matrix(loss_network, name, features)[0]
+    features = in_full_precision(content_representation(loss_network, name.removeprefix(SLICED), features))
+    parts = slice_directions(features.shape[1], features.device, features.dtype).split(SLICES_A_PICTURE)
+    return torch.cat([sliced_quantiles(features, part[None])[0] for part in parts])
 
 
 def total_variation(image: Tensor) -> Tensor:
@@ -165,6 +201,7 @@ class PerceptualLoss(nn.Module):
         content_weight: α in Gatys' paper.
         style_weight: β.
         tv_weight: weight of `total_variation`.
+        sliced_layers: weight of each layer whose distribution counts as style, beside the Gram matrices.
 
     Raises UserError where the loss network lacks a layer. Subclasses state how a term is measured.
     """
@@ -177,11 +214,13 @@ class PerceptualLoss(nn.Module):
         content_weight: float,
         style_weight: float,
         tv_weight: float,
+        sliced_layers: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
-        loss_network.check_layers([*content_layers, *style_layers])
-        self.loss_network = loss_network
         self.content_layers, self.style_layers = dict(content_layers), dict(style_layers)
+        self.sliced_layers = dict(sliced_layers or {})
+        loss_network.check_layers([*self.layers, *self.sliced_layers])
+        self.loss_network = loss_network
         self.content_weight, self.tv_weight = content_weight, tv_weight
         self.style_weight: float | Tensor = style_weight
 
@@ -190,36 +229,53 @@ class PerceptualLoss(nn.Module):
         """The layers whose Gram matrices `set_style` needs."""
         return list(dict.fromkeys([*self.content_layers, *self.style_layers]))
 
+    @property
+    def statistics(self) -> list[str]:
+        """The names of what `set_style` needs of a painting, as `style_statistic` takes them."""
+        return [*self.layers, *(SLICED + layer for layer in self.sliced_layers)]
+
     def set_style(self, grams: Mapping[str, Tensor]) -> None:
-        """Take the painting's Gram matrices, {layer: (C, C)}, of every layer in `layers`."""
-        missing = [layer for layer in self.layers if layer not in grams]
+        """Take the painting's Gram matrices, {layer: (C, C)}, or what else is named in `statistics`."""
+        missing = [name for name in self.statistics if name not in grams]
         if missing:
-            raise UserError(f"the style targets lack layer {missing[0]}; they have {', '.join(grams)}")
-        for layer in self.layers:
-            self.register_buffer("style_" + layer, grams[layer][None], persistent=False)
+            have = ", ".join(grams)
+            raise UserError(f"the style targets lack layer {missing[0]}; they have {have}; style.image=FILE has all")
+        for name in self.statistics:
+            self.register_buffer("style_" + name, grams[name][None], persistent=False)
 
     def content_features(self, content: Tensor) -> dict[str, Tensor]:
-        """Return the content targets {layer: features} of a content image (N, 3, H, W)."""
+        """Return the content targets {layer: features} of a content image (N, 3, H, W).
+
+        And, as ``slices``, where each picture starts among the directions that it is compared in: neither chance nor a
+        counter, so that a loss stays the same function of the stylized image, and training sees all of them.
+        """
         with torch.no_grad():
             features = self.loss_network(content, list(self.content_layers))
-            return {layer: content_representation(self.loss_network, layer, f) for layer, f in features.items()}
+            targets = {layer: content_representation(self.loss_network, layer, f) for layer, f in features.items()}
+            if self.sliced_layers:
+                targets["slices"] = (255 * content).round().long().sum((1, 2, 3)) % SLICES
+            return targets
 
     def forward(self, image: Tensor, content_features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the scalars ``content``, ``style`` and ``tv``, not yet weighted, and their weighted sum ``total``."""
-        features = self.loss_network(image, self.layers)
+        features = self.loss_network(image, list(dict.fromkeys([*self.layers, *self.sliced_layers])))
         with torch.autocast(image.device.type, enabled=False):
             content, style = image.new_zeros(()), image.new_zeros(())
             for layer, weight in self.content_layers.items():
                 x = in_full_precision(content_representation(self.loss_network, layer, features[layer]))
                 target = in_full_precision(content_features[layer])
                 energy = self.get_buffer("style_" + layer).diagonal(dim1=1, dim2=2).mean()
-                filters = self.loss_network.filters[split_octave(layer)[0]]
+                filters = self.loss_network.filters.get(split_octave(layer)[0])
                 content = content + weight * self.content_term(x, target, energy, filters).mean()
             for layer, weight in self.style_layers.items():
                 gram = layer_gram_matrix(self.loss_network, layer, features[layer])
                 target = self.get_buffer("style_" + layer)
-                filters = self.loss_network.filters[split_octave(layer)[0]]
+                filters = self.loss_network.filters.get(split_octave(layer)[0])
                 style = style + weight * self.style_term(gram, target, filters).mean()
+            for layer, weight in self.sliced_layers.items():
+                x = in_full_precision(content_representation(self.loss_network, layer, features[layer]))
+                target = self.get_buffer("style_" + SLICED + layer)[0]
+                style = style + weight * self.sliced_term(x, target, content_features["slices"]).mean()
             tv = total_variation(image).mean()
             total = self.content_weight * content + self.style_weight * style + self.tv_weight * tv
         return {"content": content, "style": style, "tv": tv, "total": total}
@@ -235,6 +291,18 @@ class PerceptualLoss(nn.Module):
     def style_term(self, gram: Tensor, target: Tensor, filters: int | None = None) -> Tensor:
         """Return each picture's style loss at one layer, shape (N,), from Gram matrices (N, C, C) and (1, C, C)."""
         raise NotImplementedError
+
+    def sliced_term(self, features: Tensor, target: Tensor, start: Tensor) -> Tensor:
+        """Return each picture's distance from the painting's distribution at one layer, shape (N,).
+
+        The squared sliced Wasserstein distance (Heitz et al., CVPR 2021) over the painting's variance: 0 for the same
+        features in any order. To Gram matrices a colour between two others may be as good as both; here it is not.
+        ``target`` is the painting's (`SLICES`, `QUANTILES`), ``start`` (N,) the first of a picture's directions.
+        """
+        chosen = (start[:, None] + torch.arange(SLICES_A_PICTURE, device=start.device)) % SLICES
+        directions = slice_directions(features.shape[1], features.device, features.dtype)[chosen]
+        difference = sliced_quantiles(features, directions) - target[chosen]
+        return difference.square().mean((1, 2)) / target.var(1, correction=0).mean()
 
 
 class GatysLoss(PerceptualLoss):

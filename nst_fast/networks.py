@@ -184,32 +184,37 @@ class Grain(nn.Module):
 
 
 class Contrast(nn.Module):
-    """Add the photograph's contrast, brought to one level everywhere, scaled for every channel.
+    """Add the photograph's contrast in two octaves, brought to one level everywhere, scaled for every channel.
 
     So strokes follow faint clouds and what is in shadow as they follow outlines (local contrast normalisation: Jarrett
-    et al. 2009). It is brightness less its surround, over its deviation there; where that is below ``FAINT`` it fades.
+    et al. 2009). An octave is brightness blurred less brightness blurred more, over its deviation around there; where
+    that is below ``FAINT`` it fades. Without the finest detail its contours are round, and strokes grow along them.
     """
 
-    WINDOW = 9  # positions, side of the square that surround and deviation are means over, twice
-    FAINT = 0.006  # of brightness in [0, 1]: about what JPEG's rounding leaves in skies
-    START = 0.15  # of the deviation that the norm before gives, the scale before training
+    WINDOWS = (3, 7, 15)  # positions, sides of the squares that brightness is averaged over, twice; two octaves
+    FAINT = 0.002  # of brightness in [0, 1]: less than JPEG's rounding leaves in skies
+    START = 0.15  # of the deviation that the norm before gives, the scale's deviation before training
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.full((channels, 1, 1), self.START))
+        self.scale = nn.Parameter(self.START * torch.randn(len(self.WINDOWS) - 1, channels, 1, 1))
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Return x (N, C, H, W) with the contrast of images (N, 3, 4 H, 4 W) in it."""
 
-        def surround(x: Tensor) -> Tensor:
+        def blurred(x: Tensor, side: int) -> Tensor:
             for _ in range(2):
-                x = F.avg_pool2d(x, self.WINDOW, 1, self.WINDOW // 2, count_include_pad=False)
+                x = F.avg_pool2d(x, (1, side), 1, (0, side // 2), count_include_pad=False)
+                x = F.avg_pool2d(x, (side, 1), 1, (side // 2, 0), count_include_pad=False)
             return x
 
         brightness = F.avg_pool2d(image, STRIDE).mean(1, keepdim=True)
-        difference = brightness - surround(brightness)
-        deviation = surround(difference.square()).sqrt()
-        return x + (self.scale * (difference / (deviation + self.FAINT))).to(x.dtype)
+        levels = [blurred(brightness, side) for side in self.WINDOWS]
+        for scale, fine, coarse, side in zip(self.scale, levels, levels[1:], self.WINDOWS[1:], strict=False):
+            octave = fine - coarse
+            deviation = blurred(octave.square(), 2 * side + 1).sqrt()
+            x = x + (scale * (octave / (deviation + self.FAINT))).to(x.dtype)
+        return x
 
 
 class NoGrain(nn.Module):

@@ -19,7 +19,7 @@ from nst_fast.downloads import Progress, fetch, file_hash
 from nst_fast.errors import UserError
 from nst_fast.images import load_image, resize_short_side, write_atomically
 from nst_fast.loss_network import LossNetwork
-from nst_fast.losses import layer_gram_matrix
+from nst_fast.losses import SLICED, style_statistic
 from nst_fast.weights import read_safetensors
 
 FORMAT = "nst_fast style targets 1"
@@ -101,11 +101,15 @@ def to_image(image: Tensor) -> Image.Image:
 def painting_grams(
     painting: Image.Image, loss_network: LossNetwork, layers: Iterable[str], size: int
 ) -> dict[str, Tensor]:
-    """Return {layer: (C, C)} of a painting at a short side in pixels, its proportions kept; any device, on the CPU."""
+    """Return {layer: (C, C)} of a painting at a short side in pixels, its proportions kept; any device, on the CPU.
+
+    And the quantiles of layers named with `SLICED` before them.
+    """
     device = next(loss_network.parameters()).device
     image = to_tensor(resize_short_side(painting, size)).to(device)
-    features = loss_network(image, list(layers))
-    return {layer: layer_gram_matrix(loss_network, layer, f)[0].cpu() for layer, f in features.items()}
+    names = {name: name.removeprefix(SLICED) for name in layers}
+    features = loss_network(image, list(dict.fromkeys(names.values())))
+    return {name: style_statistic(loss_network, name, features[layer]).cpu() for name, layer in names.items()}
 
 
 def make_style_targets(
@@ -149,7 +153,7 @@ def style_grams(
     sha256: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Mapping[str, Tensor], str]:
-    """Return a style's Gram matrices {layer: (C, C)} and its picture's sha256.
+    """Return a style's Gram matrices {layer: (C, C)}, or what else is named, and its picture's sha256.
 
     They come from the picture, a style target file, the shipped target file where it fits the loss network, layers and
     size, or else from the picture fetched from its address, in this order. Raises UserError where none can be had.

@@ -282,9 +282,10 @@ def test_the_page_has_the_reports_figures_and_names_photographs_as_they_are(fini
         {},
         {"content_weight": 0.5, "style_weight": 11.0, "tv_weight": 0.25},
         {"style_layers": {"relu1_1": 0.5, "relu3_1": 0.5}},
+        {"style_layers": {"relu1_1": 0.5, "relu3_1@4": 0.5}, "sliced_layers": {"rgb@2": 0.1, "relu2_1": 2.0}},
         {"pooling": "average"},
     ],
-    ids=["as shipped", "weights", "layers", "pooling"],
+    ids=["as shipped", "weights", "layers", "octaves and distributions", "pooling"],
 )
 def test_the_loss_is_the_one_that_the_model_was_trained_on(loss, tmp_path):
     config = trained_config("starry_night", **loss)
@@ -293,6 +294,14 @@ def test_the_loss_is_the_one_that_the_model_was_trained_on(loss, tmp_path):
     cfg = load_config("optimize", ["content=x", *arguments])
     assert cfg.loss == {**config["loss"], "tv_weight": 9}
     assert (cfg.style.size, cfg.style.weight, cfg.loss_network.name) == (256, 1.5, "vgg19_slim")
+
+
+def test_the_loss_of_a_model_from_before_distributions_has_none(tmp_path):
+    config = trained_config("starry_night")
+    del config["loss"]["sliced_layers"]
+    stylizer = Stylizer(make_model(tmp_path / "model.onnx", style="starry_night", config=config))
+    cfg = load_config("optimize", ["content=x", *loss_arguments(stylizer, "starry_night", [])])
+    assert cfg.loss == {**config["loss"], "sliced_layers": {}}
 
 
 def test_a_model_of_ones_own_style_is_judged_on_its_painting(tmp_path):

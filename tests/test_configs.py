@@ -108,6 +108,7 @@ def test_a_loss_measures_layers_of_vgg19_with_positive_weights(name):
     for layers in (loss["content_layers"], loss["style_layers"]):
         assert set(layers) <= VGG19_LAYERS
         assert all(weight > 0 for weight in layers.values())
+    assert loss["sliced_layers"] == {}  # it needs the painting itself, and style targets are what ships
     assert loss["content_weight"] > 0
     assert loss["style_weight"] > 0
     assert loss["tv_weight"] >= 0

@@ -206,6 +206,24 @@ def test_an_octave_is_the_layer_of_a_picture_averaged_over_squares(times):
         torch.testing.assert_close(taps[f"{layer}@{times}"], features, rtol=1e-5, atol=1e-6)
 
 
+def test_the_picture_itself_is_a_layer_of_every_network():
+    image = picture(16, 20)
+    for network in (
+        small_vgg(),
+        SlimVGG(((4,), (6,)), {"relu1_1": 8}),
+        MergedLossNetwork([(small_vgg(), ["relu1_1"])]),
+    ):
+        taps = network(image, ["rgb@4", "relu1_1", "rgb"])
+        assert set(taps) == {"rgb@4", "relu1_1", "rgb"}
+        assert torch.equal(taps["rgb"], image)
+        torch.testing.assert_close(taps["rgb@4"], image.reshape(1, 3, 4, 4, 5, 4).mean((3, 5)))
+        assert network.metric("rgb@4") is None
+        with pytest.raises(UserError, match="rgb, "):
+            network.check_layers(["rbg"])
+    with pytest.raises(UserError, match="20×3 px is too small for rgb@4; 4 px a side"):
+        small_vgg()(picture(3, 20), ["rgb@4"])
+
+
 @pytest.mark.parametrize("layer", ["relu2_1@", "relu2_1@3", "relu2_1@1", "relu2_1@02", "relu2_1@16", "relu2_1@2@2"])
 def test_an_unknown_octave_is_a_user_error_that_names_those_there_are(layer):
     with pytest.raises(UserError) as caught:

@@ -10,6 +10,10 @@ from nst_fast.loss_network import VGG, NormalisedLossNetwork, SlimVGG
 from nst_fast.losses import (
     CONTENT_FLOOR,
     LOSSES,
+    QUANTILES,
+    SLICED,
+    SLICES,
+    SLICES_A_PICTURE,
     WEAVE_FLOOR,
     BalancedLoss,
     GatysLoss,
@@ -21,6 +25,7 @@ from nst_fast.losses import (
     pixel_grid,
     pixel_weave,
     saturated_share,
+    style_statistic,
     total_variation,
 )
 
@@ -522,6 +527,109 @@ def test_terms_of_bfloat16_features_are_computed_in_float32(kind):
     torch.testing.assert_close(result["content"].double(), expected_content, rtol=1e-5, atol=0)
     torch.testing.assert_close(result["style"].double(), sum(terms), rtol=1e-4, atol=0)
     torch.testing.assert_close(result["tv"].double(), total_variation(image.double())[0], rtol=1e-5, atol=0)
+
+
+# Distributions
+
+
+def sliced_by_hand(features: np.ndarray, painted: np.ndarray, start: int) -> float:
+    """Features and painting (C, positions), as many positions as a multiple of QUANTILES."""
+    directions = np.random.default_rng(0).standard_normal((SLICES, len(features)))
+    errors, variances = [], []
+    for number, direction in enumerate(directions / np.sqrt((directions**2).sum(1, keepdims=True))):
+        ours, theirs = (np.array(sorted(direction @ x)).reshape(QUANTILES, -1).mean(1) for x in (features, painted))
+        variances.append(((theirs - theirs.mean()) ** 2).mean())
+        if (number - start) % SLICES < SLICES_A_PICTURE:
+            errors.append(((ours - theirs) ** 2).mean())
+    return float(np.mean(errors) / np.mean(variances))
+
+
+def sliced_loss(layers, kind=BalancedLoss):
+    """Return a loss whose style is the distribution alone, and the painting, 32 × 64."""
+    torch.manual_seed(0)
+    network = VGG(((4, 4), (6,), (5,))).double().requires_grad_(False)
+    loss, painting = kind(network, CONTENT, {}, 1.0, 10.0, 0.0, layers), random(1, 3, 32, 64, seed=9).sigmoid()
+    names = {name: name.removeprefix(SLICED) for name in loss.statistics}
+    features = network(painting, list(names.values()))
+    loss.set_style({name: style_statistic(network, name, features[layer]) for name, layer in names.items()})
+    return loss, painting
+
+
+@pytest.mark.parametrize("kind", LOSSES.values())
+def test_sliced_style_equals_a_loop_over_sorted_projections(kind):
+    loss, painting = sliced_loss({"rgb@2": 0.5, "relu1_1": 2.0}, kind)
+    image, content = random(1, 3, 32, 32, seed=1).sigmoid(), random(1, 3, 32, 32, seed=2).sigmoid()
+    start = int(np.round(255 * content.numpy()).astype(int).sum()) % SLICES
+    smaller = [x.reshape(3, 16, 2, -1, 2).mean((2, 4)) for x in (image[0], painting[0])]
+    seen = [loss.loss_network(x, ["relu1_1"])["relu1_1"][0] for x in (image, painting)]
+    colours, features = ([x.reshape(len(x), -1).numpy() for x in pair] for pair in (smaller, seen))
+    expected = 0.5 * sliced_by_hand(*colours, start) + 2 * sliced_by_hand(*features, start)
+    terms = loss(image, loss.content_features(content))
+    assert float(terms["style"]) == pytest.approx(expected, rel=1e-9)
+    assert float(terms["total"] - terms["content"]) == pytest.approx(10 * expected, rel=1e-9)
+
+
+def test_sliced_style_does_not_see_where_colours_are_and_sees_mixtures_that_gram_matrices_do_not():
+    loss, painting = sliced_loss({"rgb": 1.0})
+    content = loss.content_features(painting)
+    order = torch.randperm(32 * 64, generator=torch.Generator().manual_seed(0))
+    shuffled = painting.flatten(2)[:, :, order].reshape(painting.shape)
+    assert float(loss(shuffled, content)["style"]) == pytest.approx(0, abs=1e-20)
+
+    # Half black and half white; a grey with the same mean square.
+    halves, grey = torch.zeros(1, 3, 16, 32, dtype=torch.float64), torch.full((1, 3, 16, 32), 0.5**0.5).double()
+    halves[..., 16:] = 1
+    torch.testing.assert_close(gram_matrix(halves), gram_matrix(grey))
+    statistics = {name: style_statistic(loss.loss_network, name, halves) for name in [SLICED + "rgb"]}
+    loss.set_style({**statistics, "relu2_1": torch.eye(6).double()})
+    assert float(loss(halves, content | {"relu2_1": random(1, 6, 8, 16)})["style"]) == pytest.approx(0, abs=1e-20)
+    # Along any direction it is the distance of √½ from 0 and from 1, over the variance of ½ and ½.
+    distance = (0.5 * 0.5 + 0.5 * (1 - 0.5**0.5) ** 2) / 0.25
+    found = float(loss(grey, content | {"relu2_1": random(1, 6, 8, 16)})["style"])
+    start = content["slices"] + torch.arange(SLICES_A_PICTURE)
+    sums = np.random.default_rng(0).standard_normal((SLICES, 3))
+    sums = ((sums / np.linalg.norm(sums, axis=1, keepdims=True)).sum(1)) ** 2
+    assert found == pytest.approx(distance * sums[start % SLICES].mean() / sums.mean(), rel=1e-6)
+
+
+def test_pictures_of_a_batch_are_compared_in_directions_of_their_own_and_always_the_same():
+    loss, _ = sliced_loss({"relu2_1": 1.0})
+    image, content = random(2, 3, 32, 32, seed=1).sigmoid(), random(2, 3, 32, 32, seed=2).sigmoid()
+    targets = loss.content_features(content)
+    assert len(set(targets["slices"].tolist())) == 2
+    alone = [loss(i[None], loss.content_features(c[None]))["style"] for i, c in zip(image, content, strict=True)]
+    torch.testing.assert_close(loss(image, targets)["style"], sum(alone) / 2)
+    assert torch.equal(loss(image, targets)["style"], loss(image, loss.content_features(content))["style"])
+
+
+def test_gradient_of_sliced_style_equals_finite_differences():
+    loss, _ = sliced_loss({"rgb@2": 0.5, "relu2_1": 1.0})
+    image, targets = random(1, 3, 12, 16, seed=1).sigmoid(), loss.content_features(random(1, 3, 12, 16).sigmoid())
+    assert torch.autograd.gradcheck(lambda x: loss(x, targets)["style"], image.requires_grad_(True), fast_mode=True)
+
+
+def test_descent_on_sliced_style_gives_a_picture_the_paintings_colours():
+    loss, painting = sliced_loss({"rgb": 1.0})
+    painting[:] = (painting > 0.6).double()  # eight colours, in shares of their own
+    loss.set_style(
+        {"relu2_1": torch.eye(6).double(), SLICED + "rgb": style_statistic(loss.loss_network, SLICED + "rgb", painting)}
+    )
+    image = random(1, 3, 32, 64, seed=1).sigmoid().requires_grad_(True)
+    optimizer = torch.optim.Adam([image], 0.02)
+    for step in range(300):
+        content = {"relu2_1": random(1, 6, 16, 32), "slices": torch.tensor([37 * step % SLICES])}
+        optimizer.zero_grad()
+        loss(image, content)["style"].backward()
+        optimizer.step()
+    near = (image - image.round()).abs().max(1).values < 0.15
+    assert near.double().mean() > 0.9
+    weights = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)[:, None, None]
+    counts = [torch.bincount((weights * x[0].clamp(0, 1).round()).sum(0).long().flatten(), minlength=8)
+              for x in (image.detach(), painting)]  # fmt: skip
+    assert (counts[0] - counts[1]).abs().sum() < 0.1 * 32 * 64
+
+
+# Targets
 
 
 def test_style_targets_that_lack_a_layer_are_a_user_error():

@@ -265,6 +265,7 @@ def test_a_run_whose_choices_need_files_goes_on_without_naming_them(last, train,
         "loss_network.deep=deep.safetensors",
     ]
     layers = ["loss.content_layers={relu2_1: 1}", "loss.style_layers={relu1_1: 1, relu2_1@2: 1}", "loss=balanced"]
+    layers.append("loss.sliced_layers={rgb@2: 0.5, relu2_1: 0.5}")
     painting = [
         "style=custom",
         "style.image=photographs/0.png",

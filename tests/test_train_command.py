@@ -458,6 +458,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "weight that is no number": ([*CUSTOM, "loss.style_weight=nan"], ["loss.style_weight", "nan"]),
     "share in words": ([*CUSTOM, "data.dead_leaves=abc"], ["data.dead_leaves", "abc"]),
     "layers in words": ([*CUSTOM, "loss.style_layers=abc"], ["loss.style_layers", "abc"]),
+    "no such sliced layer": ([*CUSTOM, "loss.sliced_layers={rbg: 1}"], ["no layer 'rbg'", "rgb"]),
     "unknown option": ([*CUSTOM, "trainer.max_stepz=3"], ["trainer.max_stepz", "did you mean trainer.max_steps?"]),
     "unknown path option": ([*CUSTOM, "style.imag=pic.jpg"], ["style.imag", "did you mean style.image?"]),
     "unknown network": ([*CUSTOM, "network.name=johnsen"], ["johnsen", "did you mean johnson?"]),

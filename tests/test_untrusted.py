@@ -481,6 +481,7 @@ SAID: dict[str, Any] = {
     "a layer that is looked up": {**TRAINED, "loss": {**LOSS, "style_layers": {LOOKUP: 1.0}}},
     "a layer's weight that is looked up": {**TRAINED, "loss": {**LOSS, "style_layers": {"relu1_1": LOOKUP}}},
     "a layer that is more options": {**TRAINED, "loss": {**LOSS, "style_layers": {"x: 1}, loss: {y": 1.0}}},
+    "an octave that is more options": {**TRAINED, "loss": {**LOSS, "sliced_layers": {"rgb@2: 1}, loss: {y": 1.0}}},
     "a loss that is looked up": {**TRAINED, "loss": {**LOSS, "name": LOOKUP}},
     "infinite weights": {**TRAINED, "loss": {**LOSS, "tv_weight": float("inf")}},
     "a size without end": {**TRAINED, "style": {**STYLE, "size": 10**30}},

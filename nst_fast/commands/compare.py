@@ -190,9 +190,11 @@ def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list
         if trained["style"].get("strength") is not None:  # the weight that training arrived at
             trained["loss"]["style_weight"] = float(stylizer.metadata["style_weight"]) / trained["style"]["weight"]
         arguments += [f"loss.{key}={plain(trained['loss'][key])}" for key in LOSS_OPTIONS]
-        for key in ("content_layers", "style_layers"):
-            layers = [f"{plain(layer)}: {plain(weight)}" for layer, weight in trained["loss"][key].items()]
-            arguments.append(f"loss.{key}={{{', '.join(layers)}}}")
+        for key in ("content_layers", "style_layers", "sliced_layers"):
+            layers = trained["loss"].get(key, {}) if key == "sliced_layers" else trained["loss"][key]  # the newest
+            parts = {layer: layer.partition("@") for layer in layers}
+            named = [f"{plain(n)}{at}{int(o) if at else ''}: {plain(layers[k])}" for k, (n, at, o) in parts.items()]
+            arguments.append(f"loss.{key}={{{', '.join(named)}}}")
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"the model's own config cannot be used ({type(error).__name__}: {error})") from error
     return arguments + overrides

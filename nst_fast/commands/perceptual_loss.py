@@ -42,6 +42,7 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
         require_number(cfg, key, 0, whole=False)
     require_weights(cfg, "loss.content_layers")
     require_weights(cfg, "loss.style_layers")
+    require_weights(cfg, "loss.sliced_layers", optional=True)
     require_choice(cfg, "loss.name", LOSSES)
     require_choice(cfg, "loss.pooling", ("max", "average"))
     require_choice(cfg, "loss.normalise", (True, False))
@@ -94,6 +95,7 @@ def create_perceptual_loss(cfg: Any, progress: Progress | None = None) -> Percep
         cfg.loss.content_weight,
         cfg.loss.style_weight * cfg.style.weight,
         cfg.loss.tv_weight,
+        dict(cfg.loss.sliced_layers),
     )
 
 
@@ -110,7 +112,7 @@ def find_style(
 ) -> tuple[Mapping[str, Tensor], str]:
     """Return the Gram matrices of a style config, at its own size unless told, and its picture's sha256."""
     options = {key: style[key] for key in ("name", "image", "targets", "url", "sha256")}
-    return style_grams(loss.loss_network, loss.layers, size=size or style.size, progress=progress, **options)
+    return style_grams(loss.loss_network, loss.statistics, size=size or style.size, progress=progress, **options)
 
 
 def find_blend(

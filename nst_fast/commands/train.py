@@ -40,6 +40,8 @@ Train a transformation network on a style and export it to ONNX.
   loss=NAME                structure, balanced, gatys or johnson
   loss.content_layers=…    all of them with their weights, '{relu3_1: 0.5, relu4_2: 0.5}'; likewise loss.style_layers;
                            relu3_1@4 is relu3_1 of the picture at a quarter of its size: larger shapes
+  loss.sliced_layers=…     and those whose distributions count as style too, for paintings of flat colours and closed
+                           shapes: '{rgb@2: 0.1, relu3_3: 0.8}'; rgb is the picture itself (default: none)
   data=folder data.root=D  train on your own photographs (default: bundled ones)
   data=coco                train on COCO's: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
