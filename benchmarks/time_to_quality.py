@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help="of Johnson's network")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4, 0.7, 1.0], help="of the steps")
     parser.add_argument("--fast", nargs="+", default=["network=fast"], help="options of `train` for the other side")
-    parser.add_argument(
-        "--common", nargs="*", default=["loss_network=vgg19_slim", "loss=balanced"], help="options for both"
-    )
+    parser.add_argument("--common", nargs="*", default=["loss_network=vgg19_slim"], help="options for both")
     parser.add_argument("--runs", type=Path, default=Path("runs", "time_to_quality"), help="goes on with what is there")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
@@ -53,7 +50,9 @@ def main() -> None:
     reached = runs[-1]["validation_loss"] <= johnson["validation_loss"]
     report = {
         "what": f"{options.style.stem}, {' '.join(options.common)}; the other side: {' '.join(options.fast)}",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "commit": source_commit(),
         "date": date.today().isoformat(),

@@ -184,14 +184,14 @@ class Grain(nn.Module):
 
 
 class Contrast(nn.Module):
-    """Add the photograph's contrast in two octaves, brought to one level everywhere, scaled for every channel.
+    """Add the photograph's contrast in three octaves, brought to one level everywhere, scaled for every channel.
 
     So strokes follow faint clouds and what is in shadow as they follow outlines (local contrast normalisation: Jarrett
     et al. 2009). An octave is brightness blurred less brightness blurred more, over its deviation around there; where
     that is below ``FAINT`` it fades. Without the finest detail its contours are round, and strokes grow along them.
     """
 
-    WINDOWS = (3, 7, 15)  # positions, sides of the squares that brightness is averaged over, twice; two octaves
+    WINDOWS = (3, 7, 15, 31)  # positions, sides of the squares that brightness is averaged over, twice
     FAINT = 0.002  # of brightness in [0, 1]: less than JPEG's rounding leaves in skies
     START = 0.15  # of the deviation that the norm before gives, the scale's deviation before training
 

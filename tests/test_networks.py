@@ -190,15 +190,15 @@ def test_in_training_every_picture_has_a_part_of_the_grain_that_follows_from_it_
         np.testing.assert_allclose(part.numpy(), expected, atol=1e-6)
 
 
-def test_contrast_is_brightness_less_its_surround_over_its_deviation_there():
+def test_contrast_is_each_octave_of_brightness_over_its_deviation_there():
     image = torch.rand(2, 3, 80, 96, generator=torch.Generator().manual_seed(0)) ** 3
-    layer = Contrast(2)
+    layer = Contrast(3)
     with torch.no_grad():
-        layer.scale.copy_(torch.tensor([1.0, 2.0]).view(2, 1, 1))
-        added = (layer(torch.ones(2, 2, 20, 24), image) - 1).numpy()
+        layer.scale.copy_(torch.diag(torch.tensor([1.0, 2.0, 3.0])).view(3, 3, 1, 1))  # an octave for each channel
+        added = (layer(torch.ones(2, 3, 20, 24), image) - 1).numpy()
 
-    def box(map_: np.ndarray) -> np.ndarray:
-        reach, (height, width) = Contrast.WINDOW // 2, map_.shape
+    def box(map_: np.ndarray, side: int) -> np.ndarray:
+        reach, (height, width) = side // 2, map_.shape
         means = np.empty_like(map_)
         for row, column in np.ndindex(height, width):
             rows, columns = (slice(max(i - reach, 0), i + reach + 1) for i in (row, column))
@@ -207,33 +207,38 @@ def test_contrast_is_brightness_less_its_surround_over_its_deviation_there():
 
     for pixels, found in zip(image.double().numpy(), added, strict=True):
         brightness = pixels.mean(0).reshape(20, 4, 24, 4).mean((1, 3))
-        difference = brightness - box(box(brightness))
-        expected = difference / (np.sqrt(box(box(difference**2))) + Contrast.FAINT)
-        np.testing.assert_allclose(found[0], expected, atol=1e-4)
-        np.testing.assert_allclose(found[1], 2 * expected, atol=2e-4)
+        levels = [box(box(brightness, side), side) for side in (3, 7, 15, 31)]
+        for number, side in enumerate((15, 31, 63)):
+            octave = levels[number] - levels[number + 1]
+            expected = octave / (np.sqrt(box(box(octave**2, side), side)) + Contrast.FAINT)
+            np.testing.assert_allclose(found[number], (number + 1) * expected, atol=1e-3)
 
 
 def test_contrast_brings_a_faint_pattern_up_to_nearly_a_strong_one_s_level_and_leaves_flats_flat():
     rng = np.random.default_rng(0)
-    pattern = torch.from_numpy(rng.standard_normal((1, 1, 40, 40)).repeat(4, 2).repeat(4, 3)).float().repeat(1, 3, 1, 1)
     levels = {}
+    layer = Contrast(1)
     with torch.no_grad():
-        for depth in (0.0, 0.03, 0.15):
-            added = Contrast(1)(torch.zeros(1, 1, 40, 40), 0.5 + depth * pattern) / Contrast.START
-            levels[depth] = float(added.std())
-    assert levels[0.0] < 1e-3
-    assert levels[0.03] > 0.8 * levels[0.15]
-    assert 0.9 < levels[0.15] < 1.1
+        for octave in range(3):
+            side = 8 * 2**octave  # squares of a size that it sees
+            squares = rng.standard_normal((1, 1, 320 // side, 320 // side)).repeat(side, 2).repeat(side, 3)
+            pattern = torch.from_numpy(squares).float().repeat(1, 3, 1, 1)
+            layer.scale[:] = torch.eye(3)[octave].view(3, 1, 1, 1)
+            for depth in (0.0, 0.03, 0.15):
+                levels[depth] = float(layer(torch.zeros(1, 1, 80, 80), 0.5 + depth * pattern).std())
+            assert levels[0.0] < 1e-3
+            assert levels[0.03] > 0.8 * levels[0.15]
+            assert 0.85 < levels[0.15] < 1.15
 
 
 @pytest.mark.parametrize("name", ["fast", "johnson"])
 def test_strokes_follow_a_faint_pattern_where_contrast_is_the_grain(name):
     """A faint pattern in the left half of a picture changes it more than where noise is the grain."""
-    pattern = np.random.default_rng(0).standard_normal((1, 1, 24, 24)).repeat(4, 2).repeat(4, 3)
+    pattern = np.random.default_rng(0).standard_normal((1, 1, 6, 6)).repeat(16, 2).repeat(16, 3)  # as large as strokes
     image = torch.full((1, 3, 96, 192), 0.5)
     image[..., 96:] += 0.3 * torch.from_numpy(pattern).float()
     faint = image.clone()
-    faint[..., :96] += 0.02 * torch.from_numpy(pattern).float()
+    faint[..., :96] += 0.01 * torch.from_numpy(pattern).float()
 
     def moved(grain: str) -> float:
         torch.manual_seed(0)
