@@ -35,7 +35,8 @@ LAYERS = ("relu3_3", "relu4_2")
 FIGURES = ("content", "style", *(f"style_relu{n}_1" for n in range(1, 6)), "style_vgg19", "tv", "painting_size")
 TOLD = (
     *("network.name", "network.width", "network.blocks", "network.grain", "loss_network.name"),
-    *("loss.name", "loss.content_layers", "loss.style_layers", "loss.style_weight", "loss.tv_weight"),
+    *("loss.name", "loss.content_layers", "loss.style_layers", "loss.sliced_layers"),
+    *("loss.style_weight", "loss.tv_weight", "trainer.grid_weight", "trainer.weave_weight"),
     *("style.size", "style.strength", "data.size", "data.window", "data.batch_size"),
     *("trainer.max_steps", "trainer.learning_rate"),
 )
