@@ -22,6 +22,7 @@ from nst_fast.loss_network import LossNetwork, split_octave
 
 # A flat wall has almost no features: dividing by its own energy alone would make it worth more than any photograph.
 CONTENT_FLOOR = 0.1  # of the painting's energy at the same layer
+SLICED_FLOOR = 1e-3  # of the painting's mean square there, beside its variance: a picture of one colour has none
 SLICED = "sliced:"  # before a layer's name: what is compared are quantiles, not the Gram matrix
 SLICES = 256  # directions that a painting's features are projected on
 SLICES_A_PICTURE = 32  # of them, that a picture is compared in
@@ -295,14 +296,16 @@ class PerceptualLoss(nn.Module):
     def sliced_term(self, features: Tensor, target: Tensor, start: Tensor) -> Tensor:
         """Return each picture's distance from the painting's distribution at one layer, shape (N,).
 
-        The squared sliced Wasserstein distance (Heitz et al., CVPR 2021) over the painting's variance: 0 for the same
-        features in any order. To Gram matrices a colour between two others may be as good as both; here it is not.
-        ``target`` is the painting's (`SLICES`, `QUANTILES`), ``start`` (N,) the first of a picture's directions.
+        The squared sliced Wasserstein distance (Heitz et al., CVPR 2021) over the painting's variance and
+        `SLICED_FLOOR`: 0 for the same features in any order. To Gram matrices a colour between two others may be as
+        good as both; here it is not. ``target`` is the painting's (`SLICES`, `QUANTILES`), ``start`` (N,) the first of
+        a picture's directions.
         """
         chosen = (start[:, None] + torch.arange(SLICES_A_PICTURE, device=start.device)) % SLICES
         directions = slice_directions(features.shape[1], features.device, features.dtype)[chosen]
         difference = sliced_quantiles(features, directions) - target[chosen]
-        return difference.square().mean((1, 2)) / target.var(1, correction=0).mean()
+        variance = target.var(1, correction=0).mean() + SLICED_FLOOR * target.square().mean()
+        return difference.square().mean((1, 2)) / variance.clamp_min(1e-6)  # black has no energy either
 
 
 class GatysLoss(PerceptualLoss):

@@ -12,6 +12,7 @@ from nst_fast.losses import (
     LOSSES,
     QUANTILES,
     SLICED,
+    SLICED_FLOOR,
     SLICES,
     SLICES_A_PICTURE,
     WEAVE_FLOOR,
@@ -535,13 +536,13 @@ def test_terms_of_bfloat16_features_are_computed_in_float32(kind):
 def sliced_by_hand(features: np.ndarray, painted: np.ndarray, start: int) -> float:
     """Features and painting (C, positions), as many positions as a multiple of QUANTILES."""
     directions = np.random.default_rng(0).standard_normal((SLICES, len(features)))
-    errors, variances = [], []
+    errors, scales = [], []
     for number, direction in enumerate(directions / np.sqrt((directions**2).sum(1, keepdims=True))):
         ours, theirs = (np.array(sorted(direction @ x)).reshape(QUANTILES, -1).mean(1) for x in (features, painted))
-        variances.append(((theirs - theirs.mean()) ** 2).mean())
+        scales.append(((theirs - theirs.mean()) ** 2).mean() + SLICED_FLOOR * (theirs**2).mean())
         if (number - start) % SLICES < SLICES_A_PICTURE:
             errors.append(((ours - theirs) ** 2).mean())
-    return float(np.mean(errors) / np.mean(variances))
+    return float(np.mean(errors) / np.mean(scales))
 
 
 def sliced_loss(layers, kind=BalancedLoss):
@@ -583,8 +584,8 @@ def test_sliced_style_does_not_see_where_colours_are_and_sees_mixtures_that_gram
     statistics = {name: style_statistic(loss.loss_network, name, halves) for name in [SLICED + "rgb"]}
     loss.set_style({**statistics, "relu2_1": torch.eye(6).double()})
     assert float(loss(halves, content | {"relu2_1": random(1, 6, 8, 16)})["style"]) == pytest.approx(0, abs=1e-20)
-    # Along any direction it is the distance of √½ from 0 and from 1, over the variance of ½ and ½.
-    distance = (0.5 * 0.5 + 0.5 * (1 - 0.5**0.5) ** 2) / 0.25
+    # Along any direction it is the distance of √½ from 0 and from 1, over the variance of ½ and ½ and the floor.
+    distance = (0.5 * 0.5 + 0.5 * (1 - 0.5**0.5) ** 2) / (0.25 + SLICED_FLOOR * 0.5)
     found = float(loss(grey, content | {"relu2_1": random(1, 6, 8, 16)})["style"])
     start = content["slices"] + torch.arange(SLICES_A_PICTURE)
     sums = np.random.default_rng(0).standard_normal((SLICES, 3))
@@ -606,6 +607,23 @@ def test_gradient_of_sliced_style_equals_finite_differences():
     loss, _ = sliced_loss({"rgb@2": 0.5, "relu2_1": 1.0})
     image, targets = random(1, 3, 12, 16, seed=1).sigmoid(), loss.content_features(random(1, 3, 12, 16).sigmoid())
     assert torch.autograd.gradcheck(lambda x: loss(x, targets)["style"], image.requires_grad_(True), fast_mode=True)
+
+
+@pytest.mark.parametrize("brightness", [0.0, 0.5])
+def test_sliced_style_of_a_painting_of_one_colour_is_finite_and_0_for_that_colour(brightness):
+    loss, painting = sliced_loss({"rgb": 1.0, "relu2_1": 1.0})
+    painting[:] = brightness
+    features = loss.loss_network(painting, ["rgb", "relu2_1"])
+    names = {SLICED + layer: features[layer] for layer in features}
+    grams = {name: style_statistic(loss.loss_network, name, f) for name, f in names.items()}
+    loss.set_style({**grams, "relu2_1": torch.eye(6).double()})
+    content = loss.content_features(painting)
+    assert float(loss(painting, content)["style"]) == pytest.approx(0, abs=1e-12)
+    image = random(1, 3, 32, 64, seed=1).sigmoid().requires_grad_(True)
+    terms = loss(image, content)
+    terms["style"].backward()
+    assert terms["style"] > 0
+    assert image.grad.isfinite().all()
 
 
 def test_descent_on_sliced_style_gives_a_picture_the_paintings_colours():

@@ -169,6 +169,14 @@ def plain(value: Any) -> str:
     raise ValueError(f"{value!r} is neither a number nor a name")
 
 
+def plain_layer(layer: str) -> str:
+    """Return a layer's name, with its octave if it has one, as Hydra reads it; ValueError for anything else."""
+    name, at, octave = layer.partition("@")
+    if at and not octave.isdecimal():
+        raise ValueError(f"{layer!r} is no layer")
+    return plain(name) + at + octave
+
+
 def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list[str]:
     """Return the options of `nst-optimize` that give the loss a model was trained on, overrides last.
 
@@ -190,11 +198,10 @@ def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list
         if trained["style"].get("strength") is not None:  # the weight that training arrived at
             trained["loss"]["style_weight"] = float(stylizer.metadata["style_weight"]) / trained["style"]["weight"]
         arguments += [f"loss.{key}={plain(trained['loss'][key])}" for key in LOSS_OPTIONS]
+        trained["loss"].setdefault("sliced_layers", {})  # models from before it have none
         for key in ("content_layers", "style_layers", "sliced_layers"):
-            layers = trained["loss"].get(key, {}) if key == "sliced_layers" else trained["loss"][key]  # the newest
-            parts = {layer: layer.partition("@") for layer in layers}
-            named = [f"{plain(n)}{at}{int(o) if at else ''}: {plain(layers[k])}" for k, (n, at, o) in parts.items()]
-            arguments.append(f"loss.{key}={{{', '.join(named)}}}")
+            layers = [f"{plain_layer(layer)}: {plain(weight)}" for layer, weight in trained["loss"][key].items()]
+            arguments.append(f"loss.{key}={{{', '.join(layers)}}}")
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"the model's own config cannot be used ({type(error).__name__}: {error})") from error
     return arguments + overrides
