@@ -192,10 +192,10 @@ def test_in_training_every_picture_has_a_part_of_the_grain_that_follows_from_it_
 
 def test_contrast_is_each_octave_of_brightness_over_its_deviation_there():
     image = torch.rand(2, 3, 80, 96, generator=torch.Generator().manual_seed(0)) ** 3
-    layer = Contrast(3)
+    layer = Contrast(3).double()
     with torch.no_grad():
         layer.scale.copy_(torch.diag(torch.tensor([1.0, 2.0, 3.0])).view(3, 3, 1, 1))  # an octave for each channel
-        added = (layer(torch.ones(2, 3, 20, 24), image) - 1).numpy()
+        added = (layer(torch.ones(2, 3, 20, 24).double(), image.double()) - 1).numpy()
 
     def box(map_: np.ndarray, side: int) -> np.ndarray:
         reach, (height, width) = side // 2, map_.shape
@@ -211,7 +211,7 @@ def test_contrast_is_each_octave_of_brightness_over_its_deviation_there():
         for number, side in enumerate((15, 31, 63)):
             octave = levels[number] - levels[number + 1]
             expected = octave / (np.sqrt(box(box(octave**2, side), side)) + Contrast.FAINT)
-            np.testing.assert_allclose(found[number], (number + 1) * expected, atol=1e-3)
+            np.testing.assert_allclose(found[number], (number + 1) * expected, atol=1e-9)
 
 
 def test_contrast_brings_a_faint_pattern_up_to_nearly_a_strong_one_s_level_and_leaves_flats_flat():
@@ -228,7 +228,7 @@ def test_contrast_brings_a_faint_pattern_up_to_nearly_a_strong_one_s_level_and_l
                 levels[depth] = float(layer(torch.zeros(1, 1, 80, 80), 0.5 + depth * pattern).std())
             assert levels[0.0] < 1e-3
             assert levels[0.03] > 0.8 * levels[0.15]
-            assert 0.85 < levels[0.15] < 1.15
+            assert 0.9 < levels[0.15] < 1.1
 
 
 @pytest.mark.parametrize("name", ["fast", "johnson"])
@@ -238,14 +238,18 @@ def test_strokes_follow_a_faint_pattern_where_contrast_is_the_grain(name):
     image = torch.full((1, 3, 96, 192), 0.5)
     image[..., 96:] += 0.3 * torch.from_numpy(pattern).float()
     faint = image.clone()
-    faint[..., :96] += 0.01 * torch.from_numpy(pattern).float()
+    faint[..., :96] += 0.02 * torch.from_numpy(pattern).float()
 
     def moved(grain: str) -> float:
-        torch.manual_seed(0)
-        network = create_network(name, 16, 1, grain=grain).eval()
-        with torch.no_grad():
-            network.grain.scale.fill_(1)
-            return float((network(faint) - network(image))[..., 16:80].std())
+        """Mean over six networks, whose scales are drawn at random as before training."""
+        changes = []
+        for seed in range(6):
+            torch.manual_seed(seed)
+            network = create_network(name, 16, 1, grain=grain).eval()
+            with torch.no_grad():
+                network.grain.scale.copy_(torch.randn(network.grain.scale.shape))
+                changes.append(float((network(faint) - network(image))[..., 16:80].std()))
+        return float(np.mean(changes))
 
     assert moved("contrast") > 3 * moved("noise")
 
