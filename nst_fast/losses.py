@@ -235,14 +235,14 @@ class PerceptualLoss(nn.Module):
         """The names of what `set_style` needs of a painting, as `style_statistic` takes them."""
         return [*self.layers, *(SLICED + layer for layer in self.sliced_layers)]
 
-    def set_style(self, grams: Mapping[str, Tensor]) -> None:
-        """Take the painting's Gram matrices, {layer: (C, C)}, or what else is named in `statistics`."""
-        missing = [name for name in self.statistics if name not in grams]
+    def set_style(self, statistics: Mapping[str, Tensor]) -> None:
+        """Take the painting's `statistics` by name: Gram matrices (C, C), quantiles where a distribution counts."""
+        missing = [name for name in self.statistics if name not in statistics]
         if missing:
-            have = ", ".join(grams)
+            have = ", ".join(statistics)
             raise UserError(f"the style targets lack layer {missing[0]}; they have {have}; style.image=FILE has all")
         for name in self.statistics:
-            self.register_buffer("style_" + name, grams[name][None], persistent=False)
+            self.register_buffer("style_" + name, statistics[name][None], persistent=False)
 
     def content_features(self, content: Tensor) -> dict[str, Tensor]:
         """Return the content targets {layer: features} of a content image (N, 3, H, W).

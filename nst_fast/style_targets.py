@@ -98,12 +98,12 @@ def to_image(image: Tensor) -> Image.Image:
 
 
 @torch.no_grad()
-def painting_grams(
+def painting_statistics(
     painting: Image.Image, loss_network: LossNetwork, layers: Iterable[str], size: int
 ) -> dict[str, Tensor]:
-    """Return {layer: (C, C)} of a painting at a short side in pixels, its proportions kept; any device, on the CPU.
+    """Return a painting's statistics by name at a short side in pixels, its proportions kept; any device, on the CPU.
 
-    And the quantiles of layers named with `SLICED` before them.
+    Gram matrices (C, C), and the quantiles of layers named with `SLICED` before them, as `style_statistic` has them.
     """
     device = next(loss_network.parameters()).device
     image = to_tensor(resize_short_side(painting, size)).to(device)
@@ -118,7 +118,7 @@ def make_style_targets(
     """Return the style targets of a picture file at several sizes, for all of the network's layers unless told."""
     painting = load_image(image)
     wanted = list(layers if layers is not None else loss_network.layers)
-    grams = {size: painting_grams(painting, loss_network, wanted, size) for size in sizes}
+    grams = {size: painting_statistics(painting, loss_network, wanted, size) for size in sizes}
     return StyleTargets(loss_network.identity, file_hash(image), grams)
 
 
@@ -141,7 +141,7 @@ def fetch_painting(url: str, sha256: str, progress: Progress | None = None) -> P
     return path
 
 
-def style_grams(
+def style_statistics(
     loss_network: LossNetwork,
     layers: Iterable[str],
     *,
@@ -153,7 +153,7 @@ def style_grams(
     sha256: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Mapping[str, Tensor], str]:
-    """Return a style's Gram matrices {layer: (C, C)}, or what else is named, and its picture's sha256.
+    """Return a style's statistics by name, as `style_statistic` has them, and its picture's sha256.
 
     They come from the picture, a style target file, the shipped target file where it fits the loss network, layers and
     size, or else from the picture fetched from its address, in this order. Raises UserError where none can be had.
@@ -178,4 +178,4 @@ def style_grams(
             raise UserError(f"{error}{offline}") from error
     if image is None:
         raise UserError("a picture is needed: style=custom style.image=FILE")
-    return painting_grams(load_image(image), loss_network, wanted, size), file_hash(image)
+    return painting_statistics(load_image(image), loss_network, wanted, size), file_hash(image)

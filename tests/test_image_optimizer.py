@@ -17,7 +17,7 @@ from nst_fast.image_optimizer import METHODS, adam, lbfgs, optimize_image, white
 from nst_fast.images import keep_colors, resize_long_side
 from nst_fast.loss_network import VGG, create_loss_network
 from nst_fast.losses import BalancedLoss, GatysLoss, gram_matrix
-from nst_fast.style_targets import style_grams, to_image, to_tensor
+from nst_fast.style_targets import style_statistics, to_image, to_tensor
 
 LAYER = "relu2_1"
 FILTERS = 6  # of that layer
@@ -203,7 +203,7 @@ def starry():
     styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
     loss = BalancedLoss(network, {"relu4_2": 1.0}, styles, 1.0, 7.0, 3.0)
     sha256 = load_config("train", ["style=starry_night"]).style.sha256
-    loss.set_style(style_grams(network, loss.layers, name="starry_night", size=256, sha256=sha256)[0])
+    loss.set_style(style_statistics(network, loss.layers, name="starry_night", size=256, sha256=sha256)[0])
     return loss, to_tensor(Image.fromarray(skimage.data.coffee()).resize((48, 48)))
 
 

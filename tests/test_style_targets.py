@@ -18,12 +18,12 @@ from nst_fast.downloads import file_hash
 from nst_fast.errors import UserError
 from nst_fast.loss_network import VGG, create_loss_network
 from nst_fast.losses import gram_matrix
-from nst_fast.style_targets import StyleTargets, fetch_painting, make_style_targets, style_grams
+from nst_fast.style_targets import StyleTargets, fetch_painting, make_style_targets, style_statistics
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LAYERS = ("relu1_1", "relu2_1")
 SHIPPED_TARGETS = sorted((ASSETS / "style_targets").glob("*.safetensors"))
-NO_STYLE = "no style of this name ships"  # so that style_grams finds no shipped targets
+NO_STYLE = "no style of this name ships"  # so that style_statistics finds no shipped targets
 
 
 @pytest.fixture
@@ -179,19 +179,19 @@ def test_missing_file_is_refused(tmp_path):
 # Where a training run takes them from
 
 
-def test_style_grams_from_a_picture(painting, network):
-    grams, sha256 = style_grams(network, LAYERS, name=NO_STYLE, size=24, image=painting)
+def test_style_statistics_from_a_picture(painting, network):
+    grams, sha256 = style_statistics(network, LAYERS, name=NO_STYLE, size=24, image=painting)
     assert sha256 == hashlib.sha256(painting.read_bytes()).hexdigest()
     assert set(grams) == set(LAYERS)
     for layer, expected in grams_by_hand(painting, network, LAYERS, 24).items():
         torch.testing.assert_close(grams[layer].double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_style_grams_from_a_targets_file_are_those_of_the_picture(painting, targets_file, network):
+def test_style_statistics_from_a_targets_file_are_those_of_the_picture(painting, targets_file, network):
     painting_sha256 = file_hash(painting)
     expected = grams_by_hand(painting, network, LAYERS, 32)
     painting.unlink()
-    grams, sha256 = style_grams(network, LAYERS, name=NO_STYLE, size=32, targets=targets_file)
+    grams, sha256 = style_statistics(network, LAYERS, name=NO_STYLE, size=32, targets=targets_file)
     assert sha256 == painting_sha256
     for layer in LAYERS:
         torch.testing.assert_close(grams[layer].double(), expected[layer], rtol=1e-5, atol=1e-6)
@@ -199,7 +199,7 @@ def test_style_grams_from_a_targets_file_are_those_of_the_picture(painting, targ
 
 def test_picture_goes_before_a_targets_file(tmp_path, targets_file, network):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
-    _, sha256 = style_grams(
+    _, sha256 = style_statistics(
         network, LAYERS, name=NO_STYLE, size=16, image=tmp_path / "red.png", targets=targets_file, sha256="0" * 64
     )
     assert sha256 == file_hash(tmp_path / "red.png")
@@ -207,26 +207,26 @@ def test_picture_goes_before_a_targets_file(tmp_path, targets_file, network):
 
 def test_targets_file_that_does_not_fit_the_run_is_refused(targets_file, network):
     with pytest.raises(UserError, match="16, 32"):
-        style_grams(network, LAYERS, name=NO_STYLE, size=48, targets=targets_file)
+        style_statistics(network, LAYERS, name=NO_STYLE, size=48, targets=targets_file)
     with pytest.raises(UserError, match="sha256"):
-        style_grams(network, LAYERS, name=NO_STYLE, size=16, targets=targets_file, sha256="0" * 64)
+        style_statistics(network, LAYERS, name=NO_STYLE, size=16, targets=targets_file, sha256="0" * 64)
     network.identity = "small@2"
     with pytest.raises(UserError, match="small@2"):
-        style_grams(network, LAYERS, name=NO_STYLE, size=16, targets=targets_file)
+        style_statistics(network, LAYERS, name=NO_STYLE, size=16, targets=targets_file)
 
 
 def test_missing_picture_is_a_user_error(tmp_path, network):
     with pytest.raises(UserError, match=r"style\.image") as caught:
-        style_grams(network, LAYERS, name=NO_STYLE, size=16)
+        style_statistics(network, LAYERS, name=NO_STYLE, size=16)
     assert one_line(caught)
     with pytest.raises(UserError, match="absent") as caught:
-        style_grams(network, LAYERS, name=NO_STYLE, size=16, image=tmp_path / "absent.png")
+        style_statistics(network, LAYERS, name=NO_STYLE, size=16, image=tmp_path / "absent.png")
     assert one_line(caught)
 
 
-def test_style_grams_of_a_layer_that_the_network_lacks_is_a_user_error(painting, network):
+def test_style_statistics_of_a_layer_that_the_network_lacks_is_a_user_error(painting, network):
     with pytest.raises(UserError, match="relu5_1"):
-        style_grams(network, ["relu5_1"], name=NO_STYLE, size=16, image=painting)
+        style_statistics(network, ["relu5_1"], name=NO_STYLE, size=16, image=painting)
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def shipped_targets(tmp_path, targets_file, monkeypatch):
 
 def test_shipped_targets_spare_the_picture(shipped_targets, painting, network):
     picture = {"url": "https://127.0.0.1/painting.png", "sha256": file_hash(painting)}
-    grams, sha256 = style_grams(network, LAYERS, name="small", size=32, **picture)
+    grams, sha256 = style_statistics(network, LAYERS, name="small", size=32, **picture)
     assert sha256 == picture["sha256"]
     for layer, expected in grams_by_hand(painting, network, LAYERS, 32).items():
         torch.testing.assert_close(grams[layer].double(), expected, rtol=1e-5, atol=1e-6)
@@ -263,10 +263,10 @@ def test_picture_is_needed_where_the_shipped_targets_do_not_fit(
         sha256 = file_hash(painting)
     picture = {"url": "https://127.0.0.1/painting.png", "sha256": sha256}
     with pytest.raises(UserError, match=r"painting\.png") as caught:
-        style_grams(network, layers, name="small", size=size, **picture)
+        style_statistics(network, layers, name="small", size=size, **picture)
     assert one_line(caught)
     monkeypatch.setenv("NST_FAST_STYLES", str(painting.parent))
-    grams, recorded = style_grams(network, layers, name="small", size=size, **picture)
+    grams, recorded = style_statistics(network, layers, name="small", size=size, **picture)
     assert recorded == sha256
     for layer, expected in grams_by_hand(painting, network, layers, size).items():
         torch.testing.assert_close(grams[layer].double(), expected, rtol=1e-5, atol=1e-6)
@@ -281,7 +281,7 @@ def test_painting_is_found_in_the_folder_of_ones_own(painting, network, monkeypa
     monkeypatch.setenv("NST_FAST_STYLES", str(painting.parent))
     sha256 = file_hash(painting)
     assert fetch_painting(ADDRESS, sha256) == painting
-    grams, recorded = style_grams(network, LAYERS, name=NO_STYLE, size=16, url=ADDRESS, sha256=sha256)
+    grams, recorded = style_statistics(network, LAYERS, name=NO_STYLE, size=16, url=ADDRESS, sha256=sha256)
     assert recorded == sha256
     expected = grams_by_hand(painting, network, LAYERS, 16)["relu2_1"]
     torch.testing.assert_close(grams["relu2_1"].double(), expected, rtol=1e-5, atol=1e-6)
@@ -350,7 +350,7 @@ def test_shipped_targets_fit_the_shipped_network_and_the_configured_picture(path
     for grams in made.grams.values():
         assert set(grams) == set(slim.layers)
     # A run with the configured size takes them without the picture.
-    grams, sha256 = style_grams(slim, slim.layers, name=path.stem, size=config["size"], sha256=config["sha256"])
+    grams, sha256 = style_statistics(slim, slim.layers, name=path.stem, size=config["size"], sha256=config["sha256"])
     assert sha256 == config["sha256"]
     assert torch.equal(grams["relu3_1"], made.grams[config["size"]]["relu3_1"])
 

@@ -274,8 +274,8 @@ def compare_models(arguments: list[str]) -> None:
     resolve(cfg, console)
     with download_progress(console) as fetching:
         perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
-        grams, _ = find_style(cfg.style, perceptual_loss, progress=fetching)
-    perceptual_loss.set_style({layer: gram.to(cfg.device) for layer, gram in grams.items()})
+        statistics, _ = find_style(cfg.style, perceptual_loss, progress=fetching)
+    perceptual_loss.set_style({name: statistic.to(cfg.device) for name, statistic in statistics.items()})
 
     paths = find_pictures(options.content)
     count = min(options.count, len(paths))

@@ -139,8 +139,8 @@ def optimize(cfg: Any) -> Path:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"))
     try:
         with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-            for scale, (grams, _) in zip(sizes, targets, strict=True):
-                perceptual_loss.set_style({k: v.to(cfg.device) for k, v in grams.items()})
+            for scale, (statistics, _) in zip(sizes, targets, strict=True):
+                perceptual_loss.set_style({k: v.to(cfg.device) for k, v in statistics.items()})
                 content = to_tensor(resize_long_side(photograph, scale)).to(cfg.device)
                 if image is not None:
                     start = F.interpolate(image, content.shape[2:], mode="bicubic", align_corners=False)

@@ -23,7 +23,7 @@ from nst_fast.errors import UserError
 from nst_fast.loss_network import LOSS_NETWORKS, choose_loss_network, create_loss_network
 from nst_fast.losses import LOSSES, PerceptualLoss
 from nst_fast.strength import STRENGTHS, StyleWeightControl, content_distance
-from nst_fast.style_targets import style_grams
+from nst_fast.style_targets import style_statistics
 
 
 def resolve_device(cfg: Any) -> None:
@@ -110,15 +110,15 @@ def create_control(cfg: Any, rate: float) -> StyleWeightControl | None:
 def find_style(
     style: Any, loss: PerceptualLoss, size: int | None = None, progress: Progress | None = None
 ) -> tuple[Mapping[str, Tensor], str]:
-    """Return the Gram matrices of a style config, at its own size unless told, and its picture's sha256."""
+    """Return the statistics of a style config, at its own size unless told, and its picture's sha256."""
     options = {key: style[key] for key in ("name", "image", "targets", "url", "sha256")}
-    return style_grams(loss.loss_network, loss.statistics, size=size or style.size, progress=progress, **options)
+    return style_statistics(loss.loss_network, loss.statistics, size=size or style.size, progress=progress, **options)
 
 
 def find_blend(
     cfg: Any, blend: Mapping[str, float], loss: PerceptualLoss, size: int, progress: Progress | None = None
 ) -> tuple[dict[str, Tensor], str]:
-    """Return the mean of several paintings' Gram matrices: the config's style with weight 1 and those of ``blend``.
+    """Return the mean of several paintings' statistics: the config's style with weight 1 and those of ``blend``.
 
     ``blend`` maps names of shipped styles or files to weights, relative to 1. Raises UserError for an unknown name.
     """
@@ -131,8 +131,8 @@ def find_blend(
     mixed: dict[str, Tensor] = {}
     hashes = []
     for style, weight in styles:
-        grams, sha256 = find_style(style, loss, size, progress)
+        statistics, sha256 = find_style(style, loss, size, progress)
         hashes.append(sha256)
-        for layer, gram in grams.items():
-            mixed[layer] = mixed.get(layer, torch.zeros_like(gram)) + gram * (weight / total)
+        for name, statistic in statistics.items():
+            mixed[name] = mixed.get(name, torch.zeros_like(statistic)) + statistic * (weight / total)
     return mixed, "+".join(hashes)

@@ -96,8 +96,8 @@ def preview(cfg: Any) -> Path:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         steps = SETTLING_STEPS + (PROBE_STEPS + cfg.iterations) * len(strengths)
         task = bar.add_task("preview", total=len(cfg.brushes) * steps)
-        for grams in paintings:
-            loss.set_style({layer: gram.to(cfg.device) for layer, gram in grams.items()})
+        for statistics in paintings:
+            loss.set_style({name: statistic.to(cfg.device) for name, statistic in statistics.items()})
             weights = probe_style_weights(
                 loss, sorted(distances.values()), style_weight, images, lambda: bar.advance(task)
             )

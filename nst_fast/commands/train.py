@@ -221,8 +221,8 @@ def train(arguments: list[str]) -> Path | None:
     data = create_data(cfg, console)
     with download_progress(console) as show:
         perceptual_loss = create_perceptual_loss(cfg, show)
-        grams, sha256 = find_style(cfg.style, perceptual_loss, progress=show)
-    perceptual_loss.set_style(grams)
+        statistics, sha256 = find_style(cfg.style, perceptual_loss, progress=show)
+    perceptual_loss.set_style(statistics)
     recorded = {"image_sha256": sha256, "loss_network": perceptual_loss.loss_network.identity}
     for key, value in recorded.items():
         if earlier and earlier[key] != value:
