@@ -78,13 +78,15 @@ class LossNetwork(nn.Module):
         Raises UserError where a layer is unknown or the image too small for it.
         """
         self.check_layers(wanted)
-        octaves: dict[int, list[str]] = {}
+        octaves: dict[int, dict[str, str]] = {}
         for layer in wanted:
             name, times = split_octave(layer)
-            octaves.setdefault(times, []).append(name)
+            octaves.setdefault(times, {})[name] = layer
         # Blocks halve.
-        halvings = {layer: 0 if split_octave(layer)[0] == PICTURE else int(layer[4]) - 1 for layer in wanted}
-        least = max((split_octave(layer)[1] * 2**times for layer, times in halvings.items()), default=1)
+        sides = [
+            times * 2 ** (0 if name == PICTURE else int(name[4]) - 1) for times in octaves for name in octaves[times]
+        ]
+        least = max(sides, default=1)
         if min(image.shape[2:]) < least:
             raise UserError(
                 f"a picture of {image.shape[3]}×{image.shape[2]} px is too small for {', '.join(wanted)}; "
@@ -93,11 +95,9 @@ class LossNetwork(nn.Module):
         features: dict[str, Tensor] = {}
         for times, names in octaves.items():
             smaller = image if times == 1 else F.avg_pool2d(image, times)
-            suffix = "" if times == 1 else f"@{times}"
-            if PICTURE in names:
-                features[PICTURE + suffix] = smaller
-            if tapped := [name for name in names if name != PICTURE]:
-                features |= {name + suffix: f for name, f in self.taps(smaller, tapped).items()}
+            tapped = [name for name in names if name != PICTURE]
+            found = {PICTURE: smaller} | (self.taps(smaller, tapped) if tapped else {})
+            features |= {layer: found[name] for name, layer in names.items()}
         return features
 
     def taps(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
@@ -291,7 +291,7 @@ class MergedLossNetwork(LossNetwork):
         for index, network in enumerate(self.networks):
             own = [layer for layer in wanted if self.source[layer] == index]
             if own:
-                features |= network(image, own)
+                features |= network.taps(image, own)
         return features
 
 
