@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import skimage.data
 from PIL import Image
 from rich.console import Console
@@ -21,19 +20,26 @@ from nst_fast.commands.compare import loss_arguments
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.optimize import resolve
 from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
+from nst_fast.commands.sheet import draw_sheet
+from nst_fast.data import centre_crop
 from nst_fast.image_optimizer import optimize_image
-from nst_fast.images import resize_short_side, save_image
+from nst_fast.images import save_image
 from nst_fast.style_targets import to_image, to_tensor
 from nst_fast.stylizer import Stylizer
 
-HEIGHT = 240  # px of one picture
+SIDE = 300  # px of one picture
 ITERATIONS = 200  # of L-BFGS, from the photograph, on the loss that the model was trained on
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 
 def main() -> None:
-    arrays = (skimage.data.chelsea(), skimage.data.coffee(), skimage.data.astronaut())
-    photographs = [resize_short_side(Image.fromarray(a), HEIGHT) for a in arrays]
+    # Near enough that faces have the pixels to be recognised by.
+    arrays = {
+        "a cat": skimage.data.chelsea(),
+        "an astronaut": skimage.data.astronaut()[:320, 60:380],
+        "coffee": skimage.data.coffee(),
+    }
+    photographs = [to_image(centre_crop(Image.fromarray(array), SIDE)[None] / 255) for array in arrays.values()]
     for name, model in shipped_models().items():
         stylize = Stylizer(model)
         cfg = load_config("optimize", ["content=photograph", *loss_arguments(stylize, name, sys.argv[1:])])
@@ -41,10 +47,11 @@ def main() -> None:
         loss = create_perceptual_loss(cfg)
         loss.set_style(find_style(cfg.style, loss)[0])
         slow = [optimize_image(to_tensor(p), loss, iterations=ITERATIONS)[0] for p in photographs]
-        rows = [photographs, [stylize(p) for p in photographs], [to_image(image) for image in slow]]
-        sheet = np.concatenate([np.concatenate([np.asarray(p) for p in row], 1) for row in rows])
+        rows = list(zip(photographs, map(stylize, photographs), map(to_image, slow), strict=True))
+        columns = ["photograph", "the model, one forward pass", f"the optimiser, {ITERATIONS} iterations"]
+        title = f"{cfg.style.title}, {cfg.style.artist}"
         path = OUTPUT / f"{name}.jpg"
-        save_image(Image.fromarray(sheet), path, quality=56)
+        save_image(draw_sheet(rows, list(arrays), columns, title), path, quality=70)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
