@@ -22,8 +22,9 @@ def shipped(folder: str) -> Path:
 
 def cache_folder() -> Path:
     """Return the folder for downloads and caches; the environment variable NST_FAST_CACHE moves it."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nst_fast"
-    return Path(os.environ.get("NST_FAST_CACHE", default)).expanduser()
+    if own := os.environ.get("NST_FAST_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nst_fast"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

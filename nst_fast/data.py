@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -168,6 +169,14 @@ class FolderImages(Dataset[Tensor]):
                 f"none of the {len(self.skipped)} pictures in {root} can be read; the first: {self.skipped[0][1]}"
             )
         self.offsets = np.cumsum([0] + [math.prod(shape) for shape in self.shapes])
+        self.pixels = np.memmap(self.cache / "pixels.uint8", np.uint8, "r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a worker that is started anew needs: not gigabytes of pixels, it opens them itself."""
+        return {name: value for name, value in vars(self).items() if name != "pixels"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
         self.pixels = np.memmap(self.cache / "pixels.uint8", np.uint8, "r")
 
     def decode(self, path: Path) -> np.ndarray | str:

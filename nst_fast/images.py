@@ -49,6 +49,10 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         # Pillow clips 16 bits to 8 instead of scaling them.
         grey = (np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB"), None
+    if image.mode == "F":  # no format says what white is: 1, or what 8 or 16 bits have
+        values = np.nan_to_num(np.asarray(image, np.float64), posinf=np.inf, neginf=0)
+        white = next((w for w in (1, 255, 65535) if values.max() <= w), values.max())
+        return Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8)).convert("RGB"), None
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         alpha, image = rgba.getchannel("A"), rgba.convert("RGB")
@@ -182,8 +186,18 @@ def find_pictures(folder: str | Path, recursive: bool = True) -> list[Path]:
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise UserError(f"no folder at {folder}")
-    every = folder.rglob("*") if recursive else folder.iterdir()
-    found = sorted(p for p in every if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be read: permission denied")
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen or (seen and not recursive):
+            folders.clear()  # a link back up would go round for ever
+            continue
+        seen.add(real)
+        found += (Path(place, f) for f in files if Path(f).suffix.lower() in SUFFIXES)
+    found = sorted(path for path in found if os.path.isfile(path))
     if not found:
         raise UserError(f"no pictures in {folder}; it needs files ending in {', '.join(sorted(SUFFIXES))}")
     return found

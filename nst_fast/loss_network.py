@@ -291,7 +291,7 @@ class MergedLossNetwork(LossNetwork):
         for index, network in enumerate(self.networks):
             own = [layer for layer in wanted if self.source[layer] == index]
             if own:
-                features |= network.taps(image, own)
+                features |= network(image, own)
         return features
 
 

@@ -88,8 +88,10 @@ class StyleTransfer(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return Adam on one cycle: warm-up over the first tenth, then down to nothing."""
         optimizer = torch.optim.Adam(self.network.parameters(), self.learning_rate, fused=True)
+        total = self.max_steps + 1
+        warm_up = 0.1 if total != 10 else 0.2  # torch divides by warm_up · total − 1
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=self.max_steps + 1, pct_start=0.1
+            optimizer, self.learning_rate, total_steps=total, pct_start=warm_up
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -113,12 +115,14 @@ class StyleTransfer(pl.LightningModule):
         content = (batch.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        if self.device.type == "cpu" and self.trainer.world_size == 1:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16, whose gradients it multiplies
+        if self.device.type == "cpu" and self.trainer.world_size == 1 and scaler is None:
             terms = self.backward_in_threads(content)
         else:
             terms = self.losses(content, self.stylize(content))
             self.manual_backward(terms["total"])
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip * scale) / scale
         self.batches_seen += 1
         skip = ~torch.isfinite(norm)
         optimizer.optimizer.found_inf = skip.float()  # what a gradient scaler tells Adam: leave everything as it is

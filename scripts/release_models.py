@@ -104,6 +104,13 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for key, part in config.items() for name, value in leaves(part, f"{prefix}{key}.").items()}
 
 
+def as_option(value: Any) -> str:
+    """Return a value of a config as `train` reads it on the command line."""
+    if isinstance(value, dict):
+        return "'{" + ",".join(f"{name}:{weight}" for name, weight in value.items()) + "}'"
+    return "null" if value is None else str(value)
+
+
 def command_of(config: dict[str, Any]) -> str:
     """Return the `train` command that composes a model's config."""
     from omegaconf import OmegaConf
@@ -121,7 +128,7 @@ def command_of(config: dict[str, Any]) -> str:
         [
             "train",
             *chosen,
-            *(f"{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in differ.items()),
+            *(f"{name}={as_option(value)}" for name, value in differ.items()),
         ]
     )
 

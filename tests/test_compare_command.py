@@ -4,6 +4,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -426,6 +427,26 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments, words, folder):
     err = done.err.replace("a.png: 1 of 1\n", "").replace("cat <1>.png: 1 of 1\n", "")  # what was done before
     assert_one_line(done._replace(err=err), *words)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_broken_photograph_is_named_and_the_rest_is_compared(folder):
+    """Whatever a file is called."""
+    (folder / "some").mkdir()
+    Image.fromarray(skimage.data.chelsea()).save(folder / "some" / os.fsdecode(b"caf\xe9.png"))
+    (folder / "some" / "z.png").write_text("no picture")
+    done = nst_compare(folder, "--model", "starry_night", "--content", "some", *QUICK)
+    assert done.code == 1
+    assert "left out" in done.err
+    assert "z.png" in done.err
+    assert len(read_report(folder / "comparison")["photographs"]) == 1
+    assert "caf" in (folder / "comparison" / "report.html").read_text("utf-8")
+
+
+def test_a_model_of_another_picture_than_the_styles_own_is_told_of(folder):
+    make_model(folder / "mine.onnx", style="starry_night", image_sha256="0" * 64)
+    done = nst_compare(folder, "--model", "mine.onnx", "--content", "photos", "--count", 1, *QUICK)
+    assert done.code == 0, done.err
+    assert "mine was trained on another picture of starry_night" in done.err
 
 
 def test_help_shows_an_example_and_the_console_script_knows_its_version(tmp_path):

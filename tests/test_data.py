@@ -1,6 +1,7 @@
 """Content images: what item i is, which files a folder gives, where a loader starts."""
 
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -247,6 +248,14 @@ def test_a_folder_lies_in_the_cache_folder_and_not_among_the_pictures(tmp_path):
     images = FolderImages(root, SIZE, 0)
     assert images.cache.is_relative_to(os.environ["NST_FAST_CACHE"])
     assert sorted(root.rglob("*")) == before
+
+
+def test_a_folder_goes_to_another_process_without_its_pixels(tmp_path):
+    images = FolderImages(make_folder(tmp_path / "tree"), SIZE, 0)
+    sent = pickle.dumps(images)
+    assert len(sent) < images.pixels.nbytes / 2
+    received = pickle.loads(sent)
+    assert all(torch.equal(received[i], images[i]) for i in range(8))
 
 
 def test_a_folder_may_be_decoded_by_several_at_once(tmp_path):

@@ -213,6 +213,24 @@ def test_pictures_are_found_below_a_folder_and_sorted(tmp_path):
     assert {p.relative_to(tmp_path).as_posix() for p in found} == set(names)
 
 
+def test_linked_folders_are_looked_into_once_and_never_round(tmp_path):
+    for name in ("tree/a.jpg", "elsewhere/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in (("linked", tmp_path / "elsewhere"), ("again", tmp_path / "elsewhere"), ("up", tmp_path)):
+        (tmp_path / "tree" / link).symlink_to(target)
+    found = [path.relative_to(tmp_path / "tree") for path in find_pictures(tmp_path / "tree")]
+    assert sorted(path.name for path in found) == ["a.jpg", "b.png"]
+    assert find_pictures(tmp_path / "tree", recursive=False) == [tmp_path / "tree" / "a.jpg"]
+
+
+@pytest.mark.parametrize("white", [1, 255, 65535])
+def test_floating_point_grey_is_scaled_by_its_range(tmp_path, white):
+    levels = np.array([[0, 0.25, 0.5, 1]], np.float32)
+    Image.fromarray(levels * white).save(tmp_path / "grey.tif")
+    assert np.array(load_image(tmp_path / "grey.tif"))[0].tolist() == [[v] * 3 for v in (0, 64, 128, 255)]
+
+
 def test_empty_and_missing_folders_are_user_errors(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="no pictures in") as empty:

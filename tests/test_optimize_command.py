@@ -417,6 +417,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "tiny": ([*PHOTO, "size=3"], ["size is 3", "at least 16"]),
     "too low for the loss network": ([*PHOTO, "content=low.png"], []),
     "too low at the least size": ([*PHOTO, "size=16"], []),
+    "too low for a distribution": ([*CUSTOM, "size=64", "loss.sliced_layers={relu4_1@8: 1}"], ["px a side are needed"]),
+    "name that is a number": ([*PHOTO, "blend={3: 0.5}"], ["blend", "3"]),
     "snapshots never": ([*PHOTO, "snapshot_every=0"], ["snapshot_every is 0"]),
     "negative seed": ([*PHOTO, "seed=-1"], ["seed is -1"]),
     "seed too large": ([*PHOTO, "start=noise", f"seed={2**70}"], ["seed", str(2**70)]),

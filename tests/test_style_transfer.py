@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
@@ -187,6 +188,25 @@ def test_steps_are_those_of_plain_adam(name, tmp_path):
         if old.ndim == 4:  # biases before a norm have no gradient but rounding's
             together = torch.cosine_similarity((expected - old).flatten(), (got - old).flatten(), 0)
             assert together > 0.95
+
+
+@pytest.mark.parametrize("scale", [2.0**10, 2.0**14])
+def test_a_float16_step_is_that_of_float32_whatever_the_loss_is_scaled_by(scale, tmp_path):
+    """As a GPU takes it, on the CPU: gradients are cut, and logged, as they are without the scale."""
+    changes, norms = [], []
+    scaled = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
+    for plugins in ([scaled], None):
+        module = make_module(1)
+        before = [p.detach().clone() for p in module.network.parameters()]
+        trainer = make_trainer(tmp_path, 1, plugins=plugins)
+        trainer.fit(module, make_data())
+        changes.append(
+            sum(float((p - b).abs().sum()) for p, b in zip(module.network.parameters(), before, strict=True))
+        )
+        norms.append(float(trainer.callback_metrics["train/gradient_norm"]))
+        assert module.skipped_steps == 0
+    assert changes[0] == pytest.approx(changes[1], rel=0.02)
+    assert norms[0] == pytest.approx(norms[1], rel=0.02)
 
 
 def test_training_leaves_the_loss_network_and_the_style_targets_as_they_were(trained):

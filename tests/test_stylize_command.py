@@ -223,6 +223,12 @@ def test_help_shows_examples_and_version_is_the_packages(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["train", "stylize", "nst-compare"])
+def test_help_and_names_are_printed_where_the_terminal_knows_few_letters(tmp_path, name):
+    done = call(name, "--help", folder=tmp_path, PYTHONIOENCODING="cp437")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 class Malicious:
     """Unpickling it writes a file."""
 

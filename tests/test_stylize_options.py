@@ -150,6 +150,22 @@ def test_several_pictures_land_beside_themselves_or_in_a_folder(stylize):
     assert names("out") == {"a.jpg", "b.png"}
 
 
+def test_pictures_may_be_named_from_here_and_from_the_root(stylize, folder):
+    save("a/cat.png")
+    save("b/dog.png")
+    done = stylize("a/cat.png", folder / "b" / "dog.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"2 of 2 pictures stylized into {folder / 'b'}, a\n"
+
+
+def test_a_format_that_the_outputs_name_contradicts_is_refused(stylize):
+    save("cat.png")
+    done = stylize("cat.png", "--format", "jpg", "-o", "out.png")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert all(word in done.stderr for word in ("out.png", "PNG", "JPEG"))
+    assert not Path("out.png").exists()
+
+
 def test_a_folder_gives_its_own_pictures_and_those_below_it_only_when_asked(stylize):
     for name in ("holiday/a.jpg", "holiday/deep/er/b.png"):
         save(name)

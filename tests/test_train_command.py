@@ -467,6 +467,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown precision": ([*CUSTOM, "trainer.precision=foo"], ["trainer.precision", "foo"]),
     "unknown strategy": ([*CUSTOM, "trainer.strategy=foo"], ["foo"]),
     "unknown accelerator": ([*CUSTOM, "trainer.accelerator=foo"], ["trainer.accelerator", "foo"]),
+    "layer that is a number": ([*CUSTOM, "loss.content_layers={1: 1}"], ["loss.content_layers", "1"]),
+    "gradients cut to nothing": ([*CUSTOM, "trainer.gradient_clip=0"], ["trainer.gradient_clip is 0"]),
     "devices in words": ([*CUSTOM, "trainer.devices=abc"], ["devices"]),
     "seed too large": ([*CUSTOM, f"seed={2**70}"], ["seed", str(2**70)]),
     "no loss network": ([*CUSTOM, "loss_network=null"], ["loss_network"]),
@@ -493,6 +495,26 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "checkpoint of another project": ([*CUSTOM, "resume=other.ckpt"], ["other.ckpt", "another project"]),
 }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("option", ["trainer.accelerator=gpu", "trainer.precision=16-mixed"])
+def test_what_needs_a_gpu_is_refused_without_one(option, train):
+    draw_picture(Path("pic.jpg"))
+    done = train(*CUSTOM, *SMOKE, option)
+    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+    assert "GPU" in done.err
+    assert not Path("runs").exists()
+
+
+def test_a_run_may_lie_where_a_path_looks_like_an_address_and_have_any_number_of_steps(train):
+    """Lightning takes a::b for an address, and torch cannot divide one cycle of ten steps."""
+    draw_picture(Path("pic.jpg"))
+    done = train(*CUSTOM, *SMOKE, "output=a::b", "trainer.max_steps=9")
+    assert done.code == 0, done.err
+    assert Path("a::b", "pic.onnx").is_file()
+    again = train(*CUSTOM, "resume=last", "output=a::b")
+    assert (again.code, "is finished" in again.err) == (0, True)
 
 
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES.values(), ids=MISTAKES)

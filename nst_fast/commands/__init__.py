@@ -17,14 +17,15 @@ LONGEST_LINE = 1200  # characters: what was got may be without end
 def run(command: Callable[[list[str]], int | None], name: str, usage: str) -> NoReturn:
     """Run a command: answer --help and --version, show a user's error as one line on stderr with exit code 1."""
     arguments = sys.argv[1:]
+    if hasattr(sys.stdout, "reconfigure"):  # a file may be called by any bytes, and a terminal may know few letters
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     if {"-h", "--help"} & set(arguments):
         print(usage.strip())
         sys.exit(0)
     if "--version" in arguments:
         print(f"{name} (nst_fast) {__version__}")
         sys.exit(0)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file may be called by any bytes
     warnings.filterwarnings("ignore", module="PIL")  # a huge or odd picture is no matter for the user's terminal
     try:
         sys.exit(command(arguments) or 0)

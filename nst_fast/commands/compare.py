@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import html
 import io
 import json
@@ -214,8 +215,8 @@ def place(text: str) -> Path:
     return Path(text)
 
 
-def compare_models(arguments: list[str]) -> None:
-    """Run the comparison that a command line asks for and write its report."""
+def compare_models(arguments: list[str]) -> int:
+    """Run the comparison that a command line asks for and write its report; return 1 where a picture is not in it."""
     parser = argparse.ArgumentParser(
         "nst-compare", usage=USAGE.split("\n\n")[0].removeprefix("\nusage: "), add_help=False
     )
@@ -274,13 +275,22 @@ def compare_models(arguments: list[str]) -> None:
     resolve(cfg, console)
     with download_progress(console) as fetching:
         perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
-        statistics, _ = find_style(cfg.style, perceptual_loss, progress=fetching)
-    perceptual_loss.set_style({name: statistic.to(cfg.device) for name, statistic in statistics.items()})
+        targets, sha256 = find_style(cfg.style, perceptual_loss, progress=fetching)
+    perceptual_loss.set_style({name: target.to(cfg.device) for name, target in targets.items()})
+
+    if judged and first.metadata.get("image_sha256", sha256) != sha256:
+        console.print(
+            f"{judged[0]} was trained on another picture of {style}; style.image=FILE gives it", style="yellow"
+        )
 
     paths = find_pictures(options.content)
+    try:  # before hours of work
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write into {options.output}: {error.strerror}") from error
     count = min(options.count, len(paths))
     paths = [paths[round(i * (len(paths) - 1) / max(count - 1, 1))] for i in range(count)]
-    comparisons = {}
+    comparisons, left_out = {}, []
     optimizations = len(options.methods) * len(options.starts)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=len(paths) * optimizations * options.iterations)
@@ -294,19 +304,34 @@ def compare_models(arguments: list[str]) -> None:
                 completed = n * optimizations * options.iterations + sum(done.values())
                 progress.update(bar, completed=completed, description=f"{path.name}: {name}")
 
-            comparisons[str(path.relative_to(options.content))] = compare(
-                resize_long_side(load_image(path), options.size),
-                models,
-                perceptual_loss,
-                methods=options.methods,
-                starts=options.starts,
-                iterations=options.iterations,
-                learning_rate=cfg.learning_rate,
-                seed=cfg.seed,
-                on_progress=show,
-            )
+            try:
+                comparisons[str(path.relative_to(options.content))] = compare(
+                    resize_long_side(load_image(path), options.size),
+                    models,
+                    perceptual_loss,
+                    methods=options.methods,
+                    starts=options.starts,
+                    iterations=options.iterations,
+                    learning_rate=cfg.learning_rate,
+                    seed=cfg.seed,
+                    on_progress=show,
+                )
+            except UserError as error:  # the others count without it
+                left_out.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+                continue
+            except KeyboardInterrupt:
+                if not comparisons:
+                    raise
+                console.print(f"interrupted: {len(comparisons)} of {len(paths)} pictures are in the report")
+                break
             if not console.is_terminal:
                 console.print(f"{path.name}: {number + 1} of {len(paths)}")
+    if not comparisons:
+        with contextlib.suppress(OSError):
+            options.output.rmdir()
+        raise UserError(left_out[0])
+    for reason in left_out:
+        console.print(f"left out: {reason}", style="yellow", soft_wrap=True)
     report = {
         "style": style,
         "loss": OmegaConf.to_container(cfg.loss, resolve=True),
@@ -332,9 +357,8 @@ def compare_models(arguments: list[str]) -> None:
         },
     }
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-        (options.output / "report.html").write_text(report_html(report, comparisons, judged))
+        (options.output / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        (options.output / "report.html").write_text(report_html(report, comparisons, judged), "utf-8", "replace")
     except OSError as error:
         raise UserError(f"cannot write into {options.output}: {error.strerror}") from error
     trained_on = first.metadata.get("loss_network") if judged else None
@@ -347,6 +371,7 @@ def compare_models(arguments: list[str]) -> None:
             more = f"; not reached on {n['not_reached']} of {len(comparisons)} photographs" if n["not_reached"] else ""
             print(f"{model} = {n['median']:g} iterations of {name} ({n['least']:g}–{n['most']:g}{more})")
     print(options.output / "report.html")
+    return 0 if len(comparisons) == len(paths) else 1
 
 
 def main() -> None:

@@ -184,4 +184,6 @@ def require_weights(cfg: DictConfig, key: str, optional: bool = False) -> None:
     if not isinstance(value, DictConfig) or (not value and not optional):
         raise UserError(f"{key} is {value!r}; {{name: weight}} is needed")
     for name, weight in value.items():
-        check_number(f"{key}.{name!s}", weight, 0, whole=False)
+        if not isinstance(name, str):
+            raise UserError(f"{key} names {name!r}; the name of a layer or style is needed")
+        check_number(f"{key}.{name}", weight, 0, whole=False)

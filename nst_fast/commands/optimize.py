@@ -98,7 +98,7 @@ def optimize(cfg: Any) -> Path:
     # Before anything is written: a picture too small or a painting that cannot be had ends the command here.
     with torch.no_grad():
         smallest = to_tensor(resize_long_side(photograph, sizes[0])).to(cfg.device)
-        perceptual_loss.loss_network(smallest, perceptual_loss.layers)
+        perceptual_loss.loss_network(smallest, [*perceptual_loss.layers, *perceptual_loss.sliced_layers])
     blend, paintings = dict(cfg.blend or {}), [round(cfg.style.size * s / size) for s in sizes]
     with download_progress(console) as fetching:
         targets = [find_blend(cfg, blend, perceptual_loss, painting, fetching) for painting in paintings]

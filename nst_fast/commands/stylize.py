@@ -161,9 +161,14 @@ def refuse_targets(jobs: list[Job], suffix: str | None, overwrite: bool) -> None
         if job.target is None:
             continue
         try:
-            find_format(suffix or job.target.suffix)
+            kind = find_format(suffix or job.target.suffix)
         except UserError as error:
             raise UserError(f"cannot write {job.target}: {error}, or a name that ends in / for a folder") from error
+        named = Image.registered_extensions().get(job.target.suffix.lower(), kind)
+        if named != kind:
+            raise UserError(
+                f"{job.target} is named like {named} and would be {kind} by --format; leave one of them out"
+            )
         place = os.path.realpath(job.target)
         if job.source is not None and os.path.realpath(job.source) == place:
             raise UserError(f"the output would replace the input {job.source}; name another with -o")
@@ -386,6 +391,8 @@ def stylize(arguments: list[str]) -> int:
                 write(job, stylized, saving)
         except UserError as error:
             return {"input": job.name, "error": " ".join(str(error).split())}
+        except MemoryError:
+            return {"input": job.name, "error": f"not enough memory for {job.name}; --max-side makes it smaller"}
         size = {"width": stylized.width, "height": stylized.height}
         seconds = round(time.perf_counter() - began, 4)
         return {"input": job.name, "output": str(job.target or "-"), **size, "seconds": seconds}
@@ -415,8 +422,7 @@ def stylize(arguments: list[str]) -> int:
         print(jobs[0].target)
     elif not options.json and len(jobs) > 1:
         places = sorted({str(job.target.parent) for job in jobs if job.target is not None})
-        where = places[0] if len(places) == 1 else os.path.commonpath(places)
-        print(f"{done} of {len(jobs)} pictures stylized into {where}")
+        print(f"{done} of {len(jobs)} pictures stylized into {options.output or ', '.join(places)}")
     return 0 if done == len(jobs) else 1
 
 

@@ -99,17 +99,24 @@ def resolve(cfg: Any, console: Console) -> None:
     require_choice(cfg, "float_nchw", (True, False))
     require_choice(cfg, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda"))
     require_choice(cfg, "trainer.precision", ("auto", "32-true", "bf16-mixed", "16-mixed"))
-    require_number(cfg, "trainer.devices", 1, 1024)
     require_number(cfg, "trainer.num_nodes", 1, 1024)
     # The others shard what a small network has not.
     parallel = [name for name in StrategyRegistry.available_strategies() if name.startswith("ddp")]
     require_choice(cfg, "trainer.strategy", ("auto", *parallel))
-    for key in ("trainer.learning_rate", "trainer.gradient_clip", "trainer.grid_weight", "trainer.weave_weight"):
+    for key in ("trainer.learning_rate", "trainer.grid_weight", "trainer.weave_weight"):
         require_number(cfg, key, 0, whole=False)
+    require_number(cfg, "trainer.gradient_clip", 1e-6, whole=False)  # of 0 nothing would be learned
     if cfg.network.width % 4:
         raise UserError(f"network.width is {cfg.network.width}; a multiple of 4 is needed")
 
     gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
+    if cfg.resume is None and not gpu:  # a run from a machine with a GPU may go on without one
+        if cfg.trainer.accelerator in ("gpu", "cuda"):
+            raise UserError(
+                f"trainer.accelerator is {cfg.trainer.accelerator}, but torch finds no GPU; leave it at auto"
+            )
+        if cfg.trainer.precision == "16-mixed":
+            raise UserError("trainer.precision=16-mixed needs a GPU; leave it at auto, bf16-mixed or 32-true")
     cfg.trainer.accelerator = "gpu" if gpu else "cpu"
     if cfg.data.num_workers is None:
         cores = os.cpu_count() or 1
@@ -258,7 +265,7 @@ def train(arguments: list[str]) -> Path | None:
     )
     module.samples_folder = output / "samples"
     checkpoints = ModelCheckpoint(
-        last.parent,
+        str(last.parent),
         filename=last.stem,
         save_on_train_epoch_end=False,  # but after each validation, whose losses are in it
         enable_version_counter=False,
