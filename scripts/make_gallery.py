@@ -23,11 +23,12 @@ from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
 from nst_fast.commands.sheet import draw_sheet
 from nst_fast.data import centre_crop
 from nst_fast.image_optimizer import optimize_image
-from nst_fast.images import save_image
+from nst_fast.images import encode_image, write_atomically
 from nst_fast.style_targets import to_image, to_tensor
 from nst_fast.stylizer import Stylizer
 
 SIDE = 300  # px of one picture
+LARGEST = 200_000  # bytes of a sheet
 ITERATIONS = 200  # of L-BFGS, from the photograph, on the loss that the model was trained on
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images"
 
@@ -51,7 +52,9 @@ def main() -> None:
         columns = ["photograph", "the model, one forward pass", f"the optimiser, {ITERATIONS} iterations"]
         title = f"{cfg.style.title}, {cfg.style.artist}"
         path = OUTPUT / f"{name}.jpg"
-        save_image(draw_sheet(rows, list(arrays), columns, title), path, quality=70)
+        sheet = draw_sheet(rows, list(arrays), columns, title)
+        tried = (encode_image(sheet, path.suffix, quality) for quality in range(80, 20, -5))
+        write_atomically(path, next(content for content in tried if len(content) <= LARGEST))
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -224,6 +224,12 @@ def test_missing_picture_is_a_user_error(tmp_path, network):
     assert one_line(caught)
 
 
+def test_a_painting_like_a_thread_is_refused(network, tmp_path):
+    Image.new("RGB", (400, 4), "red").save(tmp_path / "thread.png")
+    with pytest.raises(UserError, match="400×4 px"):
+        style_statistics(network, LAYERS, name=NO_STYLE, size=16, image=tmp_path / "thread.png")
+
+
 def test_style_statistics_of_a_layer_that_the_network_lacks_is_a_user_error(painting, network):
     with pytest.raises(UserError, match="relu5_1"):
         style_statistics(network, ["relu5_1"], name=NO_STYLE, size=16, image=painting)
