@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from nst_fast.loss_network import LOSS_NETWORKS, choose_loss_network, create_los
 from nst_fast.losses import LOSSES, PerceptualLoss
 from nst_fast.strength import STRENGTHS, StyleWeightControl, content_distance
 from nst_fast.style_targets import style_statistics
+
+LONGEST_NAME = 200  # bytes of a style's name: file systems take 255, suffixes among them
 
 
 def resolve_device(cfg: Any) -> None:
@@ -69,8 +72,11 @@ def style_name(style: Any) -> str:
     if style.name is None and not (style.image or style.targets):
         raise UserError("style=custom needs a picture: style.image=FILE")
     name = Path(style.image or style.targets).stem if style.name is None else str(style.name)
-    if Path(name).name != name or name in ("", "???"):
-        raise UserError(f"style.name is {name!r}; a name without slashes is needed, files are called after it")
+    if Path(name).name != name or name in ("", "..", "???") or len(os.fsencode(name)) > LONGEST_NAME:
+        raise UserError(
+            f"style.name is {name!r}; a name without slashes and of at most {LONGEST_NAME} bytes is needed, files are "
+            "called after it: style.name=NAME"
+        )
     return name
 
 

@@ -68,6 +68,7 @@ def resolve(cfg: Any, console: Console) -> None:
 
 def preview(cfg: Any) -> Path:
     """Make the sheet that a config asks for and return its path."""
+    import torch
     from PIL import Image
     from rich.progress import Progress
 
@@ -87,6 +88,8 @@ def preview(cfg: Any) -> Path:
     with download_progress(console) as fetching:
         loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
         paintings = [find_style(cfg.style, loss, size, fetching)[0] for size in cfg.brushes]
+    with torch.no_grad():  # before the probe: a photograph too small ends the command here
+        loss.loss_network(content, [*loss.layers, *loss.sliced_layers])
 
     # Rising, as the probe wants them, whatever order they are shown in.
     distances = {strength: content_distance(strength, cfg.loss_network.name) for strength in cfg.strengths}
