@@ -56,5 +56,5 @@ def make_sheet(
     sheet = draw_sheet(grid, rows, columns, title)
     DOCS.mkdir(parents=True, exist_ok=True)
     path = DOCS / f"{name}.jpg"
-    save_image(sheet, path, quality=85)
+    save_image(sheet, path, quality=60)
     return path
