@@ -50,7 +50,7 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         grey = (np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB"), None
     if image.mode == "F":  # no format says what white is: 1, or what 8 or 16 bits have
-        values = np.nan_to_num(np.asarray(image, np.float64), posinf=np.inf, neginf=0)
+        values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
         white = next((w for w in (1, 255, 65535) if values.max() <= w), values.max())
         return Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8)).convert("RGB"), None
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

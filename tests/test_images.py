@@ -226,9 +226,9 @@ def test_linked_folders_are_looked_into_once_and_never_round(tmp_path):
 
 @pytest.mark.parametrize("white", [1, 255, 65535])
 def test_floating_point_grey_is_scaled_by_its_range(tmp_path, white):
-    levels = np.array([[0, 0.25, 0.5, 1]], np.float32)
+    levels = np.array([[0, 0.25, 0.5, 1, np.nan, np.inf, -1]], np.float32)
     Image.fromarray(levels * white).save(tmp_path / "grey.tif")
-    assert np.array(load_image(tmp_path / "grey.tif"))[0].tolist() == [[v] * 3 for v in (0, 64, 128, 255)]
+    assert np.array(load_image(tmp_path / "grey.tif"))[0].tolist() == [[v] * 3 for v in (0, 64, 128, 255, 0, 0, 0)]
 
 
 def test_empty_and_missing_folders_are_user_errors(tmp_path):
