@@ -112,7 +112,11 @@ def sliced_quantiles(features: Tensor, directions: Tensor) -> Tensor:
     Projections in order, averaged in as many equal parts, so that pictures of any size compare.
     """
     projected = directions @ features.flatten(2)
-    return F.adaptive_avg_pool1d(projected.sort(2).values, QUANTILES)
+    if projected.device.type == "cpu":  # NumPy's order takes a third of the time of torch's
+        ordered = projected.gather(2, torch.from_numpy(np.argsort(projected.detach().numpy(), 2)))
+    else:
+        ordered = projected.sort(2).values
+    return F.adaptive_avg_pool1d(ordered, QUANTILES)
 
 
 def style_statistic(loss_network: LossNetwork, name: str, features: Tensor) -> Tensor:
