@@ -32,7 +32,7 @@ from nst_fast.errors import UserError
 from nst_fast.images import find_pictures, load_image, resize_short_side, to_rgb
 
 Progress = Callable[[int, int], None]
-LONGEST_ASPECT = 3.0  # longer pictures are cut: a 1×10000 one would be huge at a useful short side
+LONGEST_PHOTOGRAPH = 3.0  # longer pictures are cut: a 1×10000 one would be huge at a useful short side
 
 
 def bundled_photographs(held_out: bool = False) -> list[np.ndarray]:
@@ -187,7 +187,7 @@ class FolderImages(Dataset[Tensor]):
                 rgb = to_rgb(image)
         except Exception as error:  # decoders of damaged files raise whatever they please
             return str(error) or type(error).__name__
-        longest = round(LONGEST_ASPECT * min(rgb.size))
+        longest = round(LONGEST_PHOTOGRAPH * min(rgb.size))
         if max(rgb.size) > longest:
             width, height = min(rgb.width, longest), min(rgb.height, longest)
             left, top = (rgb.width - width) // 2, (rgb.height - height) // 2

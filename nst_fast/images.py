@@ -46,8 +46,9 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     image = upright(image)
     profile, alpha = image.info.get("icc_profile"), None
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        # Pillow clips 16 bits to 8 instead of scaling them.
-        grey = (np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+        # Pillow clips 16 bits to 8 instead of scaling them. No format says what white is where there are more.
+        values = np.asarray(image, np.float64)
+        grey = (values / max(65535, values.max()) * 255).round().clip(0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB"), None
     if image.mode == "F":  # no format says what white is: 1, or what 8 or 16 bits have
         values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)

@@ -23,7 +23,7 @@ from nst_fast.losses import SLICED, style_statistic
 from nst_fast.weights import read_safetensors
 
 FORMAT = "nst_fast style targets 1"
-LONGEST_ASPECT = 16  # of a painting; at its short side a thread would be endless
+LONGEST_PAINTING = 16  # of a painting; at its short side a thread would be endless
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def painting_statistics(
     Gram matrices (C, C), and the quantiles of layers named with `SLICED` before them, as `style_statistic` has them.
     Raises UserError where it is so long that no memory holds it at that size.
     """
-    if max(painting.size) > LONGEST_ASPECT * min(painting.size):
+    if max(painting.size) > LONGEST_PAINTING * min(painting.size):
         got = "×".join(map(str, painting.size))
-        raise UserError(f"the painting is {got} px; one side may be {LONGEST_ASPECT} times the other, no more: crop it")
+        raise UserError(f"the painting is {got} px; one side may be {LONGEST_PAINTING} times the other, no more: crop it")
     device = next(loss_network.parameters()).device
     image = to_tensor(resize_short_side(painting, size)).to(device)
     names = {name: name.removeprefix(SLICED) for name in layers}

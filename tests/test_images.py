@@ -231,6 +231,13 @@ def test_floating_point_grey_is_scaled_by_its_range(tmp_path, white):
     assert np.array(load_image(tmp_path / "grey.tif"))[0].tolist() == [[v] * 3 for v in (0, 64, 128, 255, 0, 0, 0)]
 
 
+@pytest.mark.parametrize("white", [65535, 2**31 - 1])
+def test_grey_of_32_bits_is_scaled_by_its_range(tmp_path, white):
+    levels = np.array([[0, 0.25, 0.5, 1]])
+    Image.fromarray(np.ceil(levels * white).astype(np.int32)).save(tmp_path / "grey.tif")
+    assert np.asarray(load_image(tmp_path / "grey.tif"))[0, :, 0].tolist() == [0, 64, 128, 255]
+
+
 def test_empty_and_missing_folders_are_user_errors(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="no pictures in") as empty:

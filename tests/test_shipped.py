@@ -1,6 +1,7 @@
 """What ships with the package: the loss network, its style targets and the released models."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_the_command_on_a_card_composes_the_config_that_the_model_was_trained_wi
     for name in STYLES:
         card = (shipped_models()[name].parent / "README.md").read_text().partition(f"## {name}\n")[2]
         command = card.partition("| made by | `train ")[2].partition("`")[0]
-        composed = OmegaConf.to_container(load_config("train", command.split()), resolve=True)
+        composed = OmegaConf.to_container(load_config("train", shlex.split(command)), resolve=True)
         for group in ("style", "loss", "network", "data"):
             for key, value in json.loads(Stylizer(shipped_models()[name]).metadata["config"])[group].items():
                 if key == "num_workers":  # the device's choice, which changes nothing

@@ -273,3 +273,13 @@ def test_nst_export_refuses_a_malicious_checkpoint_from_the_shell(tmp_path):
     write_bad_checkpoint("malicious", tmp_path)
     assert_one_line(call("nst-export", "last.ckpt", folder=tmp_path), "nst-export")
     assert set(files(tmp_path)) == {"last.ckpt"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no broken pipes")
+@pytest.mark.parametrize("arguments", [["--help"], ["--list"], ["--json", "--model", "tiny.onnx", "photo.jpg"]])
+def test_nothing_is_said_where_nobody_reads_what_is_printed(folder, arguments):
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run([str(BIN / "stylize"), *arguments], stdout=writes, stderr=subprocess.PIPE, cwd=folder)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -158,6 +158,13 @@ def test_pictures_may_be_named_from_here_and_from_the_root(stylize, folder):
     assert done.stdout == f"2 of 2 pictures stylized into {folder / 'b'}, a\n"
 
 
+def test_of_many_folders_one_is_named_and_the_others_counted(stylize):
+    pictures = [f"{letter}/photo.png" for letter in "abcd"]
+    for name in pictures:
+        save(name)
+    assert stylize(*pictures).stdout == "4 of 4 pictures stylized into a and 3 more folders\n"
+
+
 def test_a_format_that_the_outputs_name_contradicts_is_refused(stylize):
     save("cat.png")
     done = stylize("cat.png", "--format", "jpg", "-o", "out.png")

@@ -460,6 +460,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "layers in words": ([*CUSTOM, "loss.style_layers=abc"], ["loss.style_layers", "abc"]),
     "no such sliced layer": ([*CUSTOM, "loss.sliced_layers={rbg: 1}"], ["no layer 'rbg'", "rgb"]),
     "unknown option": ([*CUSTOM, "trainer.max_stepz=3"], ["trainer.max_stepz", "did you mean trainer.max_steps?"]),
+    "another command's experiment": ([*CUSTOM, "experiment=gatys2016_figure2"], ["gatys2016_figure2", "start"]),
     "unknown path option": ([*CUSTOM, "style.imag=pic.jpg"], ["style.imag", "did you mean style.image?"]),
     "unknown network": ([*CUSTOM, "network.name=johnsen"], ["johnsen", "did you mean johnson?"]),
     "unknown loss": ([*CUSTOM, "loss.name=gaty"], ["gaty", "gatys"]),

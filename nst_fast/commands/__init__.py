@@ -15,28 +15,43 @@ LONGEST_LINE = 1200  # characters: what was got may be without end
 
 
 def run(command: Callable[[list[str]], int | None], name: str, usage: str) -> NoReturn:
-    """Run a command: answer --help and --version, show a user's error as one line on stderr with exit code 1."""
+    """Run a command and leave with its exit code.
+
+    --help and --version are answered, a user's error is one line on stderr and exit code 1; where nobody reads what is
+    printed any more, as `| head` does not, it ends in silence.
+    """
+    try:
+        code = answer(command, name, usage)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would write the rest when it ends
+        code = 141  # what a shell calls SIGPIPE
+    sys.exit(code)
+
+
+def answer(command: Callable[[list[str]], int | None], name: str, usage: str) -> int:
+    """Return the exit code of a command after all that it prints."""
     arguments = sys.argv[1:]
     if hasattr(sys.stdout, "reconfigure"):  # a file may be called by any bytes, and a terminal may know few letters
         utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
         sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     if {"-h", "--help"} & set(arguments):
         print(usage.strip())
-        sys.exit(0)
+        return 0
     if "--version" in arguments:
         print(f"{name} (nst_fast) {__version__}")
-        sys.exit(0)
+        return 0
     warnings.filterwarnings("ignore", module="PIL")  # a huge or odd picture is no matter for the user's terminal
     try:
-        sys.exit(command(arguments) or 0)
+        return command(arguments) or 0
     except UserError as error:
         line = printable(" ".join(str(error).split()))
         line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"
         print(f"{name}: {line}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 130
 
 
 def tune_torch() -> None:

@@ -88,6 +88,10 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
                     f"{group} is missing: say {group}=NAME; there are {', '.join(sorted(known))}"
                 ) from error
             raise UserError(line) from error
+        experiment = next((choice for choice in choices if choice.startswith("experiment=")), "")
+        foreign = set(cfg) - set(compose(root, [choice for choice in choices if choice != experiment]))
+        if foreign:
+            raise UserError(f"{experiment} is no experiment of this command, which has no {', '.join(sorted(foreign))}")
         known = sorted(option_names(cfg))
         for argument in [*values, *(f"{k}=" for k in paths)]:
             key = argument.partition("=")[0]

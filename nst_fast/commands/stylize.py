@@ -422,7 +422,8 @@ def stylize(arguments: list[str]) -> int:
         print(jobs[0].target)
     elif not options.json and len(jobs) > 1:
         places = sorted({str(job.target.parent) for job in jobs if job.target is not None})
-        print(f"{done} of {len(jobs)} pictures stylized into {options.output or ', '.join(places)}")
+        named = ", ".join(places) if len(places) < 4 else f"{places[0]} and {len(places) - 1} more folders"
+        print(f"{done} of {len(jobs)} pictures stylized into {options.output or named}")
     return 0 if done == len(jobs) else 1
 
 
