@@ -109,7 +109,7 @@ def painting_statistics(
     """
     if max(painting.size) > LONGEST_PAINTING * min(painting.size):
         got = "×".join(map(str, painting.size))
-        raise UserError(f"the painting is {got} px; one side may be {LONGEST_PAINTING} times the other, no more: crop it")
+        raise UserError(f"the painting is {got} px; one side may be {LONGEST_PAINTING} times the other: crop it")
     device = next(loss_network.parameters()).device
     image = to_tensor(resize_short_side(painting, size)).to(device)
     names = {name: name.removeprefix(SLICED) for name in layers}
