@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from nst_fast.assets import nearest
 from nst_fast.errors import UserError
+from nst_fast.weights import fill
 
 Network = TypeVar("Network", bound=nn.Module)
 STRIDE = 4  # pixels a position of the body stands for, both ways
@@ -76,6 +79,14 @@ class PhaseConv(nn.Conv2d):
         plain.load_state_dict({"weight": weight.detach(), "bias": bias.detach()})
         return plain
 
+    def unfold(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        """Return the weights that `fold` made these of."""
+        table = torch.tensor(self.TABLE)
+        phases, _, seen, _ = table.shape
+        inverse = torch.linalg.pinv(table.movedim(1, 3).flatten(0, 2)).unflatten(1, (phases, seen, 3))
+        split = weight.unflatten(1, (-1, seen, seen)).unflatten(0, (-1, phases, phases))
+        return {"weight": torch.einsum("opqiabkl,hpak,wqbl->oihw", split, inverse, inverse), "bias": bias[::4]}
+
 
 class OutputConv(PhaseConv):
     """A 5×5 convolution from phases to phases."""
@@ -129,6 +140,10 @@ class PhaseNorm(nn.InstanceNorm2d):
         for name, parameter in self.named_parameters():
             plain.get_parameter(name).data = parameter.detach().repeat_interleave(4)
         return plain
+
+    def unfold(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        """Return the weights that `fold` made these of."""
+        return {"weight": weight[::4], "bias": bias[::4]}
 
 
 class Residual(nn.Module):
@@ -347,3 +362,32 @@ def for_inference(network: Network) -> Network:
             if isinstance(child, PhaseConv | PhaseNorm | PhasePixels):
                 setattr(module, name, child.fold())
     return folded
+
+
+def unfolded(network: nn.Module, folded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a network, given those of its copy `for_inference`."""
+    weights = dict(folded)
+    for name, module in network.named_modules():
+        if isinstance(module, PhaseConv | PhaseNorm):
+            split = module.unfold(folded[f"{name}.weight"], folded[f"{name}.bias"])
+            weights |= {f"{name}.{key}": tensor for key, tensor in split.items()}
+    return weights
+
+
+def read_network(
+    config: Any, weights: Mapping[str, Any], path: str | Path, for_inference: bool = False
+) -> TransformationNetwork:
+    """Return the network that a file describes with the weights that it has, which may be those `for_inference`.
+
+    Raises UserError where there is no such network or the weights are not its.
+    """
+    try:
+        if config["width"] % 4 or not config["width"] > 0 or not 0 < config["blocks"] <= len(weights):
+            raise ValueError("no such network")
+        with torch.device("meta"):
+            network = create_network(**config)
+        weights = unfolded(network, weights) if for_inference else weights
+    except (UserError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is not as `train` wrote it: there is no network {config}") from error
+    fill(network, weights, path)
+    return network

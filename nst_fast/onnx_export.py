@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -11,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 from onnxscript import optimizer
 from torch import Tensor, nn
 
 from nst_fast.errors import UserError
 from nst_fast.images import write_atomically
-from nst_fast.networks import TransformationNetwork, for_inference
+from nst_fast.networks import TransformationNetwork, for_inference, read_network
 from nst_fast.stylizer import METADATA_PREFIX, Stylizer
 
 OPSET = 18
@@ -116,3 +118,22 @@ def export(
         check_parity(network, checked)
     write_atomically(path, content)
     return path
+
+
+def import_network(path: str | Path) -> TransformationNetwork:
+    """Return the network of a model that `export` wrote, as it was trained, to go on with.
+
+    Raises UserError where the file is missing, is another project's or has been altered.
+    """
+    metadata = Stylizer(path).metadata  # refuses what is no model, or keeps data in other files
+    model = onnx.load_from_string(Path(path).read_bytes())
+    try:
+        config = json.loads(metadata["config"])["network"]
+        weights = {
+            tensor.name.removeprefix("network."): torch.from_numpy(numpy_helper.to_array(tensor).copy())
+            for tensor in model.graph.initializer
+            if tensor.data_type == onnx.TensorProto.FLOAT
+        }
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} does not say what its network is; a model that `train` wrote is needed") from error
+    return read_network(config, weights, path, for_inference=True)

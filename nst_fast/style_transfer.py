@@ -22,9 +22,9 @@ from nst_fast import __version__
 from nst_fast.errors import UserError
 from nst_fast.images import save_image
 from nst_fast.losses import PerceptualLoss, pixel_grid, pixel_weave, saturated_share
-from nst_fast.networks import TransformationNetwork, create_network
+from nst_fast.networks import TransformationNetwork, read_network
 from nst_fast.strength import StyleWeightControl
-from nst_fast.weights import damage, fill, read_torch
+from nst_fast.weights import damage, read_torch
 
 CHECKPOINT_KEY = "nst_fast"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -333,12 +333,4 @@ def trained_network(checkpoint: dict[str, Any], path: str | Path) -> Transformat
     """
     config = checkpoint[CHECKPOINT_KEY]["config"].get("network")
     weights = {k[8:]: v for k, v in checkpoint["state_dict"].items() if isinstance(k, str) and k.startswith("network.")}
-    try:
-        if config["width"] % 4 or not config["width"] > 0 or not 0 < config["blocks"] <= len(weights):
-            raise ValueError("no such network")
-        with torch.device("meta"):
-            network = create_network(**config)
-    except (UserError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is not as `train` wrote it: there is no network {config}") from error
-    fill(network, weights, path)
-    return network
+    return read_network(config, weights, path)

@@ -1,5 +1,7 @@
 """Exported files: self-contained, of free size, described by their metadata, equal to torch."""
 
+import json
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,7 +11,7 @@ from torch import nn
 
 from nst_fast.errors import UserError
 from nst_fast.networks import NETWORKS, TransformationNetwork, create_network
-from nst_fast.onnx_export import Uint8Network, check_parity, export
+from nst_fast.onnx_export import Uint8Network, check_parity, export, import_network
 
 METADATA = {"style": "der_schrei", "title": "Der Schrei — 叫び ☺", "artist": "Edvard Munch (1863–1944)", "empty": ""}
 SIZES = [(16, 16), (17, 23), (64, 33), (101, 75)]
@@ -148,3 +150,20 @@ def test_place_that_cannot_be_written_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         export(random_network("fast"), tmp_path / "file" / "model.onnx", METADATA)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("float_nchw", [False, True])
+@pytest.mark.parametrize(
+    "options", [{"name": name, "grain": grain} for name in NETWORKS for grain in ("none", "noise", "contrast")], ids=str
+)
+def test_a_models_network_comes_back_with_the_weights_that_it_was_trained_with(options, float_nchw, tmp_path):
+    config = {**options, "width": 8, "blocks": 1}
+    network = create_network(**config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    path = export(network, tmp_path / "model.onnx", {"config": json.dumps({"network": config})}, float_nchw)
+    back = import_network(path)
+    assert type(back) is type(network)
+    torch.testing.assert_close(dict(back.state_dict()), dict(network.state_dict()), rtol=1e-5, atol=1e-6)
+    assert all(parameter.requires_grad and parameter.device.type == "cpu" for parameter in back.parameters())

@@ -28,9 +28,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import nst_fast
+from nst_fast.assets import shipped_models
 from nst_fast.commands import export
 from nst_fast.commands.configuration import load_config
 from nst_fast.networks import FastNetwork
+from nst_fast.style_transfer import read_checkpoint
+from nst_fast.stylizer import Stylizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),
@@ -375,6 +378,33 @@ def test_a_warm_start_is_the_other_network(finished, train):
         assert_same_weights(Path("cold"), finished.folder)
 
 
+def test_a_warm_start_from_a_model_is_the_network_that_it_was_exported_from(finished, train):
+    draw_picture(Path("pic.jpg"), seed=1)
+    still = ["trainer.max_steps=1", "trainer.learning_rate=0"]
+    (model,) = finished.folder.glob("*.onnx")
+    assert train(*CUSTOM, *SMOKE, *still, "output=warm", f"init_from={model}").code == 0
+    weights = [
+        read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+        for folder in (Path("warm"), finished.folder)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_shipped_model_is_started_from_by_its_name(train):
+    """Its very picture, but for rounding to bytes: one step that learns nothing changes nothing."""
+    draw_picture(Path("pic.jpg"))
+    still = ["trainer.max_steps=1", "trainer.learning_rate=0", "data.size=64", "data.batch_size=1"]
+    assert train(*CUSTOM, *still, "output=warm", "init_from=the_scream").code == 0
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 50, 70, 3), dtype=np.uint8)
+    got = [
+        Stylizer(path).stylize_array(pixels).astype(int)
+        for path in (Path("warm/pic.onnx"), shipped_models()["the_scream"])
+    ]
+    assert np.abs(got[0] - got[1]).max() <= 1
+
+
 def test_a_warm_start_needs_its_file_no_more_once_there_is_a_checkpoint(finished, train):
     draw_picture(Path("pic.jpg"))
     shutil.copy(finished.folder / "checkpoints" / "last.ckpt", "other.ckpt")
@@ -487,6 +517,12 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "missing checkpoint": ([*CUSTOM, "resume=none.ckpt"], ["no checkpoint", "none.ckpt"]),
     "text for a checkpoint": ([*CUSTOM, "resume=text.pth"], ["text.pth"]),
     "no network to start from": ([*CUSTOM, "init_from=none.ckpt"], ["no checkpoint", "none.ckpt"]),
+    "no model to start from": ([*CUSTOM, "init_from=none.onnx"], ["no model", "none.onnx"]),
+    "text for a model to start from": ([*CUSTOM, "init_from=text.onnx"], ["text.onnx"]),
+    "another network's model to start from": (
+        [*CUSTOM, "network=johnson", "init_from=starry_night"],
+        ["init_from=starry_night", "fast, width 48", "must agree"],
+    ),
     "unknown grain": ([*CUSTOM, "network.grain=contrasts"], ["contrasts", "did you mean contrast?"]),
     "network of another grain to start from": (
         [*CUSTOM, "network.grain=contrast", "init_from=finished.ckpt"],
@@ -526,6 +562,7 @@ def test_a_mistake_is_one_line_and_leaves_no_run(arguments, words, train, finish
     shutil.copy(finished.folder / "checkpoints" / "last.ckpt", "finished.ckpt")
     Path("broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
     Path("text.pth").write_text("hello\n")
+    Path("text.onnx").write_text("hello\n")
     Path("empty.pth").touch()
     torch.save({"features.0.weight": torch.zeros(2, 2)}, "shapes.pth")
     torch.save({"state_dict": {}, "epoch": 3}, "other.ckpt")

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -24,7 +24,7 @@ from nst_fast.assets import VGG19_SLIM, shipped_models
 from nst_fast.commands import compare, export, optimize, stylize, train
 from nst_fast.commands.configuration import load_config, stored
 from nst_fast.errors import UserError
-from nst_fast.networks import create_network
+from nst_fast.networks import create_network, for_inference
 from nst_fast.onnx_export import export as export_network
 from nst_fast.style_transfer import CHECKPOINT_KEY
 from nst_fast.weights import MOST_UNPACKED, read_torch
@@ -387,6 +387,12 @@ def overlong(content: bytes) -> bytes:
     return made.SerializeToString() + b"\x3a" + size + graph
 
 
+def folded_weights() -> dict[str, np.ndarray]:
+    """The weights of a small network, as models have them."""
+    torch.manual_seed(0)
+    return {k: v.numpy() for k, v in for_inference(create_network("fast", 8, 1)).state_dict().items()}
+
+
 SECRET_FILE = external("../secret.bin")
 BOMB = [
     helper.make_node("ConstantOfShape", ["n"], ["b"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0])),
@@ -502,6 +508,39 @@ def test_a_model_of_a_style_called_like_a_lookup_needs_its_painting(refused):
     assert "style.image=FILE" in refused("nst-compare", "--model", "mine.onnx", "--content", ".")
     Path("mine.onnx").write_bytes(model(said={"nst_fast.style": LOOKUP}))
     assert LOOKUP in refused("nst-compare", "--model", "mine.onnx", "--content", ".")
+
+
+NETWORK: dict[str, Any] = {"name": "fast", "width": 8, "blocks": 1, "grain": "noise"}
+NO_STARTS: dict[str, Any] = {
+    "no JSON": ("{", {}),
+    "JSON without end": ("[" * 100_000, {}),
+    "no network": ({}, {}),
+    "a network in words": ({"network": "fast"}, {}),
+    "a network without a width": ({"network": {"name": "fast"}}, {}),
+    "more blocks than weights": ({"network": {**NETWORK, "blocks": 10**6}}, {}),
+    "more than memory": ({"network": {**NETWORK, "width": 4 * HUGE}}, {}),
+    "an option that no network has": ({"network": {**NETWORK, "depth": 3}}, {}),
+    "no weights": ({"network": NETWORK}, dict.fromkeys(folded_weights(), None)),
+    "a weight that is no number": ({"network": NETWORK}, {"stem.0.bias": np.full(8, np.nan, np.float32)}),
+    "a weight of another shape": ({"network": NETWORK}, {"stem.0.bias": np.zeros(9, np.float32)}),
+    "a folded weight of another shape": ({"network": NETWORK}, {"body.1.weight": np.zeros(9, np.float32)}),
+    "a weight of another type": ({"network": NETWORK}, {"stem.0.bias": np.zeros(8, np.int64)}),
+    "texts for a weight": ({"network": NETWORK}, {"stem.0.bias": np.array(["x"] * 8, object)}),
+}
+
+
+@pytest.mark.parametrize("kind", NO_STARTS)
+def test_a_model_that_no_training_can_start_from_is_refused(kind, refused):
+    said, changes = NO_STARTS[kind]
+    tensors = [
+        numpy_helper.from_array(array, f"network.{name}")
+        for name, array in {**folded_weights(), **changes}.items()
+        if array is not None
+    ]
+    said = said if isinstance(said, str) else json.dumps(said)
+    Path("mine.onnx").write_bytes(model(initializers=tensors, said={"nst_fast.config": said}))
+    options = ["style=custom", "style.image=photo.png", *SMALL, "network.width=8", "network.blocks=1"]
+    assert "mine.onnx" in refused("train", *options, "init_from=mine.onnx", "output=run")
 
 
 # Loss networks and style targets

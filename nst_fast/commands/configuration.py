@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nst_fast.assets import nearest, shipped
+from nst_fast.assets import nearest, shipped, shipped_models
 from nst_fast.errors import UserError
 
 # Their values never meet Hydra's grammar, which refuses ~, spaces, brackets, commas, = and accents.
@@ -68,8 +68,9 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
         elif key in PATH_OPTIONS and not value:
             raise UserError(f"{key} is empty; a path is needed, or null")
         elif key in PATH_OPTIONS:
-            word = {"null": None, "last": "last" if key == "resume" else os.path.abspath(value)}
-            paths[key] = word[value] if value in word else os.path.abspath(os.path.expanduser(value))
+            names = {"resume": ("last",), "init_from": () if os.path.lexists(value) else shipped_models()}.get(key, ())
+            absolute = os.path.abspath(os.path.expanduser(value))
+            paths[key] = None if value == "null" else value if value in names else absolute
         else:
             values.append(argument)
     # A strength is a content distance as loss=balanced measures it; structure is free to take any.

@@ -50,7 +50,7 @@ Train a transformation network on a style and export it to ONNX.
   network=NAME             fast, tiny or johnson
   network.grain=contrast   strokes grow from the photograph's own faint contrast (default: noise; johnson: none)
   experiment=johnson2016   the field's standard recipe
-  init_from=CHECKPOINT     start from another style's network, which saves time
+  init_from=NAME           start from a shipped model's network, or from a .onnx or .ckpt file's, which saves time
   resume=last              go on with the newest run of the style, or with the one in output=FOLDER
   resume=CHECKPOINT        go on from a checkpoint; its run's options hold and need not be repeated
   output=FOLDER            folder of the run (default: runs/train/<style>/<time>)
@@ -129,13 +129,20 @@ def resolve(cfg: Any, console: Console) -> None:
 
 
 def warm_start(network: Any, path: str) -> None:
-    """Fill a network with a checkpoint's; raises UserError where that is of another kind."""
+    """Fill a network with a model's or a checkpoint's; raises UserError where that is of another kind."""
+    from nst_fast.assets import find_model, shipped_models
+    from nst_fast.onnx_export import import_network
     from nst_fast.style_transfer import CHECKPOINT_KEY, read_checkpoint, trained_network
+    from nst_fast.stylizer import Stylizer
 
-    checkpoint = read_checkpoint(path)
-    weights = trained_network(checkpoint, path).state_dict()
-    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in network.state_dict().items()}:
+    if path in shipped_models() or path.endswith(".onnx"):
+        model = find_model(path)
+        weights, theirs = import_network(model).state_dict(), Stylizer(model).metadata.get("network", "unknown")
+    else:
+        checkpoint = read_checkpoint(path)
+        weights = trained_network(checkpoint, path).state_dict()
         theirs = ", ".join(f"{key} {value}" for key, value in checkpoint[CHECKPOINT_KEY]["config"]["network"].items())
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in network.state_dict().items()}:
         raise UserError(f"init_from={path} is of another network, {theirs}; the options of network must agree")
     network.load_state_dict(weights)
 
