@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from nst_fast.loss_network import multiplies_bfloat16
 from nst_fast.losses import PerceptualLoss
-from nst_fast.networks import FastNetwork
 
 # Content distances, as `BalancedLoss` measures them: 0 is the photograph, about 1 a picture with nothing of it left.
 STRENGTHS = {"subtle": 0.3, "medium": 0.45, "strong": 0.65}
@@ -19,10 +19,8 @@ STRENGTHS = {"subtle": 0.3, "medium": 0.45, "strong": 0.65}
 SHOWN = {"vgg19_slim": 0.8}
 LEAST_WEIGHT, LARGEST_WEIGHT = 1e-3, 1e5
 MEMORY = 0.9  # of the running mean of the content distance, a step
-PROBE_BATCH = 4  # pictures
-PROBE_STEPS, SETTLING_STEPS = 50, 50  # for each distance; once, before the first
-PROBE_RATE = 0.1  # of the style weight's logarithm a step
-PROBE_DISTANCE = 1.6  # times that of a network which has had minutes to learn, at the same style weight
+REHEARSAL_RATE = 2e-3  # Adam's at the first step, a tenth of it at the last
+REHEARSAL_CONTROL = 0.1  # of the style weight's logarithm a step
 FURTHEST = 0.5  # natural logarithm: a distance that is off by more than this counts as off by this
 
 
@@ -71,45 +69,43 @@ class StyleWeightControl(nn.Module):
         self.log_weight.copy_(torch.where(known, moved, self.log_weight))
 
 
-def probe_style_weights(
-    loss: PerceptualLoss,
-    distances: Sequence[float],
+def rehearse(
+    network: nn.Module,
+    distance: float,
     style_weight: float,
-    images: Dataset[Tensor],
+    steps: int,
+    *,
+    loss: PerceptualLoss,
+    batches: Iterator[Tensor],
     on_step: Callable[[], object] = lambda: None,
-) -> list[float]:
-    """Return the style weights that give content distances, found by training a small network for seconds.
-
-    Networks depart further from a photograph than a picture that is optimised on its own, so those cannot tell.
+) -> float:
+    """Train a network for seconds towards a content distance, and return the style weight that it took at the end.
 
     Args:
-        loss: with its style set; its weight is moved.
-        distances: rising.
+        network: left in evaluation mode.
+        distance: content distance to aim for.
         style_weight: where to start.
-        images: uint8 (3, H, W) each.
-        on_step: called after each of ``SETTLING_STEPS + len(distances) * PROBE_STEPS`` steps.
+        steps: one a batch.
+        loss: with its style set, on the network's device; its weight is moved.
+        batches: content images (N, 3, H, W) uint8.
+        on_step: called after each step.
     """
-    device = loss.get_buffer("style_" + loss.layers[0]).device
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = FastNetwork(width=32, blocks=2).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), 4e-3)
-    weights: list[float] = []
-    step = 0
-    for distance in distances:
-        control = StyleWeightControl(PROBE_DISTANCE * distance, style_weight, PROBE_RATE).to(device)
-        for _ in range(PROBE_STEPS if weights else SETTLING_STEPS + PROBE_STEPS):
-            batch = torch.stack([images[step * PROBE_BATCH + number] for number in range(PROBE_BATCH)])
-            content = (batch.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
-            loss.style_weight = control.style_weight
-            terms = loss(network(content), loss.content_features(content))
-            optimizer.zero_grad()
-            terms["total"].backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            control.update(terms["content"])
-            step += 1
-            on_step()
-        style_weight = float(control.style_weight)
-        weights.append(style_weight)
-    return weights
+    device = next(network.parameters()).device
+    control = StyleWeightControl(distance, style_weight, REHEARSAL_CONTROL).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), REHEARSAL_RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
+    network.train()
+    for batch in itertools.islice(batches, steps):
+        content = (batch.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
+        loss.style_weight = control.style_weight
+        with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device.type)):
+            terms = loss(network(content).float(), loss.content_features(content))
+        optimizer.zero_grad()
+        terms["total"].backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        control.update(terms["content"].detach())
+        on_step()
+    network.eval()
+    return float(control.style_weight)

@@ -1,5 +1,6 @@
-"""`nst-preview`: a sheet of strengths and brush sizes, and the probe behind it."""
+"""`nst-preview`: a sheet of strengths and brush sizes, and the short training behind it."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -13,7 +14,8 @@ from nst_fast.commands.sheet import draw_sheet
 from nst_fast.data import BundledImages
 from nst_fast.loss_network import create_loss_network
 from nst_fast.losses import BalancedLoss, layer_gram_matrix
-from nst_fast.strength import probe_style_weights
+from nst_fast.networks import create_network
+from nst_fast.strength import rehearse
 
 LAYERS = ["relu1_1", "relu2_1"]
 
@@ -26,15 +28,23 @@ def small_loss(painting):
     return loss
 
 
-def test_probe_gives_rising_weights_for_rising_distances_and_the_same_each_time():
+def test_a_rehearsal_brings_a_network_to_a_content_distance_and_is_the_same_each_time():
     loss = small_loss(BundledImages(128, 1, 1.0)[0][None] / 255)
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    found = [probe_style_weights(loss, [0.4, 0.7, 1.2], 7.0, BundledImages(64, 0, 0.0)) for _ in range(2)]
-    assert found[0] == found[1]
-    assert found[0] == sorted(found[0])
-    assert found[0][0] < 0.7 * found[0][2]
-    assert torch.equal(torch.get_rng_state(), state)  # a probe changes nothing for what comes after it
+    batches = torch.stack([BundledImages(64, 0, 0.0)[number] for number in range(16)]).split(4)
+    content = torch.cat(batches) / 255
+    weights = []
+    for distance in (0.6, 0.6, 1.0):
+        torch.manual_seed(0)
+        network = create_network("fast", 16, 1)
+        state = torch.get_rng_state()
+        weights.append(rehearse(network, distance, 7.0, 150, loss=loss, batches=itertools.cycle(batches)))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not network.training
+        with torch.no_grad():
+            came = loss(network(content), loss.content_features(content))["content"]
+        assert float(came) == pytest.approx(distance, rel=0.15)
+    assert weights[0] == weights[1]
+    assert weights[0] < 0.5 * weights[2]
 
 
 def test_sheet_shows_every_picture_untouched():
@@ -62,9 +72,8 @@ def run(arguments, monkeypatch, capsys):
 
 def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    options = ["style=starry_night", "strengths=[strong,0.2]", "brushes=[256,384]", "size=48", "iterations=2"]
-    monkeypatch.setattr("nst_fast.strength.SETTLING_STEPS", 2)
-    monkeypatch.setattr("nst_fast.strength.PROBE_STEPS", 2)
+    options = ["style=starry_night", "strengths=[strong,0.2]", "brushes=[256,384]", "size=48"]
+    options += ["settling_steps=2", "steps=2"]
     code, told = run([*options, "loss_network=vgg19_slim", "device=cpu"], monkeypatch, capsys)
     assert code == 0, told.err
     assert told.out.strip() == "starry_night.preview.jpg"
@@ -86,6 +95,7 @@ def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
         ("loss=gatys", "loss.name"),
         ("content=nothing.jpg", "nothing.jpg"),
         ("size=0", "size is 0"),
+        ("steps=0", "steps is 0"),
     ],
 )
 def test_a_wish_that_cannot_be_met_is_one_line(option, words, tmp_path, monkeypatch, capsys):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,16 @@ from nst_fast.errors import UserError
 USAGE = """
 usage: nst-preview style=NAME [key=value ...]
 
-Show what a style comes to at several strengths and brush sizes: one sheet, a minute or two on a CPU. The pictures are
-the slow optimiser's; `train style=NAME style.strength=… style.size=…` trains a network for the one you like.
+Show what a style comes to at several strengths and brush sizes: one sheet, a minute or two on a CPU. Each picture is
+that of a network which goes on from a shipped model for seconds; `train style=NAME style.strength=… style.size=…`
+trains one for minutes on what you like.
 
   style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
   style.image=FILE         with style=custom: your own picture
   content=FILE             a photograph of yours (default: a cup of coffee)
   strengths='[medium, 0.6]'  subtle, medium, strong, or content distances
   brushes='[256, 512]'     px, short side of the painting (style.size of `train`)
-  size=PX                  long side of each picture (default 288)
+  size=PX                  long side of each picture (default 384)
   loss_network=NAME        vgg19_slim, vgg19 or teachers
   output=FILE              (default: <style>.preview.jpg)
   --cfg                    print the resolved config and stop
@@ -33,7 +37,9 @@ examples:
   nst-preview style=custom style.image=my.jpg content=photo.jpg
 """
 
-PROBE_SIZE = 96  # px, of the pictures that the probe learns on
+STARTS_FROM = "starry_night"  # shipped model, where there is none of the style
+PICTURES, PICTURE_SIZE = 128, 160  # that networks learn on in turn; px
+BATCH = 4  # pictures a step
 
 
 def resolve(cfg: Any, console: Console) -> None:
@@ -46,7 +52,8 @@ def resolve(cfg: Any, console: Console) -> None:
     from nst_fast.strength import STRENGTHS
 
     require_number(cfg, "size", 16, 4096)
-    require_number(cfg, "iterations", 1)
+    for key in ("settling_steps", "steps"):
+        require_number(cfg, key, 1)
     require_choice(cfg, "loss.name", ("balanced",))
     if cfg.style.strength is not None:
         raise UserError("style.strength is one; here say strengths='[…]'")
@@ -72,13 +79,14 @@ def preview(cfg: Any) -> Path:
     from PIL import Image
     from rich.progress import Progress
 
+    from nst_fast.assets import find_model, shipped_models
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
     from nst_fast.commands.progress import download_progress
     from nst_fast.commands.sheet import draw_sheet
     from nst_fast.data import BundledImages, bundled_photographs
-    from nst_fast.image_optimizer import optimize_image
     from nst_fast.images import load_image, resize_long_side, save_image
-    from nst_fast.strength import PROBE_STEPS, SETTLING_STEPS, content_distance, probe_style_weights
+    from nst_fast.onnx_export import import_network
+    from nst_fast.strength import content_distance, rehearse
     from nst_fast.style_targets import to_image, to_tensor
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
@@ -87,32 +95,35 @@ def preview(cfg: Any) -> Path:
     content = to_tensor(resize_long_side(photograph, cfg.size)).to(cfg.device)
     with download_progress(console) as fetching:
         loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
-        paintings = [find_style(cfg.style, loss, size, fetching)[0] for size in cfg.brushes]
-    with torch.no_grad():  # before the probe: a photograph too small ends the command here
+        found = [find_style(cfg.style, loss, size, fetching)[0] for size in cfg.brushes]
+    paintings = [{name: statistic.to(cfg.device) for name, statistic in painting.items()} for painting in found]
+    with torch.no_grad():  # a photograph too small ends the command here
         loss.loss_network(content, [*loss.layers, *loss.sliced_layers])
-
-    # Rising, as the probe wants them, whatever order they are shown in.
+    began, rows = time.perf_counter(), []
+    images = BundledImages(PICTURE_SIZE, cfg.seed, 0.0)
+    batches = torch.stack([images[number] for number in range(PICTURES)]).to(cfg.device).split(BATCH)
+    start = cfg.style.name if cfg.style.name in shipped_models() else STARTS_FROM
+    network = import_network(find_model(start)).to(cfg.device).to(memory_format=torch.channels_last)
+    # Rising, so that networks go on from each other, whatever order they are shown in.
     distances = {strength: content_distance(strength, cfg.loss_network.name) for strength in cfg.strengths}
     strengths = sorted(distances, key=lambda strength: distances[strength])
-    style_weight, images = cfg.loss.style_weight * cfg.style.weight, BundledImages(PROBE_SIZE, 0, 0.0)
-    began, rows = time.perf_counter(), []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        steps = SETTLING_STEPS + (PROBE_STEPS + cfg.iterations) * len(strengths)
-        task = bar.add_task("preview", total=len(cfg.brushes) * steps)
-        for statistics in paintings:
-            loss.set_style({name: statistic.to(cfg.device) for name, statistic in statistics.items()})
-            weights = probe_style_weights(
-                loss, sorted(distances.values()), style_weight, images, lambda: bar.advance(task)
-            )
-            pictures = {}
-            for strength, loss.style_weight in zip(strengths, weights, strict=True):
-                image, _ = optimize_image(
-                    content, loss, iterations=cfg.iterations, on_iteration=lambda _: bar.advance(task)
-                )
-                pictures[strength] = to_image(image)
+        steps = cfg.settling_steps + cfg.steps * len(strengths) * len(paintings)
+        task = bar.add_task("preview", total=steps)
+        learn = partial(rehearse, loss=loss, batches=itertools.cycle(batches), on_step=lambda: bar.advance(task))
+        loss.set_style(paintings[len(paintings) // 2])
+        middle = distances[strengths[len(strengths) // 2]]
+        settled = learn(network, middle, cfg.loss.style_weight * cfg.style.weight, cfg.settling_steps)
+        for size, painting in zip(cfg.brushes, paintings, strict=True):
+            loss.set_style(painting)
+            own, weight, weights, pictures = copy.deepcopy(network), settled, {}, {}
+            for strength in strengths:
+                weight = weights[strength] = learn(own, distances[strength], weight, cfg.steps)
+                with torch.no_grad():
+                    pictures[strength] = to_image(own(content).clamp(0, 1))
             rows.append([pictures[strength] for strength in cfg.strengths])
-            told = ", ".join(f"{s}: {w:.3g}" for s, w in zip(strengths, weights, strict=True))
-            console.print(f"style.size={cfg.brushes[len(rows) - 1]}, style weights {told}", soft_wrap=True)
+            told = ", ".join(f"{s}: {w:.3g}" for s, w in weights.items())
+            console.print(f"style.size={size}, style weights {told}", soft_wrap=True)
     sheet = draw_sheet(
         rows,
         [f"style.size={size}" for size in cfg.brushes],
