@@ -133,7 +133,7 @@ def frames(name: str, height: int, width: int, options: argparse.Namespace) -> d
     picture = picture.contiguous(memory_format=torch.channels_last)
     with FlopCounterMode(display=False) as counter:
         network(picture)
-    run: Any = torch.compile(network, mode="max-autotune") if DEVICE.type == "cuda" else network
+    run: Any = torch.compile(network, mode="max-autotune", dynamic=False) if DEVICE.type == "cuda" else network
     return {"frames_per_second": 1 / seconds(lambda: run(picture), options.rounds), "flop": counter.get_total_flops()}
 
 

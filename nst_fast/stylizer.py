@@ -81,6 +81,8 @@ class Stylizer:
         except Exception as error:  # onnxruntime's exceptions share no base class
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{path} is no ONNX model that onnxruntime can load: {reason}") from error
+        if device != "auto" and self.providers[0][0] not in self.session.get_providers():
+            raise UserError(f"onnxruntime cannot start {device}; install its libraries, or leave --device out")
         metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.metadata = {
             key.removeprefix(METADATA_PREFIX): value

@@ -195,6 +195,17 @@ def test_a_checkpoint_resumed_into_another_folder_leaves_its_own_run_alone(runs,
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_run_of_a_gpu_that_has_no_checkpoint_yet_starts_over_on_the_cpu_where_told(runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("accelerator: cpu", "accelerator: gpu"))
+    assert_one_line(train(STYLE, "resume=last", "output=run"), "finds no GPU")
+    assert train(STYLE, "resume=last", "output=run", "trainer.accelerator=cpu", *MACHINE).code == 0
+    assert_as_if_untouched(run, runs)
+
+
 def test_what_is_where_may_change_and_is_said(runs, train, tmp_path):
     run = copy_run(runs, "half", tmp_path / "run")
     result = train(STYLE, "resume=last", "output=run", "data.num_workers=1", *MACHINE)

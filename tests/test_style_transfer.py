@@ -9,7 +9,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
@@ -33,7 +34,7 @@ SIZE = 32
 LAYERS = {"relu1_1": 0.5, "relu2_1": 0.5}
 
 
-def make_module(max_steps: int, seed: int = 0) -> StyleTransfer:
+def make_module(max_steps: int, seed: int = 0, network: str = "fast") -> StyleTransfer:
     """Return a tiny network on a tiny loss network; the seed is the network's alone."""
     torch.manual_seed(7)
     loss_network = freeze(VGG([[8], [12]]))
@@ -41,9 +42,9 @@ def make_module(max_steps: int, seed: int = 0) -> StyleTransfer:
     painting = torch.rand(1, 3, 48, 40)
     loss.set_style({layer: gram_matrix(f)[0] for layer, f in loss_network(painting, list(LAYERS)).items()})
     torch.manual_seed(seed)
-    config = {"network": {"name": "fast", "width": 8, "blocks": 1}, "note": None}
+    config = {"network": {"name": network, "width": 8, "blocks": 1}, "note": None}
     description = {"config": config, "image_sha256": "0" * 64, "loss_network": loss_network.identity}
-    return StyleTransfer(create_network("fast", 8, 1), loss, 1e-2, max_steps, 1.0, 0.0, 0.0, description)
+    return StyleTransfer(create_network(network, 8, 1), loss, 1e-2, max_steps, 1.0, 0.0, 0.0, description)
 
 
 def make_trainer(folder: Path, max_steps: int, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
@@ -318,6 +319,41 @@ def test_a_step_waits_for_nothing_unless_it_logs(tmp_path, monkeypatch):
     assert [number for number, count in enumerate(reads) if count] == [LOG_EVERY - 1]
     assert module.skipped_steps == 1
     assert torch.isfinite(module.control.log_weight)
+
+
+class CopiesToTheDevice(TorchDispatchMode):
+    """Count the tensors that are copied from the CPU to a GPU, which waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        self.count += copies and args[-1].device.type == "cpu" and result.device.type == "cuda"
+        return result
+
+
+@pytest.mark.parametrize("network", ["fast", "johnson"])
+def test_on_a_gpu_a_step_copies_nothing_there(network):
+    """Without one: torch follows shapes, types and devices of tensors that have no values."""
+    module = make_module(1, network=network)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for part in module.modules():
+            for tensors in (part._parameters, part._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        moved = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cuda")
+                        is_parameter = isinstance(tensor, nn.Parameter)
+                        tensors[name] = nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
+        content = torch.rand(2, 3, 64, 64, device="cuda")
+        with CopiesToTheDevice() as copies:
+            module.losses(content, module.stylize(content))
+        assert copies.count == 0
+        with CopiesToTheDevice() as copies:
+            content.new_tensor([1.0])
+        assert copies.count == 1
 
 
 def fit(folder: Path, module: StyleTransfer, *callbacks: pl.Callback, resume: Path | None = None) -> pl.Trainer:

@@ -16,8 +16,8 @@ from nst_fast.errors import UserError
 from nst_fast.style_transfer import CHECKPOINT_KEY, LAST, PREVIOUS, read_checkpoint
 
 RUNS = Path("runs", "train")
-# Where things lie and who reads them may change in the middle of a run; what is trained may not.
-MAY_CHANGE = PATH_OPTIONS | {"data.num_workers"}
+# Where things lie, who reads them and what computes may change in the middle of a run; what is trained may not.
+MAY_CHANGE = PATH_OPTIONS | {"data.num_workers", "trainer.accelerator"}
 
 
 def resume_run(arguments: list[str], console: Console) -> DictConfig:

@@ -24,6 +24,7 @@ from nst_fast.errors import UserError
 
 CPU_WORKERS = 1  # that prepare pictures, some 150 a second and more; the other cores train
 MOST_GPU_WORKERS = 16  # some 2,500 bundled pictures a second, 15,000 of a folder
+LOSS_SCALE = 2.0**7  # of float16 at the start; from torch's 2**16 the first nine steps are lost
 CONTROL_RATE = 0.03  # of the style weight's logarithm a step: the network follows within some 50 steps
 
 USAGE = """
@@ -185,6 +186,7 @@ def train(arguments: list[str]) -> Path | None:
     from omegaconf import OmegaConf
     from pytorch_lightning.callbacks import ModelCheckpoint
     from pytorch_lightning.loggers import TensorBoardLogger
+    from pytorch_lightning.plugins import MixedPrecision
     from pytorch_lightning.utilities import rank_zero_only
 
     from nst_fast.commands.configuration import literal, load_config
@@ -213,6 +215,8 @@ def train(arguments: list[str]) -> Path | None:
     resumed = any(a.startswith("resume=") and a != "resume=null" for a in arguments)
     cfg = resume_run(arguments, console) if resumed else load_config("train", arguments)
     resolve(cfg, console)
+    if (cfg.trainer.accelerator, cfg.trainer.precision) == ("gpu", "bf16-mixed"):
+        torch.set_float32_matmul_precision("high")  # of Gram matrices: TF32 holds bf16 and adds in float32
     pl.seed_everything(cfg.seed, verbose=False)
     # First of all that draws random numbers: the same seed starts alike whatever the loss network.
     network = create_network(**cfg.network)
@@ -277,18 +281,23 @@ def train(arguments: list[str]) -> Path | None:
         save_on_train_epoch_end=False,  # but after each validation, whose losses are in it
         enable_version_counter=False,
     )
+    half = cfg.trainer.precision == "16-mixed"
+    plugins: list[Any] = [Checkpoints()]
+    if half:
+        scaler = torch.amp.GradScaler(init_scale=LOSS_SCALE)
+        plugins.append(MixedPrecision("16-mixed", "cuda", scaler))
     trainer = pl.Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
         num_nodes=cfg.trainer.num_nodes,
         strategy=cfg.trainer.strategy,
-        precision=cfg.trainer.precision,
+        precision=None if half else cfg.trainer.precision,
         max_steps=cfg.trainer.max_steps,
         val_check_interval=cfg.trainer.validate_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         callbacks=[checkpoints, TrainingProgress(console), Interruption()],
-        plugins=[Checkpoints()],
+        plugins=plugins,
         use_distributed_sampler=False,  # the data know which share is whose
         enable_progress_bar=False,
         # What a killed session logged after its last checkpoint is logged again.
@@ -313,6 +322,11 @@ def train(arguments: list[str]) -> Path | None:
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
         except SystemExit as error:  # so Lightning leaves on a second Ctrl-C
             raise KeyboardInterrupt from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory with {cfg.data.batch_size} pictures of {cfg.data.size} px a step on "
+                f"{cfg.trainer.accelerator}; a smaller data.batch_size or data.size takes less"
+            ) from error
         except Exception as error:  # what the engine keeps of itself may have been tampered with in any way
             if isinstance(error, UserError) or not earlier or trainer.global_step > earlier["step"]:
                 raise
