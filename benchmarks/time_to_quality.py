@@ -1,8 +1,8 @@
 """Seconds to the validation loss that Johnson's network reaches. python benchmarks/time_to_quality.py
 
-Johnson's network, or what --reference says, is trained for a budget of steps; then `fast` with ever larger budgets, each
-a whole schedule, until its validation loss is no higher. Same painting, photographs, loss, batch, machine. The paper
-has --steps 40000; a CPU manages --steps 2000. What a released model is worth as a start (warm_start.json):
+Johnson's network, or what --reference says, is trained for a budget of steps; then `fast` with ever larger budgets,
+each a whole schedule, until its validation loss is no higher. Same painting, photographs, loss, batch, machine. The
+paper has --steps 40000; a CPU manages --steps 2000. What a released model is worth as a start (warm_start.json):
     --reference network=fast --steps 1400 --fast network=fast init_from=the_scream --shares .07 .14 .25 .4 .6
 """
 
@@ -50,8 +50,9 @@ def main() -> None:
         if runs[-1]["validation_loss"] <= reference["validation_loss"]:
             break
     reached = runs[-1]["validation_loss"] <= reference["validation_loss"]
+    sides = f"{' '.join(options.reference)} against {' '.join(options.fast)}"
     report = {
-        "what": f"{options.style.stem}, {' '.join(options.common)}; {' '.join(options.reference)} against {' '.join(options.fast)}",
+        "what": f"{options.style.stem}, {' '.join(options.common)}; {sides}",
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"CPU, {torch.get_num_threads()} threads",

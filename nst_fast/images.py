@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from nst_fast.errors import UserError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 
 ORIENTATION, GPS_POSITION = 0x0112, 0x8825  # EXIF tags
@@ -67,6 +67,25 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
             pass  # a broken profile, or one for another mode: the numbers are the best guess there is
     # A picture may be gigabytes: no copy where none is needed.
     return image if image.mode == "RGB" else image.convert("RGB"), alpha
+
+
+def fill_hidden(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    """Return an RGB picture with the pixels that its alpha channel hides filled from the visible ones around them.
+
+    Programs leave anything there, and a network sees it. Halved until nothing is hidden any more, and back (push-pull:
+    Gortler et al. 1996). A picture of which nothing is visible is returned as it is.
+    """
+    low, high = alpha.getextrema()
+    if low or not high:
+        return image
+    finer = image.copy()
+    finer.putalpha(alpha.point(lambda a: 255 * (a > 0)))
+    if not finer.getchannel("A").getextrema()[0] and max(finer.size) > 1:
+        coarser = finer.convert("RGBa").reduce(2).convert("RGBA")
+        coarse = fill_hidden(coarser.convert("RGB"), coarser.getchannel("A"))
+        around = coarse.resize(image.size, Image.Resampling.BILINEAR)
+        return Image.composite(image, around, finer.getchannel("A"))
+    return image
 
 
 def over_white(image: Image.Image, alpha: Image.Image | None) -> Image.Image:

@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--size", type=int, action="append", help=f"px, may be repeated (default: {SIZES})")
     options = parser.parse_args()
+    if options.output and options.output.suffix != ".safetensors":
+        parser.error(f"-o is {options.output}; a name that ends in .safetensors is needed")
     sizes = options.size or SIZES
     network = create_loss_network("vgg19_slim")
     if options.picture:

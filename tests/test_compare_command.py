@@ -396,6 +396,9 @@ def assert_one_line(done: Result, *words: str) -> None:
 
 MINE = ["--model", "starry_night", "--content", "photos", "--size", 32, "--iterations", 1, "--count", 1]
 MISTAKES: dict[str, tuple[list[object], list[str]]] = {
+    "the style as an option of the loss": ([*MINE, "style=the_scream"], ["--style the_scream"]),
+    "the size as an option of the loss": ([*MINE, "size=512"], ["size=512 is no option of the loss"]),
+    "another optimiser": ([*MINE, "method=adam"], ["method=adam is no option of the loss"]),
     "unknown model": (["--model", "stary_nigt", "--content", "photos"], ["stary_nigt", "did you mean starry_night?"]),
     "text for a model": (["--model", "text.onnx", "--content", "photos"], ["text.onnx", "no ONNX model"]),
     "missing folder": (["--model", "starry_night", "--content", "nowhere"], ["no folder at nowhere"]),

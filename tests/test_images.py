@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms, JpegImagePlugin
 
 from nst_fast.errors import UserError
-from nst_fast.images import SUFFIXES, find_pictures, load_image, resize_short_side, save_image
+from nst_fast.images import SUFFIXES, fill_hidden, find_pictures, load_image, resize_short_side, save_image
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -222,6 +222,21 @@ def test_linked_folders_are_looked_into_once_and_never_round(tmp_path):
     found = [path.relative_to(tmp_path / "tree") for path in find_pictures(tmp_path / "tree")]
     assert sorted(path.name for path in found) == ["a.jpg", "b.png"]
     assert find_pictures(tmp_path / "tree", recursive=False) == [tmp_path / "tree" / "a.jpg"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (64, 64), (200, 3)])
+def test_hidden_pixels_take_the_colours_around_them(size):
+    rng = np.random.default_rng(1)
+    alpha = Image.fromarray((rng.random(size) < 0.2).astype(np.uint8) * 255)
+    alpha.putpixel((0, 0), 1)
+    noise = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    one = Image.composite(Image.new("RGB", noise.size, (200, 30, 90)), noise, alpha.point(lambda a: 255 * (a > 0)))
+    filled = np.asarray(fill_hidden(one, alpha)).astype(int)
+    assert np.abs(filled - (200, 30, 90)).max() <= 4  # rounded at each of eight halvings
+    visible = np.asarray(alpha) > 0
+    np.testing.assert_array_equal(np.asarray(fill_hidden(noise, alpha))[visible], np.asarray(noise)[visible])
+    nothing = Image.new("L", noise.size, 0)
+    assert fill_hidden(noise, nothing) is noise
 
 
 @pytest.mark.parametrize("white", [1, 255, 65535])

@@ -96,15 +96,20 @@ def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
         ("content=nothing.jpg", "nothing.jpg"),
         ("size=0", "size is 0"),
         ("steps=0", "steps is 0"),
+        ("output=photo.png", "would replace"),
     ],
 )
 def test_a_wish_that_cannot_be_met_is_one_line(option, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, told = run(["style=starry_night", option], monkeypatch, capsys)
+    content = []
+    if option == "output=photo.png":
+        Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
+        content = ["content=photo.png"]
+    code, told = run(["style=starry_night", *content, option], monkeypatch, capsys)
     assert code == 1
     assert words in told.err
     assert "Traceback" not in told.err
-    assert not list(tmp_path.iterdir())
+    assert len(list(tmp_path.iterdir())) == len(content)
 
 
 def test_every_default_of_the_sheet_is_shipped():

@@ -222,6 +222,7 @@ CONTRADICTIONS = {
     "another loss": (["loss=johnson"], ["loss."]),
     "other layers": (["loss.style_layers={relu1_1: 1}"], ["loss.style_layers"]),
     "another style": (["style=the_scream"], ["style."]),
+    "another start": (["init_from=the_scream"], ["init_from=None", "the_scream"]),
 }
 
 

@@ -22,6 +22,7 @@ import torch
 from PIL import Image, ImageCms
 
 from nst_fast.commands.stylize import PixelBudget, main
+from nst_fast.images import fill_hidden
 from nst_fast.networks import create_network
 from nst_fast.onnx_export import export
 from nst_fast.stylizer import Stylizer
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT.parent / "shared" / "peers"
 RNG = np.random.default_rng(5)
 PIXELS = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-ALPHA = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
+ALPHA = RNG.integers(1, 256, (20, 30), dtype=np.uint8)  # 0 has tests of its own
 FRAMES = [Image.fromarray(RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)) for _ in range(4)]
 DURATIONS = [50, 120, 200, 70]
 ARTIST, ORIENTATION, EXIF_IFD, DATE_TAKEN, GPS_IFD, PROFILE = 0x013B, 0x0112, 0x8769, 0x9003, 0x8825, 0x8773
@@ -156,6 +157,28 @@ def test_pictures_may_be_named_from_here_and_from_the_root(stylize, folder):
     done = stylize("a/cat.png", folder / "b" / "dog.png")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"2 of 2 pictures stylized into {folder / 'b'}, a\n"
+
+
+def test_a_name_that_starts_with_a_dash_follows_two_dashes(stylize):
+    save("-dash.png")
+    done = stylize("-o", "out.png", "--", "-dash.png")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "out.png\n", "")
+
+
+def test_what_an_earlier_command_put_into_the_folder_is_no_photograph(stylize):
+    save("hol/a.png")
+    for _ in range(2):
+        assert stylize("hol", "-r", "-o", "hol/out", "--overwrite").returncode == 0
+        assert names("hol") == {"a.png", "out/a.png"}
+    assert stylize("hol/out", "-o", "hol", "--overwrite").returncode == 0  # but a folder may go into the one above
+    assert stylize("hol/out", "-o", "hol/out/more").returncode == 0
+
+
+def test_a_picture_on_standard_output_has_nothing_said_behind_it(folder):
+    save("b.png")
+    content = encoded(Image.fromarray(PIXELS), format="PNG")
+    assert pipe(content, "-", "b.png", folder=folder) == pipe(content, "-", folder=folder)
+    assert Path("b.tiny.png").is_file()
 
 
 def test_of_many_folders_one_is_named_and_the_others_counted(stylize):
@@ -355,6 +378,19 @@ def test_alpha_is_laid_over_white_where_it_has_no_place(stylize, by_hand, suffix
     np.testing.assert_allclose(got, colours * alpha + 255 * (1 - alpha), rtol=0, atol=5 if suffix == ".jpg" else 1)
 
 
+@pytest.mark.parametrize("more", [[], ["--max-side", 20], ["--scale", 0.7]])
+def test_what_lies_under_transparent_pixels_changes_nothing(stylize, more):
+    alpha = np.where(np.add.outer(np.arange(20), np.arange(30)) < 24, 255, 0).astype(np.uint8)
+    alpha[3, 4], alpha[19, 29] = 0, 1
+    results = []
+    for hidden in (np.zeros_like(PIXELS), np.full_like(PIXELS, 255), PIXELS):
+        save("photo.png", Image.fromarray(np.dstack([np.where(alpha[..., None], PIXELS, hidden), alpha])))
+        assert stylize("photo.png", "--overwrite", *more).returncode == 0
+        results.append(np.asarray(opened("photo.tiny.png")))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
 def test_a_transparent_palette_colour_stays_transparent(stylize, by_hand):
     indices = RNG.integers(0, 3, (20, 30), dtype=np.uint8)
     picture = Image.fromarray(indices)
@@ -364,7 +400,8 @@ def test_a_transparent_palette_colour_stays_transparent(stylize, by_hand):
     assert stylize("photo.png").returncode == 0
     got = opened("photo.tiny.png")
     np.testing.assert_array_equal(np.asarray(got.getchannel("A")), np.where(indices == 1, 0, 255))
-    assert_same(got.convert("RGB"), by_hand(picture.convert("RGB")))
+    shown = fill_hidden(picture.convert("RGB"), got.getchannel("A"))
+    assert_same(got.convert("RGB"), by_hand(shown))
 
 
 GREY16 = RNG.integers(0, 65536, (20, 30)).astype(np.uint16)

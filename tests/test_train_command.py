@@ -367,6 +367,21 @@ def test_resuming_a_finished_run_changes_nothing(finished, train):
     assert_same_weights(Path("more"), finished.folder)
 
 
+def test_a_run_lies_where_it_is_told_whatever_the_shell_would_make_of_the_name(train, tmp_path):
+    draw_picture(Path("$HOME.jpg"))
+    done = train("style=custom", "style.image=$HOME.jpg", *SMOKE, "output=run $USER ~")
+    assert done.code == 0, done.err
+    assert {path.name for path in tmp_path.iterdir()} == {"$HOME.jpg", "run $USER ~"}
+    assert list((tmp_path / "run $USER ~" / "tensorboard").glob("events*"))
+
+
+def test_another_picture_under_a_styles_name_is_said(train):
+    draw_picture(Path("pic.jpg"))
+    done = train("style=starry_night", "style.image=pic.jpg", *SMOKE)
+    assert done.code == 0
+    assert "not the one that style=starry_night names" in done.err
+
+
 def test_a_warm_start_is_the_other_network(finished, train):
     checkpoint = finished.folder / "checkpoints" / "last.ckpt"
     draw_picture(Path("pic.jpg"), seed=1)

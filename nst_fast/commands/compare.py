@@ -163,6 +163,10 @@ passes the model's loss after so many iterations: median (least–most) over {le
 LOSS_OPTIONS = ("content_weight", "style_weight", "tv_weight", "pooling", "normalise")
 
 
+# What may be given as key=value: what the loss is, and how it is optimised.
+OF_THE_LOSS = ("style", "loss", "loss_network", "learning_rate", "device", "seed")
+
+
 def plain(value: Any) -> str:
     """Return a number, a truth value or a name as Hydra reads it; ValueError for anything else that a file may hold."""
     if isinstance(value, (bool, int, float)) or (isinstance(value, str) and value.isidentifier()):
@@ -243,6 +247,12 @@ def compare_models(arguments: list[str]) -> int:
     ]
     options = parser.parse_args([a for a in arguments if a not in overrides])
     overrides += options.stray
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key == "style":
+            raise UserError(f"{override} is written --style {override.partition('=')[2]} here")
+        if "=" in override and key.partition(".")[0] not in OF_THE_LOSS:
+            raise UserError(f"{override} is no option of the loss; --help has the others, with dashes")
     for name, least, most in (("size", 32, 32768), ("count", 1, 10**6), ("iterations", 1, 10**6)):
         if not least <= getattr(options, name) <= most:
             raise UserError(f"--{name} is {getattr(options, name)}; at least {least} and at most {most} is needed")

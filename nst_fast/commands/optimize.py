@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,8 @@ from rich.console import Console
 
 from nst_fast.commands import require_training_packages, run, tune_torch
 from nst_fast.errors import UserError
+
+LONGEST_NAME = 240  # bytes of a file's name without its suffix: it has more while it is written
 
 USAGE = """
 usage: nst-optimize content=PHOTO style=NAME [key=value ...]
@@ -107,6 +110,8 @@ def optimize(cfg: Any) -> Path:
     output = Path(cfg.output or Path("runs", "optimize", cfg.style.name, started))
     cfg.output = literal(str(output))
     name = f"{Path(cfg.content).stem}.{cfg.style.name}"
+    if len(os.fsencode(name)) > LONGEST_NAME:  # before minutes of work
+        raise UserError(f"the picture would be called {name}, which is too long; rename the photograph")
     try:
         output.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, output / "config.yaml")
@@ -156,7 +161,8 @@ def optimize(cfg: Any) -> Path:
                     terms = "  ".join(f"{k} {v:.4g}" for k, v in iteration.losses.items())
                     progress.update(bar, completed=iteration.number, losses=terms)
                     if not console.is_terminal and iteration.number % 50 == 0:
-                        console.print(f"{scale} px, iteration {iteration.number} of {cfg.iterations}  {terms}")
+                        told = f"{scale} px, iteration {iteration.number} of {cfg.iterations}  {terms}"
+                        console.print(told, soft_wrap=True)
                     for term, value in iteration.losses.items():
                         board.add_scalar(f"optimize/{term}_loss", value, done + iteration.number)
                     if cfg.snapshot_every and iteration.number % cfg.snapshot_every == 0:

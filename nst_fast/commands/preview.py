@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -69,6 +70,9 @@ def resolve(cfg: Any, console: Console) -> None:
             check_number("strengths", strength, 0.01, 10, whole=False)
     if cfg.output is not None:
         find_format(Path(cfg.output).suffix)
+    path = os.path.realpath(cfg.output or f"{cfg.style.name}.preview.jpg")
+    if path in {os.path.realpath(given) for given in (cfg.content, cfg.style.image) if given is not None}:
+        raise UserError(f"the sheet would replace {path}; output=FILE names another")
     resolve_device(cfg)
     resolve_perceptual_loss(cfg, cfg.device == "cuda", console)
 

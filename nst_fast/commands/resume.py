@@ -17,7 +17,7 @@ from nst_fast.style_transfer import CHECKPOINT_KEY, LAST, PREVIOUS, read_checkpo
 
 RUNS = Path("runs", "train")
 # Where things lie, who reads them and what computes may change in the middle of a run; what is trained may not.
-MAY_CHANGE = PATH_OPTIONS | {"data.num_workers", "trainer.accelerator"}
+MAY_CHANGE = PATH_OPTIONS - {"init_from"} | {"data.num_workers", "trainer.accelerator"}
 
 
 def resume_run(arguments: list[str], console: Console) -> DictConfig:

@@ -27,6 +27,7 @@ from nst_fast.images import (
     GPS_POSITION,
     ORIENTATION,
     encode_image,
+    fill_hidden,
     find_format,
     find_pictures,
     keep_colors,
@@ -76,12 +77,12 @@ examples:
 """
 
 FORMATS = {"jpg": ".jpg", "jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}
-ANIMATED = (".gif", ".webp", ".png")
+ANIMATED = (".gif", ".webp", ".png", ".apng")
 ANIMATIONS = ("GIF", "WEBP", "PNG")  # as Pillow calls them
 # Pictures that run at the same time take no more memory together than the largest that is not tiled.
 PIXELS_AT_ONCE = TILED_ABOVE
 SLASHES = tuple({"/", os.sep})
-WITH_ALPHA = (".png", ".webp", ".tif", ".tiff", ".gif")
+WITH_ALPHA = (".png", ".apng", ".webp", ".avif", ".tif", ".tiff", ".gif")
 # EXIF tags that speak of the photograph, not of the file: a TIFF's are its very layout, its profile and its XMP.
 CARRIED = frozenset(
     {0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749}
@@ -138,6 +139,10 @@ def find_jobs(inputs: list[str], output: str | None, model: str, suffix: str | N
             if os.path.exists(into) and not os.path.isdir(into):
                 raise UserError(f"{into} is a file; the output of a folder must be a folder")
             found = find_pictures(source, recursive)
+            if inside(into, source) and not inside(source, into):  # what an earlier command made is no photograph
+                found = [path for path in found if not inside(path, into)]
+            if not found:
+                raise UserError(f"no pictures in {source} but those in the output {into}")
             jobs += [Job(path, renamed(into / path.relative_to(source))) for path in found]
         elif to_stdout:
             jobs.append(Job(source, None))
@@ -148,6 +153,11 @@ def find_jobs(inputs: list[str], output: str | None, model: str, suffix: str | N
     if to_stdout and len(jobs) > 1:
         raise UserError(f"{len(jobs)} pictures; only one goes to standard output")
     return jobs
+
+
+def inside(path: Path, folder: Path) -> bool:
+    """Return whether a path is a folder or below it, wherever links lead."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def refuse_targets(jobs: list[Job], suffix: str | None, overwrite: bool) -> None:
@@ -241,7 +251,9 @@ def read_frames(job: Job, image: Image.Image, every: bool) -> Iterator[tuple[Ima
     """Yield every frame, or the first alone, as RGB, alpha and milliseconds; raises UserError for a damaged one."""
     with reading(job):
         for frame in ImageSequence.Iterator(image) if every else [image]:
-            yield *split_alpha(frame), frame.info.get("duration", 100)
+            photograph, alpha = split_alpha(frame)
+            shown = photograph if alpha is None else fill_hidden(photograph, alpha)
+            yield shown, alpha, frame.info.get("duration", 100)
 
 
 def stylize_picture(
@@ -337,6 +349,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     ):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("-r", "--recursive", action="store_true")
+    if "--" in arguments:  # argparse knows it only where inputs are not mixed with options
+        first = arguments.index("--")
+        arguments = arguments[:first] + [f".{os.sep}{a}" if a.startswith("-") else a for a in arguments[first + 1 :]]
     options = parser.parse_intermixed_args(arguments)
     cores = os.cpu_count() or 1
     for name, value, least, most in (
@@ -420,7 +435,7 @@ def stylize(arguments: list[str]) -> int:
             raise
     if done and not options.json and len(jobs) == 1 and jobs[0].target is not None:
         print(jobs[0].target)
-    elif not options.json and len(jobs) > 1:
+    elif not options.json and len(jobs) > 1 and all(job.target is not None for job in jobs):
         places = sorted({str(job.target.parent) for job in jobs if job.target is not None})
         named = ", ".join(places) if len(places) < 4 else f"{places[0]} and {len(places) - 1} more folders"
         print(f"{done} of {len(jobs)} pictures stylized into {options.output or named}")

@@ -208,6 +208,13 @@ def train(arguments: list[str]) -> Path | None:
     )
     from nst_fast.weights import one_line
 
+    class RunLogger(TensorBoardLogger):
+        """Lightning's, which takes a $ in a path for a variable of the shell."""
+
+        @property
+        def log_dir(self) -> str:
+            return str(self.root_dir)
+
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     first = getattr(rank_zero_only, "rank", 0) == 0
@@ -241,6 +248,13 @@ def train(arguments: list[str]) -> Path | None:
         perceptual_loss = create_perceptual_loss(cfg, show)
         statistics, sha256 = find_style(cfg.style, perceptual_loss, progress=show)
     perceptual_loss.set_style(statistics)
+    if cfg.style.sha256 not in (None, sha256):
+        console.print(
+            f"the picture is not the one that style={cfg.style.name} names, whose title, artist and licence the model "
+            "will have; style=custom has none",
+            style="yellow",
+            soft_wrap=True,
+        )
     recorded = {"image_sha256": sha256, "loss_network": perceptual_loss.loss_network.identity}
     for key, value in recorded.items():
         if earlier and earlier[key] != value:
@@ -301,9 +315,7 @@ def train(arguments: list[str]) -> Path | None:
         use_distributed_sampler=False,  # the data know which share is whose
         enable_progress_bar=False,
         # What a killed session logged after its last checkpoint is logged again.
-        logger=TensorBoardLogger(
-            output / "tensorboard", name="", version="", purge_step=earlier.get("batches_seen", 0)
-        ),
+        logger=RunLogger(output / "tensorboard", name="", version="", purge_step=earlier.get("batches_seen", 0)),
         enable_model_summary=False,
     )
     images_a_step = cfg.data.batch_size * trainer.world_size
