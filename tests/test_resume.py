@@ -181,9 +181,10 @@ def test_a_damaged_config_of_a_run_without_checkpoint_is_one_line(content, train
     assert_one_line(train(STYLE, "resume=last", "output=run"), "run")
 
 
-def test_a_checkpoint_by_its_path_needs_no_other_option(runs, train, tmp_path):
+@pytest.mark.parametrize("place", ["checkpoints/last.ckpt", "."])
+def test_a_checkpoint_or_run_by_its_path_needs_no_other_option(place, runs, train, tmp_path):
     run = copy_run(runs, "half", tmp_path / "elsewhere")
-    assert train(f"resume={run / 'checkpoints' / 'last.ckpt'}").code == 0
+    assert train(f"resume={run / place}").code == 0
     assert_as_if_untouched(run, runs)
 
 

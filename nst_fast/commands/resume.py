@@ -78,7 +78,8 @@ def resume_run(arguments: list[str], console: Console) -> DictConfig:
 def find_checkpoint(cfg: DictConfig, typed: set[str]) -> tuple[Path | None, Path | None]:
     """Return the folder of the run that a command line means and its newest checkpoint; one of them may be None."""
     if cfg.resume != "last":
-        checkpoint = Path(cfg.resume)
+        given = Path(cfg.resume)
+        checkpoint = given / "checkpoints" / LAST if given.is_dir() else given
         inside = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else None
         return Path(cfg.output) if cfg.output else inside, checkpoint
     if not typed & {"style", "output"}:

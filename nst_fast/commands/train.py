@@ -53,7 +53,7 @@ Train a transformation network on a style and export it to ONNX.
   experiment=johnson2016   the field's standard recipe
   init_from=NAME           start from a shipped model's network, or from a .onnx or .ckpt file's, which saves time
   resume=last              go on with the newest run of the style, or with the one in output=FOLDER
-  resume=CHECKPOINT        go on from a checkpoint; its run's options hold and need not be repeated
+  resume=CHECKPOINT        go on from a checkpoint, or a run's folder; its options hold and need not be repeated
   output=FOLDER            folder of the run (default: runs/train/<style>/<time>)
   --cfg                    print the resolved config and stop
   --version                print the version
