@@ -17,6 +17,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif",
 
 
 ORIENTATION, GPS_POSITION = 0x0112, 0x8825  # EXIF tags
+ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # what Pillow reads an orientation from
 TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,7 +35,12 @@ def upright(image: Image.Image) -> Image.Image:
         method = TO_UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged metadata is no reason to refuse a picture
         method = None
-    return image if method is None else image.transpose(method)
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    for name in ORIENTED:  # or it would be turned once more
+        turned.info.pop(name, None)
+    return turned
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
@@ -45,16 +51,19 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     image.load()
     image = upright(image)
     profile, alpha = image.info.get("icc_profile"), None
-    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        # Pillow clips 16 bits to 8 instead of scaling them. No format says what white is where there are more.
-        values = np.asarray(image, np.float64)
-        grey = (values / max(65535, values.max()) * 255).round().clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB"), None
-    if image.mode == "F":  # no format says what white is: 1, or what 8 or 16 bits have
+    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+        # Pillow clips 16 bits to 8 instead of scaling them.
         values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
-        white = next((w for w in (1, 255, 65535) if values.max() <= w), values.max())
-        return Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8)).convert("RGB"), None
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        # No format says what white is in floating point: 1, or what 8 or 16 bits have. Nor does one with 32 bits.
+        whites = (1, 255, 65535) if image.mode == "F" else (65535,)
+        white = next((w for w in whites if values.max() <= w), values.max())
+        if isinstance(hidden := image.info.get("transparency"), int):
+            alpha = Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8))
+        image = Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
+    elif image.mode in ("LA", "La"):  # whose profile is of grey
+        grey_alpha = image.convert("LA") if image.mode == "La" else image
+        image, alpha = grey_alpha.getchannel("L"), grey_alpha.getchannel("A")
+    elif image.mode in ("RGBA", "PA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         alpha, image = rgba.getchannel("A"), rgba.convert("RGB")
     if image.mode == "P":

@@ -113,8 +113,8 @@ def export(
     metadata = {**metadata, "min_size": str(network.min_size)}
     content = to_onnx(network, metadata, float_nchw).SerializeToString()
     with tempfile.TemporaryDirectory() as folder:
-        checked = Path(folder) / "uint8.onnx"
-        checked.write_bytes(to_onnx(network, metadata).SerializeToString() if float_nchw else content)
+        checked = Path(folder) / "checked.onnx"
+        checked.write_bytes(content)
         check_parity(network, checked)
     write_atomically(path, content)
     return path

@@ -41,7 +41,13 @@ class StyleTargets:
     grams: Mapping[int, Mapping[str, Tensor]]
 
     def save(self, path: str | Path) -> None:
-        """Write safetensors that hold the upper triangles in float32; raises UserError where it cannot."""
+        """Write safetensors that hold the upper triangles in float32.
+
+        Raises UserError where it cannot, or where there is more than Gram matrices: quantiles have no triangles.
+        """
+        others = sorted({name for grams in self.grams.values() for name in grams if name.startswith(SLICED)})
+        if others:
+            raise UserError(f"style targets hold Gram matrices, not {', '.join(others)}; give the picture itself")
         tensors = {
             f"{size}.{layer}": gram[tuple(torch.triu_indices(*gram.shape))].float().contiguous()
             for size, grams in self.grams.items()

@@ -147,3 +147,14 @@ def test_only_the_methods_and_starts_asked_for_run(loss, photograph):
     got = compare(photograph, {}, loss, methods=["adam"], starts=["noise"], iterations=1)
     assert list(got.optimizers) == ["adam from noise"]
     assert got.models == {}
+
+
+def test_the_learning_rate_is_that_of_adam(loss, photograph):
+    totals = []
+    for rate in (0.01, 0.1):
+        found = compare(photograph, {}, loss, methods=["adam"], starts=["content"], iterations=3, learning_rate=rate)
+        (optimizer,) = found.optimizers.values()
+        _, trace = optimize_image(to_tensor(photograph), loss, method="adam", iterations=3, learning_rate=rate)
+        totals.append(optimizer.trace[-1]["total"])
+        assert totals[-1] == pytest.approx(trace[-1]["total"], rel=1e-4)
+    assert totals[0] != pytest.approx(totals[1], rel=1e-3)

@@ -157,6 +157,45 @@ def test_a_window_as_large_as_the_short_side_is_a_piece_of_the_photograph_mirror
     assert len(lefts) > 20
 
 
+def test_windows_are_from_all_over_a_portrait():
+    photograph = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None], (200, 40, 3)).copy()
+    tops = [int(random_window(photograph, 40, 40, np.random.default_rng(seed))[0, 0, 0]) for seed in range(300)]
+    assert min(tops) < 10
+    assert max(tops) > 150
+
+
+def test_leaves_fall_from_the_largest_to_the_smallest_and_most_are_small(monkeypatch):
+    """Lee, Mumford & Huang 2001: radii of density r⁻³, whose median is √2 times the smallest."""
+    radii: list[float] = []
+    leaf = data.leaf
+    monkeypatch.setattr(data, "leaf", lambda count, radius, rng: radii.append(radius) or leaf(count, radius, rng))
+    medians = []
+    for seed in range(40):
+        radii.clear()
+        dead_leaves(64, bundled_photographs()[:1], np.random.default_rng(seed))
+        assert radii == sorted(radii, reverse=True)
+        if len(radii) > 150:
+            medians.append(np.median(radii) / min(radii))
+    assert np.median(medians) == pytest.approx(2**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_share_of_dead_leaves_is_that_asked_for(share, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(data, "dead_leaves", lambda *given: drawn.append(1) or dead_leaves(*given))
+    images = BundledImages(SIZE, 0, share)
+    for index in range(12):
+        images[index]
+    assert len(drawn) == 12 * share
+
+
+def test_bundled_photographs_come_in_many_colours():
+    images = BundledImages(SIZE, 0, 0.0)
+    images.photographs = [np.broadcast_to(np.array([200, 60, 20], np.uint8), (90, 90, 3)).copy()]
+    means = torch.stack([images[index].float().mean((1, 2)) for index in range(60)])
+    assert means.std(0).min() > 20
+
+
 def test_a_window_never_shows_less_than_the_smallest_side():
     photograph = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None, None], (200, 220, 3))
     spans = []
@@ -192,6 +231,28 @@ def test_a_folder_names_the_pictures_that_it_cannot_read_and_why(tmp_path):
     assert "truncated" in reasons["truncated.jpg"]
     assert "identify" in reasons["empty.jpg"]
     assert "identify" in reasons["text.png"]
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_of_a_long_picture_the_middle_is_kept(tmp_path, monkeypatch, wide):
+    monkeypatch.setenv("NST_FAST_CACHE", str(tmp_path / "cache"))
+    ramp = np.broadcast_to(np.linspace(0, 255, 900)[None, :, None], (100, 900, 3)).round().astype(np.uint8)
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(ramp if wide else ramp.transpose(1, 0, 2)).save(tmp_path / "pictures" / "long.png")
+    images = FolderImages(tmp_path / "pictures", 80, 0)
+    assert images.shapes == [(100, 300, 3) if wide else (300, 100, 3)]
+    assert float(np.asarray(images.pixels).mean()) == pytest.approx(127.5, abs=2)
+
+
+def test_a_jpeg_is_not_decoded_smaller_than_it_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setenv("NST_FAST_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "pictures").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    large = Image.fromarray(pixels).resize((400, 400), Image.Resampling.NEAREST)
+    large.save(tmp_path / "pictures" / "noise.jpg", quality=98)
+    images = FolderImages(tmp_path / "pictures", 80, 0)
+    kept = np.asarray(images.pixels).reshape(images.shapes[0]).astype(float)
+    assert np.abs(kept - pixels).mean() < 25  # a quarter of what an average of neighbours would be off by, and more
 
 
 def test_folder_items_are_a_function_of_seed_and_index_alone(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms, JpegImagePlugin
 
 from nst_fast.errors import UserError
-from nst_fast.images import SUFFIXES, fill_hidden, find_pictures, load_image, resize_short_side, save_image
+from nst_fast.images import SUFFIXES, fill_hidden, find_pictures, load_image, resize_short_side, save_image, to_rgb
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -222,6 +222,52 @@ def test_linked_folders_are_looked_into_once_and_never_round(tmp_path):
     found = [path.relative_to(tmp_path / "tree") for path in find_pictures(tmp_path / "tree")]
     assert sorted(path.name for path in found) == ["a.jpg", "b.png"]
     assert find_pictures(tmp_path / "tree", recursive=False) == [tmp_path / "tree" / "a.jpg"]
+
+
+def grey_profile(gamma: float) -> bytes:
+    """An ICC profile of grey with a gamma, written by hand."""
+    white = struct.pack(">3i", 63190, 65536, 54061)
+    tags = {
+        b"kTRC": b"curv\0\0\0\0" + struct.pack(">IHxx", 1, round(gamma * 256)),
+        b"wtpt": b"XYZ \0\0\0\0" + white,
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 2) + b"g\0" + b"\0" * 80,
+        b"cprt": b"text\0\0\0\0g\0\0\0",
+    }
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(content))
+        body += content
+    header = bytearray(128)
+    header[8:10], header[12:24], header[36:40], header[68:80] = b"\x02\x10", b"mntrGRAYXYZ ", b"acsp", white
+    header[:4] = struct.pack(">I", 128 + len(table) + len(body))
+    return bytes(header) + table + body
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
+def test_a_profile_of_grey_is_applied_whatever_comes_with_the_grey(tmp_path, mode):
+    picture = Image.fromarray(np.full((2, 2), 128 * 257, np.uint16)) if mode == "I;16" else Image.new(mode, (2, 2), 128)
+    if mode == "LA":
+        picture.putalpha(255)
+    picture.save(tmp_path / "grey.png", icc_profile=grey_profile(1.0))
+    linear = 128 / 255
+    expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)  # sRGB, IEC 61966-2-1
+    assert np.asarray(load_image(tmp_path / "grey.png"))[0, 0] == pytest.approx(expected, abs=1.5)
+
+
+def test_a_grey_of_16_bits_that_is_transparent_becomes_white(tmp_path):
+    levels = np.array([[0, 20000, 40000, 65535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "grey.png", transparency=20000)
+    assert np.asarray(load_image(tmp_path / "grey.png"))[0, :, 0].tolist() == [0, 255, 156, 255]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_that_was_turned_is_not_turned_again(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = orientation
+    Image.fromarray(PIXELS).save(tmp_path / f"photo{suffix}", exif=exif)
+    once = load_image(tmp_path / f"photo{suffix}")
+    np.testing.assert_array_equal(np.asarray(to_rgb(once)), np.asarray(once))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (64, 64), (200, 3)])

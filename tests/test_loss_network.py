@@ -466,6 +466,30 @@ def test_teachers_take_shared_layers_from_the_shallow_one(tmp_path):
     torch.testing.assert_close(taps["relu2_2"], deep(image, ["relu2_2"])["relu2_2"])
 
 
+@pytest.mark.parametrize("name", ["vgg19", "teachers"])
+@torch.no_grad()
+def test_the_pooling_asked_for_is_that_of_every_part(name, tmp_path, vgg19_files):
+    parts = [write_converted(small_vgg(seed), tmp_path / f"{seed}.safetensors") for seed in range(2)]
+    files = {"weights": vgg19_files[".pth"]} if name == "vgg19" else dict(zip(("shallow", "deep"), parts, strict=True))
+    network = create_loss_network(name, **files, pooling="average")
+    pools = {module.pooling for module in network.modules() if isinstance(module, VGG)}
+    assert pools == {"average"}
+    assert network.identity.count("average") == sum(isinstance(module, VGG) for module in network.modules())
+
+
+@torch.no_grad()
+def test_a_filter_that_never_answers_is_divided_by_a_thousandth_of_the_others_mean():
+    network = VGG([[4]]).eval()
+    network.convolutions["1_1"].weight[2], network.convolutions["1_1"].bias[2] = 0, -1
+    image = torch.rand(1, 3, 8, 8)
+    means = network(image, ["relu1_1"])["relu1_1"].mean((0, 2, 3))
+    assert means[2] == 0
+    found = network.mean_activations([image], ["relu1_1"])["relu1_1"]
+    expected = means.clone()
+    expected[2] = 1e-3 * means.mean()
+    torch.testing.assert_close(found, expected)
+
+
 @torch.no_grad()
 def test_created_normalised_network_has_mean_activation_one_at_either_pooling(tmp_path, monkeypatch):
     monkeypatch.setenv("NST_FAST_CACHE", str(tmp_path / "cache"))

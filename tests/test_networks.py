@@ -293,3 +293,12 @@ def test_outside_training_the_fast_network_sees_the_picture_continued_by_reflect
         torch.testing.assert_close(network.eval()(image), expected)
     assert margin % FastNetwork.stride == 0
     assert margin < FastNetwork.min_size
+
+
+def test_making_a_copy_for_inference_leaves_the_network_as_it_is():
+    network = small("fast")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for_inference(network)
+    assert network.training
+    assert network.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nst_fast.errors import UserError
-from nst_fast.networks import NETWORKS, TransformationNetwork, create_network
+from nst_fast.networks import NETWORKS, FastNetwork, TransformationNetwork, create_network
 from nst_fast.onnx_export import Uint8Network, check_parity, export, import_network
 
 METADATA = {"style": "der_schrei", "title": "Der Schrei — 叫び ☺", "artist": "Edvard Munch (1863–1944)", "empty": ""}
@@ -167,3 +167,20 @@ def test_a_models_network_comes_back_with_the_weights_that_it_was_trained_with(o
     assert type(back) is type(network)
     torch.testing.assert_close(dict(back.state_dict()), dict(network.state_dict()), rtol=1e-5, atol=1e-6)
     assert all(parameter.requires_grad and parameter.device.type == "cpu" for parameter in back.parameters())
+
+
+class Restless(FastNetwork):
+    """A network whose picture is another one each time that it is asked."""
+
+    calls = 0
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        Restless.calls += 1
+        return super().forward(image) + 0.1 * (Restless.calls % 7)
+
+
+@pytest.mark.parametrize("float_nchw", [False, True])
+def test_a_file_that_does_not_do_what_the_network_does_is_not_left_behind(float_nchw, tmp_path):
+    with pytest.raises(RuntimeError, match="differs from torch"):
+        export(Restless(8, 1), tmp_path / "model.onnx", {}, float_nchw)
+    assert not list(tmp_path.iterdir())

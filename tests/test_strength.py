@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from nst_fast.commands.configuration import load_config
-from nst_fast.strength import STRENGTHS, StyleWeightControl
+from nst_fast.strength import STRENGTHS, StyleWeightControl, content_distance
 from nst_fast.style_transfer import read_checkpoint
 from nst_fast.stylizer import Stylizer
 
@@ -32,6 +32,23 @@ def test_the_weight_settles_where_the_distance_is_the_target(painting, target):
         control.update(torch.tensor(distance) * (1 + 0.2 * torch.randn((), generator=rng)))
     assert float(control.style_weight) == pytest.approx((target / painting) ** 2, rel=0.25)
     assert distance == pytest.approx(target, rel=0.1)
+
+
+def test_one_step_of_the_weight_by_hand():
+    control = StyleWeightControl(0.5, 7.0, rate=0.1)
+    control.update(torch.tensor(1.0))  # the running mean goes a tenth of the way: 0.55
+    assert float(control.log_weight) == pytest.approx(math.log(7) + 0.1 * math.log(0.5 / 0.55), abs=1e-6)
+    control = StyleWeightControl(0.5, 7.0, rate=0.1)
+    control.update(torch.tensor(1e6))  # counts as off by a factor of √e
+    assert float(control.log_weight) == pytest.approx(math.log(7) - 0.1 * 0.5, abs=1e-6)
+
+
+def test_a_strength_is_the_distance_that_its_loss_network_shows():
+    assert content_distance("medium", "vgg19@abc") == 0.45
+    assert (
+        content_distance("medium", "vgg19_slim") == content_distance("medium", "vgg19_slim@abc") == pytest.approx(0.36)
+    )
+    assert content_distance(0.5, "vgg19_slim") == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("distance", [0.0, 1e30])

@@ -373,3 +373,10 @@ def test_shipped_targets_are_those_of_the_painting(path, slim):
         difference = torch.linalg.norm(gram.double() - expected[layer]) / torch.linalg.norm(expected[layer])
         assert difference < 1e-3, layer
         assert math.isclose(gram.trace().item(), expected[layer].trace().item(), rel_tol=1e-3)
+
+
+def test_quantiles_are_no_style_targets(tmp_path):
+    targets = StyleTargets("net", "abc", {64: {"relu1_1": torch.eye(3), "sliced:rgb": torch.rand(256, 256)}})
+    with pytest.raises(UserError, match="not sliced:rgb"):
+        targets.save(tmp_path / "t.safetensors")
+    assert not list(tmp_path.iterdir())

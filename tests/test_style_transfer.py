@@ -191,6 +191,22 @@ def test_steps_are_those_of_plain_adam(name, tmp_path):
             assert together > 0.95
 
 
+def test_gradients_are_cut_and_the_rate_falls_to_nothing(tmp_path):
+    module, seen = make_module(20), []
+    module.gradient_clip = 1e-4
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, module: StyleTransfer, *_: Any) -> None:
+            norm = sum(float(p.grad.square().sum()) for p in module.network.parameters()) ** 0.5
+            seen.append((trainer.optimizers[0].param_groups[0]["lr"], norm))
+
+    make_trainer(tmp_path, 20, Look()).fit(module, make_data())
+    rates, norms = zip(*seen, strict=True)
+    assert max(norms) == pytest.approx(1e-4, rel=0.01)
+    assert max(rates) == pytest.approx(1e-2, rel=0.1)
+    assert rates[-1] < 1e-4 * max(rates)
+
+
 @pytest.mark.parametrize("scale", [2.0**10, 2.0**14])
 def test_a_float16_step_is_that_of_float32_whatever_the_loss_is_scaled_by(scale, tmp_path):
     """As a GPU takes it, on the CPU: gradients are cut, and logged, as they are without the scale."""

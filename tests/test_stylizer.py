@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from nst_fast.errors import UserError
@@ -163,6 +163,44 @@ def test_a_peers_model_runs_as_it_does_by_hand(name, bgr):
     expected = session.run(None, {session.get_inputs()[0].name: fed})[0][0, order].transpose(1, 2, 0)
     stylized = Stylizer(path, pixel_range=255, bgr=bgr)(picture)
     assert np.abs(stylized - expected.clip(0, 255)).max() <= 0.5 + 1e-3
+
+
+def foreign_model(path: Path, nodes: list, size: tuple = ("H", "W"), **weights: np.ndarray) -> Path:
+    """Another project's model, float pictures from x to y."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, *size]) for name in "xy"]
+    ends[1].type.tensor_type.shape.dim[2].ClearField("dim_param")
+    ends[1].type.tensor_type.shape.dim[3].ClearField("dim_param")
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("white", [1, 255])
+@pytest.mark.parametrize("bgr", [False, True])
+def test_a_foreign_models_range_and_channels_are_as_it_is_told(tmp_path, white, bgr):
+    """It halves its first channel, whatever that is, and goes beyond white in its second."""
+    gain = np.array([0.5, 2.0, 1.0], np.float32).reshape(1, 3, 1, 1)
+    path = foreign_model(tmp_path / "gain.onnx", [helper.make_node("Mul", ["x", "gain"], ["y"])], gain=gain)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    got = Stylizer(path, pixel_range=white, bgr=bgr)(pixels)
+    order = gain.ravel()[::-1] if bgr else gain.ravel()
+    np.testing.assert_allclose(got, (pixels * order).clip(0, 255), atol=0.5 + 1e-3)
+
+
+def test_a_foreign_model_of_one_size_may_be_no_square(tmp_path):
+    path = foreign_model(tmp_path / "same.onnx", [helper.make_node("Identity", ["x"], ["y"])], size=(40, 72))
+    flat = np.full((31, 45, 3), 90, np.uint8)
+    np.testing.assert_array_equal(Stylizer(path, pixel_range=1)(flat), flat)
+
+
+def test_what_a_foreign_model_rounds_up_is_cut_off(tmp_path):
+    halved = helper.make_node("MaxPool", ["x"], ["half"], kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+    doubled = helper.make_node("Resize", ["half", "", "twice"], ["y"], mode="nearest")
+    twice = np.array([1, 1, 2, 2], np.float32)
+    flat = np.full((31, 45, 3), 90, np.uint8)
+    path = foreign_model(tmp_path / "even.onnx", [halved, doubled], twice=twice)
+    np.testing.assert_array_equal(Stylizer(path, pixel_range=1)(flat), flat)
 
 
 @pytest.mark.skipif(not PEERS.is_dir(), reason="the peers' models in shared/peers are not here")
