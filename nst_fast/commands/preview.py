@@ -55,6 +55,7 @@ def resolve(cfg: Any, console: Console) -> None:
     require_number(cfg, "size", 16, 4096)
     for key in ("settling_steps", "steps"):
         require_number(cfg, key, 1)
+    require_number(cfg, "seed", 0, 2**32 - 1)
     require_choice(cfg, "loss.name", ("balanced",))
     if cfg.style.strength is not None:
         raise UserError("style.strength is one; here say strengths='[…]'")
