@@ -364,20 +364,20 @@ def for_inference(network: Network) -> Network:
     return folded
 
 
-def unfolded(network: nn.Module, folded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unfolded(network: nn.Module, inference_weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of a network, given those of its copy `for_inference`."""
-    weights = dict(folded)
+    weights = dict(inference_weights)
     for name, module in network.named_modules():
         if isinstance(module, PhaseConv | PhaseNorm):
-            split = module.unfold(folded[f"{name}.weight"], folded[f"{name}.bias"])
+            split = module.unfold(weights[f"{name}.weight"], weights[f"{name}.bias"])
             weights |= {f"{name}.{key}": tensor for key, tensor in split.items()}
     return weights
 
 
 def read_network(
-    config: Any, weights: Mapping[str, Any], path: str | Path, for_inference: bool = False
+    config: Any, weights: Mapping[str, Any], path: str | Path, folded: bool = False
 ) -> TransformationNetwork:
-    """Return the network that a file describes with the weights that it has, which may be those `for_inference`.
+    """Return the network that a file describes with the weights that it has, or unfolded from those `for_inference`.
 
     Raises UserError where there is no such network or the weights are not its.
     """
@@ -386,7 +386,7 @@ def read_network(
             raise ValueError("no such network")
         with torch.device("meta"):
             network = create_network(**config)
-        weights = unfolded(network, weights) if for_inference else weights
+        weights = unfolded(network, weights) if folded else weights
     except (UserError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not as `train` wrote it: there is no network {config}") from error
     fill(network, weights, path)

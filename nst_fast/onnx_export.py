@@ -136,4 +136,4 @@ def import_network(path: str | Path) -> TransformationNetwork:
         }
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} does not say what its network is; a model that `train` wrote is needed") from error
-    return read_network(config, weights, path, for_inference=True)
+    return read_network(config, weights, path, folded=True)
