@@ -119,6 +119,8 @@ class BundledImages(Dataset[Tensor]):
     Windows are as small as ``window`` times the size, and enlarged.
     """
 
+    identity = "bundled"
+
     def __init__(self, size: int, seed: int, dead_leaves_share: float, window: float = 0.5) -> None:
         self.size, self.seed, self.share = size, seed, dead_leaves_share
         self.smallest = max(round(window * size), 1)
@@ -143,6 +145,7 @@ class FolderImages(Dataset[Tensor]):
 
     Attributes:
         skipped: (path, reason) of every picture that could not be read.
+        identity: how many pictures there are, and a digest of their sizes.
 
     Raises UserError where the folder is missing or no picture in it can be read.
     """
@@ -168,6 +171,7 @@ class FolderImages(Dataset[Tensor]):
             raise UserError(
                 f"none of the {len(self.skipped)} pictures in {root} can be read; the first: {self.skipped[0][1]}"
             )
+        self.identity = f"{len(self.shapes)}@{hashlib.sha256(str(self.shapes).encode()).hexdigest()[:8]}"
         self.offsets = np.cumsum([0] + [math.prod(shape) for shape in self.shapes])
         self.pixels = np.memmap(self.cache / "pixels.uint8", np.uint8, "r")
 

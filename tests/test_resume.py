@@ -261,6 +261,21 @@ def test_another_painting_under_the_same_name_is_refused(train, tmp_path):
     assert_one_line(train("resume=last", "output=run"), "image_sha256")
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_photographs_that_are_not_those_of_the_beginning_are_said(changed, train, tmp_path):
+    (tmp_path / "photographs").mkdir()
+    for side in (90, 120):
+        Image.new("RGB", (side, 80), (side, 0, 0)).save(f"photographs/{side}.png")
+    with stopped_by_sigterm(3):
+        assert train(STYLE, "data=folder", "data.root=photographs", *FIRST, "output=run").code == 1
+    (tmp_path / "photographs").rename("moved")
+    if changed:
+        (tmp_path / "moved" / "90.png").unlink()
+    result = train("resume=last", "output=run", "data.root=moved")
+    assert result.code == 0, result.err
+    assert ("not those that the run began with" in result.err) == changed
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_a_run_whose_choices_need_files_goes_on_without_naming_them(last, train, tmp_path):
     torch.manual_seed(0)

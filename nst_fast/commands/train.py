@@ -259,6 +259,13 @@ def train(arguments: list[str]) -> Path | None:
     for key, value in recorded.items():
         if earlier and earlier[key] != value:
             raise UserError(f"{resume} was trained with {key} {earlier[key]}, this command has {value}")
+    photographs = data.images.identity
+    if earlier.get("photographs", photographs) != photographs:
+        console.print(
+            "the photographs are not those that the run began with; it goes on, to another model than without a break",
+            style="yellow",
+            soft_wrap=True,
+        )
     skipped: dict[str, str] = dict(earlier.get("skipped_pictures", {}))
     skipped |= {str(path): reason for path, reason in data.images.skipped}
 
@@ -276,7 +283,7 @@ def train(arguments: list[str]) -> Path | None:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"cannot write the run into {output}: {reason}; output=FOLDER moves it") from error
 
-    description = {"config": config, **recorded, "skipped_pictures": skipped}
+    description = {"config": config, **recorded, "photographs": photographs, "skipped_pictures": skipped}
     module = StyleTransfer(
         network,
         perceptual_loss,
