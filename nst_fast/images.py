@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tempfile
@@ -9,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from nst_fast.errors import UserError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+with contextlib.suppress(ImportError):  # an extra of its own: its wheels hold an encoder under the GPL
+    from pillow_heif import register_heif_opener
 
+    register_heif_opener()
+
+HEIC = frozenset({".heic", ".heif"})  # what telephones write, and few programs read
+SUFFIXES = HEIC | {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 ORIENTATION, GPS_POSITION = 0x0112, 0x8825  # EXIF tags
 ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # what Pillow reads an orientation from
@@ -107,6 +113,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return over_white(*split_alpha(image))
 
 
+def why_unreadable(path: str | Path, error: Exception) -> str:
+    """Return what a user may be told about a picture that cannot be decoded."""
+    if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() in HEIC and "HEIF" not in Image.OPEN:
+        return "HEIC is read where pillow-heif is installed: pip install pillow-heif"
+    return str(error) or type(error).__name__
+
+
 def load_image(path: str | Path) -> Image.Image:
     """Read a picture as 8-bit sRGB.
 
@@ -121,7 +134,7 @@ def load_image(path: str | Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} is too large to be opened safely: {error}") from error
     except Exception as error:  # decoders of damaged files raise whatever they please
-        raise UserError(f"{path} cannot be read as a picture: {error}") from error
+        raise UserError(f"{path} cannot be read as a picture: {why_unreadable(path, error)}") from error
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:

@@ -233,6 +233,22 @@ def test_a_folder_names_the_pictures_that_it_cannot_read_and_why(tmp_path):
     assert "identify" in reasons["text.png"]
 
 
+def test_heic_is_named_until_its_library_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("NST_FAST_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "pictures").mkdir()
+    flat = Image.new("RGB", (96, 64), (200, 60, 20))
+    flat.save(tmp_path / "pictures" / "b.png")
+    pytest.importorskip("pillow_heif").from_pillow(flat).save(tmp_path / "pictures" / "a.heic")
+    with monkeypatch.context() as without:
+        without.delitem(Image.OPEN, "HEIF")
+        without.setattr(Image, "ID", [kind for kind in Image.ID if kind != "HEIF"])
+        ((path, reason),) = FolderImages(tmp_path / "pictures", 32, 0).skipped
+    assert path.name == "a.heic"
+    assert "pip install pillow-heif" in reason
+    images = FolderImages(tmp_path / "pictures", 32, 0)
+    assert (images.skipped, len(images.shapes)) == ([], 2)
+
+
 @pytest.mark.parametrize("wide", [True, False])
 def test_of_a_long_picture_the_middle_is_kept(tmp_path, monkeypatch, wide):
     monkeypatch.setenv("NST_FAST_CACHE", str(tmp_path / "cache"))

@@ -188,6 +188,50 @@ def test_of_many_folders_one_is_named_and_the_others_counted(stylize):
     assert stylize(*pictures).stdout == "4 of 4 pictures stylized into a and 3 more folders\n"
 
 
+def save_heic(name: str, orientation: int = 1) -> None:
+    """A telephone's photograph, flat, so that compression changes little: red to the left of blue."""
+    halves = np.repeat(np.array([[[200, 60, 20], [20, 60, 200]]], np.uint8), 16, 1).repeat(24, 0)
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[0x0110] = orientation, "Telephone"
+    pytest.importorskip("pillow_heif").from_pillow(Image.fromarray(halves)).save(name, quality=95, exif=exif.tobytes())
+
+
+def test_a_telephones_heic_becomes_an_upright_jpeg(stylize, by_hand):
+    save_heic("IMG_1.HEIC", orientation=6)
+    assert stylize("IMG_1.HEIC", "--strength", 0).returncode == 0
+    got = opened("IMG_1.tiny.jpg")
+    assert got.format == "JPEG"
+    assert got.size == (24, 32)
+    assert got.getexif()[0x0110] == "Telephone"
+    assert got.getexif().get(ORIENTATION, 1) == 1
+    np.testing.assert_allclose(np.asarray(got)[4, 12], (200, 60, 20), atol=12)
+    np.testing.assert_allclose(np.asarray(got)[28, 12], (20, 60, 200), atol=12)
+
+
+def test_heic_in_a_folder_or_on_standard_input_is_written_as_jpeg_unless_told(stylize, folder):
+    Path("roll").mkdir()
+    save_heic("roll/a.heic")
+    save("roll/b.png")
+    assert stylize("roll", "-o", "out").returncode == 0
+    assert names("out") == {"a.jpg", "b.png"}
+    assert stylize("roll/a.heic", "--format", "png", "-o", "other/").returncode == 0
+    assert opened("other/a.png").format == "PNG"
+    assert Image.open(io.BytesIO(pipe(Path("roll/a.heic").read_bytes(), "-", folder=folder))).format == "JPEG"
+
+
+def test_without_its_library_heic_is_named_and_the_rest_goes_on(stylize, monkeypatch):
+    Path("roll").mkdir()
+    save_heic("roll/a.heic")
+    save("roll/b.png")
+    monkeypatch.delitem(Image.OPEN, "HEIF")
+    monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "HEIF"])
+    done = stylize("roll", "-o", "out")
+    assert done.returncode == 1
+    assert names("out") == {"b.png"}
+    (line,) = [line for line in done.stderr.splitlines() if "a.heic" in line]
+    assert "pip install pillow-heif" in line
+
+
 def test_a_format_that_the_outputs_name_contradicts_is_refused(stylize):
     save("cat.png")
     done = stylize("cat.png", "--format", "jpg", "-o", "out.png")

@@ -25,6 +25,7 @@ from nst_fast.commands import printable, run
 from nst_fast.errors import UserError
 from nst_fast.images import (
     GPS_POSITION,
+    HEIC,
     ORIENTATION,
     encode_image,
     fill_hidden,
@@ -34,6 +35,7 @@ from nst_fast.images import (
     over_white,
     resize_long_side,
     split_alpha,
+    why_unreadable,
     write_atomically,
 )
 from nst_fast.stylizer import DEVICES, TILED_ABOVE, Stylizer
@@ -49,7 +51,7 @@ Stylize pictures, one forward pass each.
                         (default: photo.MODEL.jpg beside photo.jpg; FOLDER.MODEL/ beside FOLDER)
   -r, --recursive       folders with what is below them
   --overwrite           replace files that exist
-  --format FORMAT       jpg, png, webp, tiff, bmp or gif (default: the input's)
+  --format FORMAT       jpg, png, webp, tiff, bmp or gif (default: the input's; HEIC's: jpg)
   --quality N           of JPEG and WebP, 1 to 100 (default 95)
   --keep-gps            keep the position in the EXIF data, which is dropped otherwise
 
@@ -103,11 +105,16 @@ class Job:
         return "standard input" if self.source is None else str(self.source)
 
 
+def written_as(suffix: str) -> str:
+    """Return the suffix of a result, given that of its photograph: few programs read HEIC, so it becomes JPEG."""
+    return ".jpg" if suffix.lower() in HEIC else suffix
+
+
 def find_jobs(inputs: list[str], output: str | None, model: str, suffix: str | None, recursive: bool) -> list[Job]:
     """Return what a command line asks for. Raises UserError where inputs are missing or outputs collide."""
 
     def renamed(path: Path) -> Path:
-        return path if suffix is None else path.with_suffix(suffix)
+        return path.with_suffix(suffix or written_as(path.suffix))
 
     if "" in (*inputs, output):
         raise UserError("an input or the output is empty; . is the folder where you are")
@@ -222,7 +229,7 @@ def reading(job: Job) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise UserError(f"{job.name} claims a huge size, perhaps a bomb; --huge opens it: {error}") from error
     except Exception as error:  # decoders of damaged files raise whatever they please
-        raise UserError(f"{job.name} cannot be read as a picture: {str(error) or type(error).__name__}") from error
+        raise UserError(f"{job.name} cannot be read as a picture: {why_unreadable(job.name, error)}") from error
 
 
 def open_picture(job: Job) -> Image.Image:
@@ -401,7 +408,8 @@ def stylize(arguments: list[str]) -> int:
         try:
             with open_picture(job) as image, budget.spend(image.width * image.height * max(1, options.scale) ** 2):
                 began = time.perf_counter()
-                kind = suffix or (job.target.suffix.lower() if job.target else "." + (image.format or "png").lower())
+                kind = job.target.suffix if job.target else written_as(f".{image.format or 'png'}")
+                kind = suffix or kind.lower()
                 stylized, saving = stylize_picture(job, image, stylizer, looks, kind, options)
                 write(job, stylized, saving)
         except UserError as error:
