@@ -397,6 +397,14 @@ def test_validation_shows_the_held_out_photographs_or_those_of_a_folder(tmp_path
     assert torch.equal(own, torch.tensor(colours, dtype=torch.uint8)[..., None, None].expand(-1, -1, SIZE, SIZE))
 
 
+def test_of_a_folder_sixteen_photographs_in_order_are_for_validation(tmp_path):
+    for i in range(20):
+        Image.new("RGB", (SIZE, SIZE), (10 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
+    data = ContentImages(BundledImages(SIZE, 0, 0.5), 2, 0, SIZE, str(tmp_path))
+    shown = torch.cat(list(data.val_dataloader()))
+    assert shown[:, 0, 0, 0].tolist() == [10 * i for i in range(16)]
+
+
 class Recorder(pl.LightningModule):
     """Keep the batches that Lightning hands over."""
 

@@ -1,6 +1,7 @@
 """Training itself: what a step changes, what a checkpoint holds, how a run goes on."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,21 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_memory(value, tmp
     assert len(set(watch.rates)) == 5
     assert (trainer.global_step, module.batches_seen, module.skipped_steps) == (5, 5, 1)
     assert all(torch.isfinite(t).all() for t in watch.after[4])
+
+
+def test_a_step_without_effect_leaves_the_style_weight_where_it_is(tmp_path):
+    """Its content distance is known, but says nothing of what the weight did."""
+    module, weights = make_module(5), []
+    module.control = StyleWeightControl(0.2, 10.0, 0.1)
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            weights.append(float(module.control.style_weight))
+
+    make_trainer(tmp_path, 5, NotFinite([2]), Watch()).fit(module, make_data())
+    assert module.skipped_steps == 1
+    moved = [first != second for first, second in itertools.pairwise([10.0, *weights])]
+    assert moved == [True, True, False, True, True]
 
 
 def test_twenty_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path):

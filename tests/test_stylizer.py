@@ -45,6 +45,11 @@ def stylizer(model):
     return Stylizer(model, threads=1)
 
 
+def test_as_many_threads_run_as_were_asked_for(model):
+    asked = [Stylizer(model, threads=threads).session.get_session_options().intra_op_num_threads for threads in (1, 3)]
+    assert asked == [1, 3]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (15, 16), (16, 16), (101, 75)])
 def test_output_has_exactly_the_size_of_the_input(stylizer, size):
     pictures = random_pictures(2, *size)
