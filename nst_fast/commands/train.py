@@ -176,6 +176,57 @@ def create_data(cfg: Any, console: Console) -> Any:
     return ContentImages(images, cfg.data.batch_size, cfg.data.num_workers, cfg.data.size, cfg.data.validation)
 
 
+def create_trainer(cfg: Any, output: Path, batches_seen: int, console: Console) -> Any:
+    """Return Lightning's trainer of a run in a folder, which goes on after so many batches."""
+    import pytorch_lightning as pl
+    import torch
+    from pytorch_lightning.callbacks import ModelCheckpoint
+    from pytorch_lightning.loggers import TensorBoardLogger
+    from pytorch_lightning.plugins import MixedPrecision
+
+    from nst_fast.commands.interruption import Interruption
+    from nst_fast.commands.progress import TrainingProgress
+    from nst_fast.style_transfer import LAST, Checkpoints
+
+    class RunLogger(TensorBoardLogger):
+        """Lightning's, which takes a $ in a path for a variable of the shell."""
+
+        @property
+        def log_dir(self) -> str:
+            return str(self.root_dir)
+
+    given = cfg.trainer
+    checkpoints = ModelCheckpoint(
+        str(output / "checkpoints"),
+        filename=Path(LAST).stem,
+        save_on_train_epoch_end=False,  # but after each validation, whose losses are in it
+        enable_version_counter=False,
+    )
+    half = given.precision == "16-mixed"
+    plugins: list[Any] = [Checkpoints()]
+    if half:
+        scaler = torch.amp.GradScaler(init_scale=LOSS_SCALE)
+        plugins.append(MixedPrecision("16-mixed", "cuda", scaler))
+    return pl.Trainer(
+        accelerator=given.accelerator,
+        devices=given.devices,
+        num_nodes=given.num_nodes,
+        strategy=given.strategy,
+        precision=None if half else given.precision,
+        max_steps=given.max_steps,
+        val_check_interval=given.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        callbacks=[checkpoints, TrainingProgress(console), Interruption()],
+        plugins=plugins,
+        use_distributed_sampler=False,  # the data know which share is whose
+        enable_progress_bar=False,
+        # What a killed session logged after its last checkpoint is logged again.
+        logger=RunLogger(output / "tensorboard", name="", version="", purge_step=batches_seen),
+        enable_model_summary=False,
+    )
+
+
 def train(arguments: list[str]) -> Path | None:
     """Train as a command line says, leave the run's folder behind and return the path of the ONNX file.
 
@@ -184,16 +235,13 @@ def train(arguments: list[str]) -> Path | None:
     import pytorch_lightning as pl
     import torch
     from omegaconf import OmegaConf
-    from pytorch_lightning.callbacks import ModelCheckpoint
-    from pytorch_lightning.loggers import TensorBoardLogger
-    from pytorch_lightning.plugins import MixedPrecision
     from pytorch_lightning.utilities import rank_zero_only
 
     from nst_fast.commands.configuration import literal, load_config
     from nst_fast.commands.export import export_checkpoint
-    from nst_fast.commands.interruption import Interruption, interrupt_at_once
+    from nst_fast.commands.interruption import interrupt_at_once
     from nst_fast.commands.perceptual_loss import create_control, create_perceptual_loss, find_style
-    from nst_fast.commands.progress import TrainingProgress, download_progress
+    from nst_fast.commands.progress import download_progress
     from nst_fast.commands.resume import RUNS, resume_run
     from nst_fast.images import write_atomically
     from nst_fast.networks import create_network
@@ -201,19 +249,11 @@ def train(arguments: list[str]) -> Path | None:
         CHECKPOINT_KEY,
         LAST,
         PREVIOUS,
-        Checkpoints,
         StyleTransfer,
         read_checkpoint,
         trained_network,
     )
     from nst_fast.weights import one_line
-
-    class RunLogger(TensorBoardLogger):
-        """Lightning's, which takes a $ in a path for a variable of the shell."""
-
-        @property
-        def log_dir(self) -> str:
-            return str(self.root_dir)
 
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -296,35 +336,7 @@ def train(arguments: list[str]) -> Path | None:
         create_control(cfg, CONTROL_RATE),
     )
     module.samples_folder = output / "samples"
-    checkpoints = ModelCheckpoint(
-        str(last.parent),
-        filename=last.stem,
-        save_on_train_epoch_end=False,  # but after each validation, whose losses are in it
-        enable_version_counter=False,
-    )
-    half = cfg.trainer.precision == "16-mixed"
-    plugins: list[Any] = [Checkpoints()]
-    if half:
-        scaler = torch.amp.GradScaler(init_scale=LOSS_SCALE)
-        plugins.append(MixedPrecision("16-mixed", "cuda", scaler))
-    trainer = pl.Trainer(
-        accelerator=cfg.trainer.accelerator,
-        devices=cfg.trainer.devices,
-        num_nodes=cfg.trainer.num_nodes,
-        strategy=cfg.trainer.strategy,
-        precision=None if half else cfg.trainer.precision,
-        max_steps=cfg.trainer.max_steps,
-        val_check_interval=cfg.trainer.validate_every,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        callbacks=[checkpoints, TrainingProgress(console), Interruption()],
-        plugins=plugins,
-        use_distributed_sampler=False,  # the data know which share is whose
-        enable_progress_bar=False,
-        # What a killed session logged after its last checkpoint is logged again.
-        logger=RunLogger(output / "tensorboard", name="", version="", purge_step=earlier.get("batches_seen", 0)),
-        enable_model_summary=False,
-    )
+    trainer = create_trainer(cfg, output, earlier.get("batches_seen", 0), console)
     images_a_step = cfg.data.batch_size * trainer.world_size
     console.print(
         f"style {cfg.style.name} at {cfg.style.size} px, loss network {recorded['loss_network'][:30]}, "
