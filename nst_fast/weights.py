@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,8 @@ def read_torch(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
+    except pickle.UnpicklingError as error:  # torch's words tell how to load it all the same
+        raise UserError(f"{path} is no PyTorch file, or holds more than tensors and plain types") from error
     except Exception as error:  # a damaged or hostile pickle can fail in any way
         raise UserError(
             f"{path} is no PyTorch file, or not one that loads safely: {type(error).__name__}: {one_line(error)}"

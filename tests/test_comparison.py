@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nst_fast.commands.compare import spread, summarise
+from nst_fast.commands.compare import spread, summarise, told
 from nst_fast.comparison import TIMED_RUNS, Comparison, ModelResult, OptimizerResult, compare, perceptual_losses
 from nst_fast.image_optimizer import optimize_image, white_noise
 from nst_fast.loss_network import VGG
@@ -40,6 +40,14 @@ def test_passes_gives_the_first_row_that_is_not_above_a_figure(total, iteration)
 def test_spread_of_figures_of_which_some_are_missing():
     assert spread([3, 1, 8], 9) == {"median": 3, "least": 1, "most": 8, "not_reached": 0}
     assert spread([3, None, 1, None], 200) == {"median": 101.5, "least": 1, "most": 200, "not_reached": 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([3, 1, 8], "3"), ([3, None, 1], "3"), ([3, None], "at least 101.5"), ([None, None, 4], "at least 200")],
+)
+def test_a_median_that_was_not_reached_is_said_to_be_a_bound(values, said):
+    assert told(spread(values, 200), len(values)) == said
 
 
 def test_summary_of_three_photographs_by_hand():

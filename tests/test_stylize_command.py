@@ -266,6 +266,7 @@ def test_bad_checkpoint_is_refused_in_one_line_and_runs_no_code(tmp_path, monkey
     out, err = capfd.readouterr()
     assert_one_line(subprocess.CompletedProcess([], leaving.value.code, out, err), "nst-export")
     assert "last.ckpt" in err
+    assert "arbitrary code" not in err  # nobody is told how to load it all the same
     assert files(tmp_path) == before
 
 

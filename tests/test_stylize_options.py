@@ -611,6 +611,8 @@ def test_a_file_that_exists_is_replaced_only_when_asked(stylize):
         ["a/x.jpg", "-o", "a/x.jpg", "--overwrite"],
         ["a/x.jpg", "-o", "a", "--overwrite"],
         ["b/y.png", "b/x.jpg"],  # b/x.tiny.jpg is there
+        ["b/y.png", "a/x.jpg", "-o", "out.png"],  # a folder, or the last of them?
+        ["a", "-o", "out.jpg"],
     ],
     ids=" ".join,
 )
@@ -621,6 +623,14 @@ def test_outputs_that_collide_are_refused_before_any_work(stylize, arguments):
     assert_one_line(stylize(*arguments))
     assert {name: Path(name).read_bytes() for name in names()} == before
     assert not Path("out").exists()
+
+
+def test_a_folder_may_be_called_like_a_picture_where_that_is_said(stylize):
+    for name in ("a.png", "b.png"):
+        save(name)
+    assert stylize("a.png", "b.png", "-o", "out.png/").returncode == 0
+    assert names("out.png") == {"a.png", "b.png"}
+    assert stylize("a.png", "b.png", "-o", "out.png", "--overwrite").returncode == 0  # for it is there
 
 
 @pytest.mark.parametrize("output", ["out", "out.xyz", "new/out.JPEG2"])

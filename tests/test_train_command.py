@@ -261,6 +261,18 @@ def test_nst_export_of_the_checkpoint_gives_an_equal_model(finished, tmp_path, m
     assert again == original
 
 
+def test_nst_export_takes_a_run_and_puts_a_float_model_beside_the_other(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--float-nchw"]):
+        monkeypatch.setattr(sys, "argv", ["nst-export", str(finished.folder), *more])
+        with pytest.raises(SystemExit) as end:
+            export.main()
+        assert end.value.code == 0
+    assert capsys.readouterr().out == "pic.onnx\npic.float.onnx\n"
+    inputs = [onnxruntime.InferenceSession(name).get_inputs()[0].type for name in ("pic.onnx", "pic.float.onnx")]
+    assert inputs == ["tensor(uint8)", "tensor(float)"]
+
+
 def test_two_runs_with_one_seed_have_identical_weights_for_any_number_of_workers(finished, train):
     draw_picture(Path("pic.jpg"))
     for workers in (0, 1):
@@ -537,6 +549,10 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "another network's model to start from": (
         [*CUSTOM, "network=johnson", "init_from=starry_night"],
         ["init_from=starry_night", "fast, width 48", "must agree"],
+    ),
+    "misspelt strength": (
+        [*CUSTOM, "loss=balanced", "style.strength=mediun"],
+        ["style.strength", "did you mean medium?", "strong", "subtle"],
     ),
     "unknown grain": ([*CUSTOM, "network.grain=contrasts"], ["contrasts", "did you mean contrast?"]),
     "network of another grain to start from": (

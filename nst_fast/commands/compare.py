@@ -86,6 +86,11 @@ def spread(values: list[float | None], ceiling: float) -> dict[str, Any]:
     }
 
 
+def told(iterations: dict[str, Any], count: int) -> str:
+    """Return the median of so many figures as text, which is a bound where it hangs on some that were not reached."""
+    return f"{'at least ' if 2 * iterations['not_reached'] >= count else ''}{iterations['median']:g}"
+
+
 def summarise(comparisons: dict[str, Any], judged: list[str], iterations: int) -> dict[str, Any]:
     """Return for each model its mean losses and, for each optimiser, the iterations and seconds that pass it."""
     summary: dict[str, Any] = {}
@@ -117,7 +122,8 @@ def report_html(report: dict[str, Any], comparisons: dict[str, Any], judged: lis
             n = passed["iterations"]
             more = f", not reached on {n['not_reached']}" if n["not_reached"] else ""
             rows.append(
-                f"<tr><td>{html.escape(model)}<td>{name}<td><b>{n['median']:g}</b> ({n['least']:g}–{n['most']:g}{more})"
+                f"<tr><td>{html.escape(model)}<td>{name}<td><b>{told(n, len(comparisons))}</b> "
+                f"({n['least']:g}–{n['most']:g}{more})"
                 f"<td>{entry['seconds']:.3f}<td>{passed['seconds']:.2f}<td>{passed['times_faster']:.0f}</tr>"
             )
     sections = []
@@ -379,7 +385,7 @@ def compare_models(arguments: list[str]) -> int:
         for name, passed in entry.get("passed_by", {}).items():
             n = passed["iterations"]
             more = f"; not reached on {n['not_reached']} of {len(comparisons)} photographs" if n["not_reached"] else ""
-            print(f"{model} = {n['median']:g} iterations of {name} ({n['least']:g}–{n['most']:g}{more})")
+            print(f"{model} = {told(n, len(comparisons))} iterations of {name} ({n['least']:g}–{n['most']:g}{more})")
     print(options.output / "report.html")
     return 0 if len(comparisons) == len(paths) else 1
 

@@ -16,12 +16,12 @@ from nst_fast.commands import require_training_packages, run
 from nst_fast.errors import UserError
 
 USAGE = """
-usage: nst-export CHECKPOINT [-o FILE] [--float-nchw]
+usage: nst-export CHECKPOINT_OR_RUN [-o FILE] [--float-nchw]
 
 Export a checkpoint that `train` wrote to one self-describing ONNX file.
 
-  CHECKPOINT         for example runs/train/starry_night/<time>/checkpoints/last.ckpt
-  -o, --output FILE  (default: <style>.onnx in the folder where you are)
+  CHECKPOINT_OR_RUN  for example runs/train/starry_night/<time>, or checkpoints/last.ckpt in it
+  -o, --output FILE  (default: <style>.onnx, or <style>.float.onnx, in the folder where you are)
   --float-nchw       float32 (N, 3, H, W) RGB in [0, 1] in and out, in place of uint8 (N, H, W, 3)
   --version          print the version
 
@@ -106,7 +106,8 @@ def export_checkpoint(
         raise UserError(f"{source} is not as `train` wrote it, its config cannot be read ({reason})") from error
     if path is None and Path(metadata["style"]).name != metadata["style"]:
         raise UserError(f"{source} has a style called {metadata['style']!r}, which names no file here: say -o FILE")
-    return export(network, path or f"{metadata['style']}.onnx", metadata, float_nchw)
+    name = f"{metadata['style']}{'.float' if float_nchw else ''}.onnx"
+    return export(network, path or name, metadata, float_nchw)
 
 
 def main() -> None:
@@ -119,10 +120,11 @@ def main() -> None:
         parser.add_argument("--float-nchw", action="store_true")
         options = parser.parse_args(arguments)
         try:
-            from nst_fast.style_transfer import read_checkpoint
+            from nst_fast.style_transfer import LAST, read_checkpoint
         except ModuleNotFoundError as error:
             require_training_packages(error)
-        source = os.path.expanduser(options.checkpoint)
+        source = Path(os.path.expanduser(options.checkpoint))
+        source = source / "checkpoints" / LAST if os.path.isdir(source) else source
         output = None if options.output is None else os.path.expanduser(options.output)
         print(export_checkpoint(read_checkpoint(source), output, options.float_nchw, source))
 

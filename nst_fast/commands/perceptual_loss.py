@@ -11,7 +11,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from nst_fast.assets import nearest
 from nst_fast.commands.configuration import (
+    check_number,
     literal,
     load_config,
     require_choice,
@@ -38,6 +40,14 @@ def resolve_device(cfg: Any) -> None:
         cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def check_strength(name: str, strength: Any) -> None:
+    """Raise UserError unless a strength is a known word or a content distance."""
+    if isinstance(strength, str) and strength not in STRENGTHS:
+        raise UserError(f"{name} is {strength!r}; {nearest(strength, STRENGTHS)}, or a content distance")
+    if strength not in STRENGTHS:
+        check_number(name, strength, 0.01, 10, whole=False)
+
+
 def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
     """Check the values of the groups style, loss and loss_network, and replace what is automatic."""
     require_number(cfg, "style.size", 16, 16384)  # px
@@ -51,8 +61,7 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
     require_choice(cfg, "loss.normalise", (True, False))
     require_choice(cfg, "loss_network.name", ("auto", *LOSS_NETWORKS))
     if cfg.style.strength is not None:
-        if cfg.style.strength not in STRENGTHS:
-            require_number(cfg, "style.strength", 0.01, 10, whole=False)
+        check_strength("style.strength", cfg.style.strength)
         if cfg.loss.name != "balanced":
             raise UserError(f"style.strength needs loss=balanced, whose content distance it is; got {cfg.loss.name}")
     for key in ("name", "title", "artist", "year", "licence", "url", "sha256"):

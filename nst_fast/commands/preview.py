@@ -48,9 +48,8 @@ def resolve(cfg: Any, console: Console) -> None:
     from omegaconf import ListConfig
 
     from nst_fast.commands.configuration import check_number, require_choice, require_number
-    from nst_fast.commands.perceptual_loss import resolve_device, resolve_perceptual_loss
+    from nst_fast.commands.perceptual_loss import check_strength, resolve_device, resolve_perceptual_loss
     from nst_fast.images import find_format
-    from nst_fast.strength import STRENGTHS
 
     require_number(cfg, "size", 16, 4096)
     for key in ("settling_steps", "steps"):
@@ -67,8 +66,7 @@ def resolve(cfg: Any, console: Console) -> None:
     for brush in cfg.brushes:
         check_number("brushes", brush, 16, 16384)
     for strength in cfg.strengths:
-        if strength not in STRENGTHS:
-            check_number("strengths", strength, 0.01, 10, whole=False)
+        check_strength("strengths", strength)
     if cfg.output is not None:
         find_format(Path(cfg.output).suffix)
     path = os.path.realpath(cfg.output or f"{cfg.style.name}.preview.jpg")

@@ -27,6 +27,7 @@ from nst_fast.images import (
     GPS_POSITION,
     HEIC,
     ORIENTATION,
+    SUFFIXES,
     encode_image,
     fill_hidden,
     find_format,
@@ -129,6 +130,9 @@ def find_jobs(inputs: list[str], output: str | None, model: str, suffix: str | N
     # A folder is what ends in a slash, is there already or takes more than one picture.
     single = len(expanded) == 1 and not os.path.isdir(expanded[0])
     is_file = folder is not None and single and not os.path.isdir(folder) and not (output or "").endswith(SLASHES)
+    new_folder = folder is not None and not is_file and not os.path.isdir(folder)
+    if new_folder and output and os.path.splitext(output)[1].lower() in SUFFIXES:  # noqa: PTH122
+        raise UserError(f"-o {output} names one picture, but more may come out; the name of a folder ends in /")
     jobs = []
     for given in expanded:
         source = Path(given)
