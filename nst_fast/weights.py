@@ -61,7 +61,9 @@ def read_torch(path: str | Path) -> Any:
     except UserError:
         raise
     except pickle.UnpicklingError as error:  # torch's words tell how to load it all the same
-        raise UserError(f"{path} is no PyTorch file, or holds more than tensors and plain types") from error
+        raise UserError(
+            f"{path} is no PyTorch file, or holds more than tensors and plain types, which load safely"
+        ) from error
     except Exception as error:  # a damaged or hostile pickle can fail in any way
         raise UserError(
             f"{path} is no PyTorch file, or not one that loads safely: {type(error).__name__}: {one_line(error)}"
