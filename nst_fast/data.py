@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nst_fast.assets import cache_folder
 from nst_fast.errors import UserError
-from nst_fast.images import find_pictures, load_image, resize_short_side, to_rgb, why_unreadable
+from nst_fast.images import find_pictures, load_image, reads_heic, resize_short_side, to_rgb, why_unreadable
 
 Progress = Callable[[int, int], None]
 LONGEST_PHOTOGRAPH = 3.0  # longer pictures are cut: a 1×10000 one would be huge at a useful short side
@@ -158,7 +158,7 @@ class FolderImages(Dataset[Tensor]):
         self.short_side = round(1.25 * size)
         files = find_pictures(root)
         listing = "".join(f"{p.relative_to(self.root)}\0{size_and_time(p)}\0" for p in files)
-        key = f"{self.root.resolve()}\0{self.short_side}\0{listing}{'HEIF' in Image.OPEN}"
+        key = f"{self.root.resolve()}\0{self.short_side}\0{listing}{reads_heic()}"
         self.cache = (
             cache_folder() / "content" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         )

@@ -113,9 +113,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return over_white(*split_alpha(image))
 
 
+def reads_heic() -> bool:
+    """Return whether the library is there that decodes HEIC."""
+    return "HEIF" in Image.OPEN
+
+
 def why_unreadable(path: str | Path, error: Exception) -> str:
     """Return what a user may be told about a picture that cannot be decoded."""
-    if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() in HEIC and "HEIF" not in Image.OPEN:
+    if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() in HEIC and not reads_heic():
         return "HEIC is read where pillow-heif is installed: pip install pillow-heif"
     return str(error) or type(error).__name__
 

@@ -306,6 +306,11 @@ STORED = {
 }
 
 
+def last_checkpoint(path: str | Path) -> Path:
+    """Return the newest checkpoint of a run, given its folder; any other path is a checkpoint's own."""
+    return Path(path) / "checkpoints" / LAST if os.path.isdir(path) else Path(path)
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return a checkpoint of ours, loaded without unpickling code.
 

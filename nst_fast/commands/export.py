@@ -120,11 +120,10 @@ def main() -> None:
         parser.add_argument("--float-nchw", action="store_true")
         options = parser.parse_args(arguments)
         try:
-            from nst_fast.style_transfer import LAST, read_checkpoint
+            from nst_fast.style_transfer import last_checkpoint, read_checkpoint
         except ModuleNotFoundError as error:
             require_training_packages(error)
-        source = Path(os.path.expanduser(options.checkpoint))
-        source = source / "checkpoints" / LAST if os.path.isdir(source) else source
+        source = last_checkpoint(os.path.expanduser(options.checkpoint))
         output = None if options.output is None else os.path.expanduser(options.output)
         print(export_checkpoint(read_checkpoint(source), output, options.float_nchw, source))
 

@@ -13,7 +13,7 @@ from nst_fast.assets import shipped
 from nst_fast.commands.configuration import PATH_OPTIONS, literal, load_config, stored
 from nst_fast.commands.perceptual_loss import style_name
 from nst_fast.errors import UserError
-from nst_fast.style_transfer import CHECKPOINT_KEY, LAST, PREVIOUS, read_checkpoint
+from nst_fast.style_transfer import CHECKPOINT_KEY, LAST, PREVIOUS, last_checkpoint, read_checkpoint
 
 RUNS = Path("runs", "train")
 # Where things lie, who reads them and what computes may change in the middle of a run; what is trained may not.
@@ -78,8 +78,7 @@ def resume_run(arguments: list[str], console: Console) -> DictConfig:
 def find_checkpoint(cfg: DictConfig, typed: set[str]) -> tuple[Path | None, Path | None]:
     """Return the folder of the run that a command line means and its newest checkpoint; one of them may be None."""
     if cfg.resume != "last":
-        given = Path(cfg.resume)
-        checkpoint = given / "checkpoints" / LAST if given.is_dir() else given
+        checkpoint = last_checkpoint(cfg.resume)
         inside = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else None
         return Path(cfg.output) if cfg.output else inside, checkpoint
     if not typed & {"style", "output"}:

@@ -129,9 +129,9 @@ def find_jobs(inputs: list[str], output: str | None, model: str, suffix: str | N
         expanded += matches or [plain]
     # A folder is what ends in a slash, is there already or takes more than one picture.
     single = len(expanded) == 1 and not os.path.isdir(expanded[0])
-    is_file = folder is not None and single and not os.path.isdir(folder) and not (output or "").endswith(SLASHES)
-    new_folder = folder is not None and not is_file and not os.path.isdir(folder)
-    if new_folder and output and os.path.splitext(output)[1].lower() in SUFFIXES:  # noqa: PTH122
+    may_be_file = folder is not None and not os.path.isdir(folder) and not (output or "").endswith(SLASHES)
+    is_file = may_be_file and single
+    if may_be_file and not single and Path(output or "").suffix.lower() in SUFFIXES:
         raise UserError(f"-o {output} names one picture, but more may come out; the name of a folder ends in /")
     jobs = []
     for given in expanded:
