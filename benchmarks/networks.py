@@ -1,7 +1,8 @@
 """Transformation networks on onnxruntime: seconds a picture. python benchmarks/networks.py
 
 Johnson's network at three widths, ours, and the peers' models where they are at hand, each at its own size with ours
-beside it. All take turns on the same machine and threads; the fastest of the rounds counts, as others may disturb one.
+beside it; some of ours in 8-bit integers, too. All take turns on the same machine and threads, in sessions as `stylize`
+makes them; the fastest of the rounds counts, as others may disturb one.
 """
 
 from __future__ import annotations
@@ -10,18 +11,23 @@ import argparse
 import json
 import os
 import platform
+import tempfile
 import time
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 
 from nst_fast.commands.export import source_commit
+from nst_fast.data import bundled_photographs
 from nst_fast.networks import create_network
-from nst_fast.onnx_export import to_onnx
+from nst_fast.onnx_export import export
+from nst_fast.quantization import quantize
+from nst_fast.stylizer import Stylizer
 
 PEERS = Path(__file__).resolve().parents[2] / "shared" / "peers"
 NETWORKS = {f"johnson {width}": ("johnson", width, 5) for width in (32, 16, 8)}
@@ -31,6 +37,7 @@ NETWORKS |= {
     "fast 32": ("fast", 32, 5),
     "tiny 16": ("tiny", 16, 3),
 }
+INT8 = ("johnson 32", "fast 48, 4 blocks", "fast 32", "tiny 16")
 SIZES = {"720p": (720, 1280), "1080p": (1080, 1920)}
 
 
@@ -45,47 +52,47 @@ def measure(sessions: dict[str, tuple[Any, np.ndarray]], rounds: int) -> dict[st
     return {name: min(taken) for name, taken in times.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1))
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    options = parser.parse_args()
-    session_options = onnxruntime.SessionOptions()
-    session_options.intra_op_num_threads = options.threads
-    session_options.log_severity_level = 3
-
-    def session(content: bytes) -> Any:
-        return onnxruntime.InferenceSession(content, session_options, providers=["CPUExecutionProvider"])
-
-    torch.manual_seed(0)
-    made = {name: create_network(*given) for name, given in NETWORKS.items()}
-    ours = {
-        name: session(to_onnx(network, {"min_size": str(network.min_size)}).SerializeToString())
-        for name, network in made.items()
-    }
+def compare(ours: dict[str, Path], threads: int, rounds: int) -> dict[str, Any]:
+    """Return seconds of our networks at two sizes, and beside each peer's at the peer's."""
+    sessions = {name: Stylizer(path, threads, device="cpu").session for name, path in ours.items()}
     results: dict[str, Any] = {}
     for size, (height, width) in SIZES.items():
         picture = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
-        seconds = measure({name: (one, picture) for name, one in ours.items()}, options.rounds)
+        seconds = measure({name: (session, picture) for name, session in sessions.items()}, rounds)
         faster = {name: seconds["johnson 32"] / taken for name, taken in seconds.items()}
         results[size] = {"seconds": seconds, "times_faster_than_johnson_32": faster}
     for path in sorted(PEERS.glob("*.onnx")):
-        peer = session(path.read_bytes())
+        peer = Stylizer(path, threads, device="cpu", pixel_range=255).session
         height, width = peer.get_inputs()[0].shape[2:]
         values = np.random.default_rng(0).random((1, 3, height, width), dtype=np.float32) * 255
         picture = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
-        seconds = measure(
-            {path.stem: (peer, values), "fast 48, 4 blocks": (ours["fast 48, 4 blocks"], picture)}, options.rounds
-        )
-        results[f"{path.stem}, {width}×{height}"] = {
-            "seconds": seconds,
-            "times_faster": seconds[path.stem] / seconds["fast 48, 4 blocks"],
-        }
+        beside = {name: (session, picture) for name, session in sessions.items() if name.startswith("fast 48")}
+        seconds = measure({path.stem: (peer, values), **beside}, rounds)
+        faster = {name: seconds[path.stem] / seconds[name] for name in beside}
+        results[f"{path.stem}, {width}×{height}"] = {"seconds": seconds, "times_faster_than_the_peer": faster}
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, nargs="+", default=[min(4, os.cpu_count() or 1), 1])
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    made = {name: create_network(*given) for name, given in NETWORKS.items()}
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        ours = {name: export(network, Path(folder) / f"{name}.onnx", {}) for name, network in made.items()}
+        for name in INT8:
+            model = quantize(ours[name], bundled_photographs())
+            ours[f"{name}, int8"] = Path(folder) / f"{name} int8.onnx"
+            onnx.save(model, ours[f"{name}, int8"])
+        for threads in options.threads:
+            results[f"{threads} threads" if threads > 1 else "1 thread"] = compare(ours, threads, options.rounds)
     report = {
         "what": "seconds a picture, random weights, the fastest of the rounds",
         "parameters": {name: sum(p.numel() for p in network.parameters()) for name, network in made.items()},
-        "threads": options.threads,
         "device": f"CPU {torch.backends.cpu.get_cpu_capability()}",
         "versions": {"onnxruntime": onnxruntime.__version__, "python": platform.python_version()},
         "commit": source_commit(),

@@ -11,6 +11,7 @@ from nst_fast.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
 ASSETS = PACKAGE / "assets"
+INT8 = ".int8"  # ends the name of a model in 8-bit integers
 VGG19_SLIM = ASSETS / "vgg19_slim.safetensors"
 
 
@@ -34,9 +35,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return (f"did you mean {close[0]}? " if close else "") + f"there are {', '.join(known) or 'none'}"
 
 
-def shipped_models() -> dict[str, Path]:
-    """Return {name: file} of the models that ship with the package."""
-    return {path.stem: path for path in sorted(shipped("checkpoints").glob("*.onnx"))}
+def shipped_models(int8: bool = False) -> dict[str, Path]:
+    """Return {name: file} of the models that ship with the package, or of those in 8 bits, called NAME.int8."""
+    found = {path.stem: path for path in sorted(shipped("checkpoints").glob("*.onnx"))}
+    return {name: path for name, path in found.items() if name.endswith(INT8) == int8}
 
 
 def find_model(name: str) -> Path:
@@ -44,7 +46,7 @@ def find_model(name: str) -> Path:
     path = Path(os.path.expanduser(name))
     if os.path.isfile(path):
         return path
-    models = shipped_models()
+    models = shipped_models() | shipped_models(int8=True)
     if name in models:
         return models[name]
     raise UserError(f"no model at {name!r}, and none of that name ships: {nearest(name, models)}")

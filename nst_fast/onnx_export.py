@@ -126,6 +126,10 @@ def import_network(path: str | Path) -> TransformationNetwork:
     Raises UserError where the file is missing, is another project's or has been altered.
     """
     metadata = Stylizer(path).metadata  # refuses what is no model, or keeps data in other files
+    if "int8_psnr" in metadata:
+        raise UserError(
+            f"{path} is in 8-bit integers, which nothing can be trained from; the model it was made of is needed"
+        )
     model = onnx.load_from_string(Path(path).read_bytes())
     try:
         config = json.loads(metadata["config"])["network"]

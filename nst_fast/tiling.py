@@ -35,10 +35,10 @@ PROBES = ((160, 192), (149, 203))
 # fmt: off
 # ReduceMean is one over channels: over places it would change the size, which is refused.
 POINTWISE = frozenset({
-    "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Clip", "Div", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu",
-    "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow",
-    "Reciprocal", "ReduceMean", "Relu", "Round", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Sub", "Sum",
-    "Tanh",
+    "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Clip", "DequantizeLinear", "Div", "Dropout", "Elu", "Erf",
+    "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Max", "Min", "Mish", "Mul", "Neg",
+    "PRelu", "Pow", "QuantizeLinear", "Reciprocal", "ReduceMean", "Relu", "Round", "Selu", "Sigmoid", "Softplus",
+    "Softsign", "Sqrt", "Sub", "Sum", "Tanh",
 })
 # fmt: on
 REARRANGING = frozenset({"Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -376,7 +376,7 @@ class TiledModel:
         image = next(i for i in model.graph.input if i.name not in self.weights)
         self.image, self.result = image.name, model.graph.output[0].name
         dependent = reached(nodes, self.image)  # on the picture, if only on its size
-        grain = reached(nodes, GRAIN) - reached(nodes, self.image, but_for="Shape")
+        grain = reached(nodes, GRAIN, but_for="Shape") - reached(nodes, self.image, but_for="Shape")
         computed = {name for node in nodes for name in node.output if name}
         # 1-D parameters may come from a node: an exporter that finds two alike writes one and an Identity.
         read = ("Pad", "Slice", "InstanceNormalization")

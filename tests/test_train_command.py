@@ -261,16 +261,37 @@ def test_nst_export_of_the_checkpoint_gives_an_equal_model(finished, tmp_path, m
     assert again == original
 
 
+def nst_export(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    """Return the exit code of `nst-export` and what it printed."""
+    monkeypatch.setattr(sys, "argv", ["nst-export", *arguments])
+    with pytest.raises(SystemExit) as end:
+        export.main()
+    printed = capsys.readouterr()
+    return end.value.code or 0, printed.out + printed.err
+
+
 def test_nst_export_takes_a_run_and_puts_a_float_model_beside_the_other(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for more in ([], ["--float-nchw"]):
-        monkeypatch.setattr(sys, "argv", ["nst-export", str(finished.folder), *more])
-        with pytest.raises(SystemExit) as end:
-            export.main()
-        assert end.value.code == 0
-    assert capsys.readouterr().out == "pic.onnx\npic.float.onnx\n"
+    for more, name in (([], "pic.onnx"), (["--float-nchw"], "pic.float.onnx"), (["--int8"], "pic.int8.onnx")):
+        assert nst_export(monkeypatch, capsys, str(finished.folder), *more) == (0, f"{name}\n")
+    assert float(metadata_of(Path("pic.int8.onnx"))["int8_psnr"]) > 30
     inputs = [onnxruntime.InferenceSession(name).get_inputs()[0].type for name in ("pic.onnx", "pic.float.onnx")]
     assert inputs == ["tensor(uint8)", "tensor(float)"]
+
+
+def test_nst_export_quantises_a_model_too(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(finished.folder / "pic.onnx", "mine.onnx")
+    assert nst_export(monkeypatch, capsys, "--int8", "mine.onnx") == (0, "mine.int8.onnx\n")
+    assert nst_export(monkeypatch, capsys, "--int8", "starry_night", "-o", "s.onnx") == (0, "s.onnx\n")
+    code, told = nst_export(monkeypatch, capsys, "--int8", "mine.int8.onnx")
+    assert (code != 0, told.count("\n")) == (True, 1)
+    assert "in 8-bit integers already" in told
+    code, told = nst_export(monkeypatch, capsys, "--int8", "the_scram.onnx")
+    assert code != 0
+    assert "no model at 'the_scram.onnx'" in told
+    assert nst_export(monkeypatch, capsys, "--int8", "--float-nchw", "mine.onnx")[0] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.int8.onnx", "mine.onnx", "s.onnx"]
 
 
 def test_two_runs_with_one_seed_have_identical_weights_for_any_number_of_workers(finished, train):

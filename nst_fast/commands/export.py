@@ -6,28 +6,33 @@ import argparse
 import json
 import os
 import subprocess
+import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from nst_fast import __version__
-from nst_fast.assets import PACKAGE
+from nst_fast.assets import INT8, PACKAGE, find_model, shipped_models
 from nst_fast.commands import require_training_packages, run
 from nst_fast.errors import UserError
+from nst_fast.stylizer import Stylizer
 
 USAGE = """
-usage: nst-export CHECKPOINT_OR_RUN [-o FILE] [--float-nchw]
+usage: nst-export CHECKPOINT_OR_RUN [-o FILE] [--float-nchw | --int8]
 
 Export a checkpoint that `train` wrote to one self-describing ONNX file.
 
-  CHECKPOINT_OR_RUN  for example runs/train/starry_night/<time>, or checkpoints/last.ckpt in it
-  -o, --output FILE  (default: <style>.onnx, or <style>.float.onnx, in the folder where you are)
+  CHECKPOINT_OR_RUN  for example runs/train/starry_night/<time>, or checkpoints/last.ckpt in it; for --int8 also a
+                     model, an .onnx file or the name of a shipped one
+  -o, --output FILE  (default: <style>.onnx, <style>.float.onnx or <style>.int8.onnx, in the folder where you are)
   --float-nchw       float32 (N, 3, H, W) RGB in [0, 1] in and out, in place of uint8 (N, H, W, 3)
+  --int8             convolutions in 8-bit integers: faster on a processor, and the pictures look the same
   --version          print the version
 
 examples:
   nst-export runs/train/starry_night/2026-01-01_12-00-00/checkpoints/last.ckpt
   nst-export last.ckpt -o models/mine.onnx
+  nst-export --int8 mine.onnx
 """
 
 
@@ -87,6 +92,13 @@ def describe(checkpoint: dict[str, Any]) -> dict[str, str]:
     return {k: str(v) for k, v in metadata.items()}
 
 
+def file_name(style: str, kind: str, source: str | Path) -> str:
+    """Return what a style's model of a kind is called; UserError, which names its source, where that is no file's."""
+    if Path(style).name != style:
+        raise UserError(f"{source} has a style called {style!r}, which names no file here: say -o FILE")
+    return f"{style}{kind}.onnx"
+
+
 def export_checkpoint(
     checkpoint: dict[str, Any], path: str | Path | None = None, float_nchw: bool = False, source: str | Path = "it"
 ) -> Path:
@@ -104,10 +116,16 @@ def export_checkpoint(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{source} is not as `train` wrote it, its config cannot be read ({reason})") from error
-    if path is None and Path(metadata["style"]).name != metadata["style"]:
-        raise UserError(f"{source} has a style called {metadata['style']!r}, which names no file here: say -o FILE")
-    name = f"{metadata['style']}{'.float' if float_nchw else ''}.onnx"
-    return export(network, path or name, metadata, float_nchw)
+    path = path or file_name(metadata["style"], ".float" if float_nchw else "", source)
+    return export(network, path, metadata, float_nchw)
+
+
+def export_in_8_bits(model: Path, path: str | Path) -> Path:
+    """Write an exported model in 8-bit integers, and return its path; raises UserError where it cannot be quantised."""
+    from nst_fast.data import bundled_photographs
+    from nst_fast.quantization import export_int8
+
+    return export_int8(model, path, bundled_photographs(), bundled_photographs(held_out=True))
 
 
 def main() -> None:
@@ -115,17 +133,29 @@ def main() -> None:
 
     def command(arguments: list[str]) -> None:
         parser = argparse.ArgumentParser("nst-export", add_help=False)
-        parser.add_argument("checkpoint", type=Path)
-        parser.add_argument("-o", "--output", type=Path)
-        parser.add_argument("--float-nchw", action="store_true")
+        parser.add_argument("checkpoint")
+        parser.add_argument("-o", "--output", type=os.path.expanduser)
+        kind = parser.add_mutually_exclusive_group()
+        kind.add_argument("--float-nchw", action="store_true")
+        kind.add_argument("--int8", action="store_true")
         options = parser.parse_args(arguments)
         try:
             from nst_fast.style_transfer import last_checkpoint, read_checkpoint
         except ModuleNotFoundError as error:
             require_training_packages(error)
+        if options.int8 and (options.checkpoint in shipped_models() or options.checkpoint.endswith(".onnx")):
+            model = find_model(options.checkpoint)
+            print(export_in_8_bits(model, options.output or f"{model.stem}{INT8}.onnx"))
+            return
         source = last_checkpoint(os.path.expanduser(options.checkpoint))
-        output = None if options.output is None else os.path.expanduser(options.output)
-        print(export_checkpoint(read_checkpoint(source), output, options.float_nchw, source))
+        checkpoint = read_checkpoint(source)
+        if options.int8:
+            with tempfile.TemporaryDirectory() as folder:
+                model = export_checkpoint(checkpoint, Path(folder) / "model.onnx", source=source)
+                style = Stylizer(model).metadata["style"]
+                print(export_in_8_bits(model, options.output or file_name(style, INT8, source)))
+        else:
+            print(export_checkpoint(checkpoint, options.output, options.float_nchw, source))
 
     run(command, "nst-export", USAGE)
 

@@ -325,11 +325,13 @@ class PixelBudget:
 
 def show_models() -> None:
     """Print the shipped models with title, artist, licence, size and losses."""
-    for name, path in shipped_models().items():
+    for name, path in sorted({**shipped_models(), **shipped_models(int8=True)}.items()):
         told = Stylizer(path).metadata
         losses = "  ".join(f"{k[4:-5]} {float(v):.3g}" for k, v in told.items() if k.startswith("val_"))
+        if "int8_psnr" in told:
+            losses = f"in 8-bit integers, {told['int8_psnr']} dB from the above"
         by = f"{told.get('title', name)}, {told.get('artist', 'unknown')} ({told.get('licence', 'unknown')})"
-        print(f"{name:<18} {by}, {path.stat().st_size / 1e6:.2f} MB  {losses}")
+        print(f"{name:<20} {by}, {path.stat().st_size / 1e6:.2f} MB  {losses}")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

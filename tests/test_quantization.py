@@ -1,0 +1,220 @@
+"""Models in 8-bit integers: what they do, against the same in floating point and against ONNX's own evaluator."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+import skimage.data
+import torch
+from onnx import TensorProto, numpy_helper, version_converter
+from onnx.reference import ReferenceEvaluator
+from PIL import Image
+
+from nst_fast.assets import find_model, shipped_models
+from nst_fast.errors import UserError
+from nst_fast.networks import NETWORKS, create_network
+from nst_fast.onnx_export import export, import_network
+from nst_fast.quantization import export_int8, quantize
+from nst_fast.stylizer import Stylizer
+
+STYLES = ("starry_night", "the_scream", "great_wave", "composition_vii")
+METADATA = {"style": "s", "title": "Ťiny"}
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the peak signal-to-noise ratio, dB."""
+    error = ((np.asarray(first, float) - np.asarray(second, float)) ** 2).mean()
+    return np.inf if error == 0 else 10 * np.log10(255**2 / error)
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(skimage.data.chelsea()).resize((width, height)))
+
+
+@pytest.fixture(scope="module", params=[*NETWORKS, "contrast"])
+def pair(request, tmp_path_factory):
+    """A random network's model in floating point and in 8 bits."""
+    torch.manual_seed(0)
+    name, options = ("fast", {"grain": "contrast"}) if request.param == "contrast" else (request.param, {})
+    network = create_network(name, 8, 2, **options).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():  # no two alike, as after training
+            parameter.mul_(1 + 0.1 * torch.rand_like(parameter)).add_(0.02 * torch.randn_like(parameter))
+        list(network.parameters())[-2].mul_(0.3)  # or most of the picture is black or white
+        list(network.parameters())[-1].add_(0.5)
+    folder = tmp_path_factory.mktemp("pair")
+    model = export(network, folder / "model.onnx", METADATA)
+    return model, export_int8(model, folder / "model.int8.onnx", [skimage.data.astronaut()], [skimage.data.coffee()])
+
+
+def operations(path) -> Counter:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def test_every_convolution_but_the_first_is_of_integers_and_every_norm_is_kept(pair):
+    before, after = map(operations, pair)
+    assert after["Conv"] == before["Conv"]
+    assert after["InstanceNormalization"] == before["InstanceNormalization"]
+    graph = onnx.load(pair[1]).graph
+    kinds = {t.name: t.data_type for t in graph.initializer}
+    made = {name: node for node in graph.node for name in node.output}
+    first, *others = (node for node in graph.node if node.op_type == "Conv")
+    assert [kinds[name] for name in first.input[1:]] == [TensorProto.FLOAT] * 2
+    for conv in others:
+        weight, bias = (made[name] for name in conv.input[1:])
+        assert made[conv.input[0]].op_type == weight.op_type == bias.op_type == "DequantizeLinear"
+        assert (kinds[weight.input[0]], kinds[bias.input[0]]) == (TensorProto.INT8, TensorProto.INT32)
+
+
+def test_two_products_fit_the_16_bits_that_old_processors_add_them_in(pair):
+    weights = [
+        numpy_helper.to_array(t) for t in onnx.load(pair[1]).graph.initializer if t.data_type == TensorProto.INT8
+    ]
+    assert weights
+    for weight in weights:
+        assert 2 * 255 * np.abs(weight.astype(int)).max() < 2**15
+        assert np.abs(weight.astype(int)).max((1, 2, 3)).max() == 64
+
+
+@pytest.mark.parametrize("size", [(64, 64), (101, 75), (96, 130)])
+def test_pictures_come_out_nearly_as_in_floating_point(pair, size):
+    floating, integer = map(Stylizer, pair)
+    picture = photograph(*size)
+    assert integer(picture).shape == picture.shape
+    assert psnr(floating(picture), integer(picture)) > 33
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 23), (18, 40)])
+def test_the_smallest_pictures_keep_their_size(pair, size):
+    integer = Stylizer(pair[1])
+    assert integer(photograph(*size)).shape == (*size, 3)
+
+
+def test_a_batch_gives_what_its_pictures_give_alone(pair):
+    integer = Stylizer(pair[1])
+    pictures = np.stack([photograph(48, 61), photograph(48, 61)[::-1], 255 - photograph(48, 61)])
+    alone = [integer.stylize_array(picture[None])[0] for picture in pictures]
+    assert np.array_equal(integer.stylize_array(pictures), np.stack(alone))
+
+
+def test_onnxs_own_evaluator_agrees(pair):
+    picture = photograph(40, 52)
+    model = version_converter.convert_version(onnx.load(pair[1]), 21)  # it has no older DequantizeLinear
+    (expected,) = ReferenceEvaluator(model).run(None, {"image": picture[None]})
+    assert psnr(expected[0], Stylizer(pair[1])(picture)) > 38
+
+
+def test_tiles_give_what_the_whole_gives(pair):
+    picture = photograph(150, 210)
+    tiled = Stylizer(pair[1], tile=True)
+    whole = Stylizer(pair[1])(picture)
+    for side in (64, 96):
+        tiled.tiled.tile = side
+        assert len(tiled.tiled.tiles(210, 150)) > 3
+        assert psnr(whole, tiled(picture)) > 38
+
+
+def test_the_metadata_are_the_models_and_say_how_near_it_comes(pair):
+    before, after = (Stylizer(path).metadata for path in pair)
+    assert {key: after[key] for key in before} == before
+    assert set(after) - set(before) == {"int8_psnr"}
+    coffee = np.asarray(Image.fromarray(skimage.data.coffee()).resize((384, 256), Image.Resampling.LANCZOS))
+    assert float(after["int8_psnr"]) == pytest.approx(psnr(*(Stylizer(path)(coffee) for path in pair)), abs=0.06)
+
+
+def test_a_channel_that_never_changes_does_no_harm(tmp_path):
+    torch.manual_seed(0)
+    network = create_network("fast", 8, 1).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        network.body[0].body[0].weight[3] = 0
+    path = export(network, tmp_path / "model.onnx", METADATA)
+    integer = export_int8(path, tmp_path / "int8.onnx", [skimage.data.astronaut()], [skimage.data.coffee()])
+    assert psnr(Stylizer(path)(photograph(96, 96)), Stylizer(integer)(photograph(96, 96))) > 33
+
+
+def test_what_comes_out_too_different_is_refused_and_not_written(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("nst_fast.quantization.LEAST_PSNR", 99.0)
+    with pytest.raises(UserError, match=r"too different in 8 bits, \d\d\.\d dB .* 99 dB are needed"):
+        export_int8(pair[0], tmp_path / "out.onnx", [skimage.data.astronaut()], [skimage.data.coffee()])
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_that_are_not_as_exported_are_refused(pair, tmp_path):
+    photographs = [skimage.data.astronaut()]
+    with pytest.raises(UserError, match="in 8-bit integers already"):
+        quantize(pair[1], photographs)
+    floating = export(create_network("tiny", 8, 1), tmp_path / "float.onnx", METADATA, float_nchw=True)
+    with pytest.raises(UserError, match="uint8 in and out, is needed"):
+        quantize(floating, photographs)
+    model = onnx.load(pair[0])
+    norm = next(node for node in reversed(model.graph.node) if node.op_type == "InstanceNormalization")
+    norm.op_type = "Identity"
+    del norm.input[1:], norm.attribute[:]
+    altered = tmp_path / "altered.onnx"
+    onnx.save(model, altered)
+    with pytest.raises(UserError, match=r"altered\.onnx is not as .* a convolution without a norm"):
+        quantize(altered, photographs)
+    with pytest.raises(UserError, match=r"must end in \.onnx"):
+        export_int8(pair[0], tmp_path / "out.bin", photographs, photographs)
+
+
+def test_a_transposed_convolution_that_computes_is_refused(tmp_path):
+    model = onnx.load(export(create_network("fast", 8, 1), tmp_path / "model.onnx", METADATA))
+    name = next(node.input[1] for node in model.graph.node if node.op_type == "ConvTranspose")
+    weight = next(t for t in model.graph.initializer if t.name == name)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(0.5), name))
+    onnx.save(model, tmp_path / "altered.onnx")
+    with pytest.raises(UserError, match="no rearrangement"):
+        quantize(tmp_path / "altered.onnx", [skimage.data.astronaut()])
+
+
+def test_training_cannot_go_on_from_integers(pair):
+    with pytest.raises(UserError, match="nothing can be trained from"):
+        import_network(pair[1])
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_a_released_model_ships_in_8_bits_too(name):
+    model, integer = shipped_models()[name], find_model(f"{name}.int8")
+    assert shipped_models(int8=True)[f"{name}.int8"] == integer
+    assert integer.stat().st_size < model.stat().st_size / 2
+    before, after = Stylizer(model), Stylizer(integer)
+    assert {key: after.metadata[key] for key in before.metadata} == before.metadata
+    assert json.loads(after.metadata["config"])["style"]["name"] == name
+    picture = skimage.data.retina()[300:812, 300:1000]
+    for seen in (
+        picture,
+        picture // 16,
+        skimage.data.coffee(),
+        np.ascontiguousarray(skimage.data.astronaut()[:, ::-1]),
+    ):
+        assert psnr(before(seen), after(seen)) > 36
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_a_flat_picture_gives_the_strokes_that_it_gives_in_floating_point(name):
+    """What there is in it is grain, which 8 bits must not drown."""
+    before, after = Stylizer(shipped_models()[name]), Stylizer(find_model(f"{name}.int8"))
+    for value in (0, 120, 255):
+        flat = np.full((240, 320, 3), value, np.uint8)
+        assert psnr(before(flat), after(flat)) > 25
+
+
+def test_the_scales_undo_what_the_norm_undoes(tmp_path):
+    """A convolution of one channel and its integers: the same up to scale and offset of every channel of its output."""
+    torch.manual_seed(1)
+    network = create_network("johnson", 8, 1).eval()
+    path = export(network, tmp_path / "model.onnx", METADATA)
+    before, after = onnx.load(path).graph, quantize(path, [skimage.data.astronaut()]).graph
+    conv = [node for node in before.node if node.op_type == "Conv"][1]
+    weight = next(numpy_helper.to_array(t) for t in before.initializer if t.name == conv.input[1])
+    held = {t.name: numpy_helper.to_array(t) for t in after.initializer}
+    step = held[f"{conv.name}/weight"] * held[f"{conv.name}/weight/scale"][:, None, None, None]
+    ratio = (step * weight).sum((1, 2, 3)) / (weight**2).sum((1, 2, 3))
+    assert (ratio > 0).all()
+    error = np.abs(step / ratio[:, None, None, None] - weight).max((1, 2, 3))
+    assert (error < 0.6 * np.abs(weight).max((1, 2, 3)) / 64 + 1e-6).all()
