@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nst_fast.assets import shipped_models
+from nst_fast.assets import INT8, shipped_models
 from nst_fast.commands.compare import compare_models
 from nst_fast.commands.configuration import load_config
+from nst_fast.commands.export import export_in_8_bits
 from nst_fast.data import centre_crop
 from nst_fast.downloads import file_hash
 from nst_fast.images import load_image
@@ -88,6 +89,7 @@ def release(run: Path, count: int) -> dict[str, Any]:
     style = summary["style"]
     model = ROOT / "checkpoints" / f"{style}.onnx"
     shutil.copyfile(run / f"{style}.onnx", model)
+    export_in_8_bits(model, model.with_suffix(f"{INT8}.onnx"))
     kept = ("steps", "seconds", "images_per_second", "device", "precision", "validation_losses", "versions")
     return {
         "training": {key: summary[key] for key in kept} | {"machine": platform.machine()},
@@ -140,6 +142,7 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
     style, data = config["style"], config["data"]
     training, worth = figures["training"], figures["lbfgs_iterations"]
     command = command_of(config)
+    integers = shipped_models(int8=True)[f"{name}{INT8}"]
     everyone = f"train style={name} loss_network=vgg19 data=coco"
     kept = ("loss", "loss.style_weight", "style.size", "trainer.max_steps")
     everyone += "".join(f" {option}" for option in command.split() if option.split("=")[0] in kept)
@@ -147,6 +150,8 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
         "painting": f"[{told['title']}]({style['url']}), {told['artist']}, {style['year']}; {told['licence']}",
         "painting's sha256": f"`{told['image_sha256']}`",
         "file": f"{model.stat().st_size / 1e6:.2f} MB, sha256 `{file_hash(model)}`",
+        "in 8-bit integers": f"`{name}{INT8}`, {integers.stat().st_size / 1e6:.2f} MB, sha256 `{file_hash(integers)}`; "
+        f"at least {Stylizer(integers).metadata['int8_psnr']} dB from the file above on photographs",
         "made by": f"`{command}`",
         "nearest for everyone": f"`{everyone}`",
         "data": f"{data['name']} {data.get('root') or ''}, {told['steps']} steps of {data['batch_size']} at "
