@@ -23,7 +23,7 @@ import torch
 from judging import SHARED, ask_judge
 from judging import trained as train_once
 from matplotlib.figure import Figure
-from networks import SIZES, measure
+from networks import SIZES, create_session, measure
 from omegaconf import OmegaConf
 from onnx import numpy_helper
 from PIL import Image
@@ -116,8 +116,9 @@ Written by `python benchmarks/designs.py`; the figures are in `../benchmarks/des
 of 4 at 256 px on {" and ".join(options.styles)}, means of both: the validation loss, and an outside judge's content
 and style_vgg19 on {options.photographs} photographs. Same photographs, loss (`balanced`,
 on vgg19_slim), schedule and seed. Seconds
-of the exported file on onnxruntime, {options.threads} threads, CPU {torch.backends.cpu.get_cpu_capability()}, the
-fastest of {options.rounds} turns. `johnson 32` is the field's standard; a number is the width, with 5 residual blocks
+of the exported file on onnxruntime, in sessions as `stylize` makes them, {options.threads} threads, CPU
+{torch.backends.cpu.get_cpu_capability()}, the fastest of {options.rounds} turns. `johnson 32` is the field's standard;
+a number is the width, with 5 residual blocks
 (`tiny` 3) unless it says otherwise. Weights are those of the exported file, folded.
 
 ![validation loss against time](images/designs.svg)
@@ -170,9 +171,6 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs", "designs"), help="goes on with what is there")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    session_options = onnxruntime.SessionOptions()
-    session_options.intra_op_num_threads = options.threads
-    session_options.log_severity_level = 3
     height, width = SIZES["720p"]
     picture = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
     found: dict[str, dict[str, Any]] = {}
@@ -180,7 +178,7 @@ def main() -> None:
     for design in options.designs:
         figures, model = mean(design, options.steps, options)
         found[design] = {"exported_weights": parameters(model), "trained": {str(options.steps): figures}}
-        sessions[design] = (onnxruntime.InferenceSession(model, session_options, ["CPUExecutionProvider"]), picture)
+        sessions[design] = (create_session(model, options.threads), picture)
     finalists = {}
     for design in filter(found.__contains__, options.finalists):
         figures, finalists[design] = mean(design, options.long_steps, options)

@@ -1,7 +1,8 @@
 """What 8-bit integers do to pictures: losses and an outside judge's figures. python benchmarks/int8.py [MODEL...]
 
 Every model, the released ones unless others are named, is quantised as `nst-export --int8` does, and both are looked at
-on the same photographs, which neither training nor quantisation has seen. Seconds are in networks.json.
+on the same photographs, which neither training nor quantisation has seen. What is in the output already stays there.
+Seconds are in networks.json.
 """
 
 from __future__ import annotations
@@ -81,11 +82,12 @@ def main() -> None:
     parser.add_argument("--loss", nargs="*", default=[], metavar="key=value", help="of the loss, as for nst-compare")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    found = {}
+    found = json.loads(options.output.read_text())["models"] if options.output.exists() else {}
     for name in options.models or shipped_models():
         model = find_model(name)
-        found[f"{model.parent.name} {model.stem}" if options.models else name] = compared(model, options)
-        print(name, json.dumps(found), flush=True)
+        name = name if name in shipped_models() else f"{model.stem}, {Stylizer(model).metadata['steps']} steps"
+        found[name] = compared(model, options)
+        print(name, json.dumps(found[name]), flush=True)
     report = {
         "what": f"float32 against int8 on {options.count} photographs of 256 px: dB, losses, the judge",
         "versions": {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__},

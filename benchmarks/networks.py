@@ -52,10 +52,14 @@ def measure(sessions: dict[str, tuple[Any, np.ndarray]], rounds: int) -> dict[st
     return {name: min(taken) for name, taken in times.items()}
 
 
+def create_session(model: Path, threads: int, **foreign: Any) -> Any:
+    """Return a session as `stylize` makes it on a machine of so many cores: its threads stay on one each."""
+    return Stylizer(model, 0 if threads == os.cpu_count() else threads, device="cpu", **foreign).session
+
+
 def compare(ours: dict[str, Path], threads: int, rounds: int) -> dict[str, Any]:
     """Return seconds of our networks at two sizes, and beside each peer's at the peer's."""
-    taken = 0 if threads == os.cpu_count() else threads  # as `stylize` takes every core
-    sessions = {name: Stylizer(path, taken, device="cpu").session for name, path in ours.items()}
+    sessions = {name: create_session(path, threads) for name, path in ours.items()}
     results: dict[str, Any] = {}
     for size, (height, width) in SIZES.items():
         picture = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
@@ -63,7 +67,7 @@ def compare(ours: dict[str, Path], threads: int, rounds: int) -> dict[str, Any]:
         faster = {name: seconds["johnson 32"] / taken for name, taken in seconds.items()}
         results[size] = {"seconds": seconds, "times_faster_than_johnson_32": faster}
     for path in sorted(PEERS.glob("*.onnx")):
-        peer = Stylizer(path, taken, device="cpu", pixel_range=255).session
+        peer = create_session(path, threads, pixel_range=255)
         height, width = peer.get_inputs()[0].shape[2:]
         values = np.random.default_rng(0).random((1, 3, height, width), dtype=np.float32) * 255
         picture = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
