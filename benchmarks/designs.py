@@ -138,14 +138,20 @@ def plot(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
     """Write docs/images/designs.svg."""
     figure = Figure((7.2, 4.6), layout="constrained")
     axis = figure.subplots()
+    by_time = sorted(found.items(), key=lambda item: item[1]["seconds_720p"])
     for steps, filled in ((options.steps, False), (options.long_steps, True)):
-        for name, f in found.items():
+        for number, (name, f) in enumerate(by_time):
             if str(steps) in f["trained"]:
                 place = f["seconds_720p"], f["trained"][str(steps)]["validation_loss"]
                 color = "C1" if name.startswith("johnson") else "C0"
                 axis.scatter(*place, edgecolors=color, facecolors=color if filled else "none")
-                axis.annotate(name, place, (4, 4), textcoords="offset points", fontsize=7)
+                left = number % 2 == 1  # neighbours' names stay apart
+                offset, side = ((-4, -9), "right") if left else ((4, 4), "left")
+                axis.annotate(name, place, offset, textcoords="offset points", fontsize=7, ha=side)
     axis.set(xscale="log", xlabel="seconds a 720p picture", ylabel="validation loss")
+    axis.margins(x=0.12)
+    axis.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], ["0.02", "0.05", "0.1", "0.2", "0.5"])
+    axis.minorticks_off()
     axis.set_title(f"open: {options.steps} steps, filled: {options.long_steps}", fontsize=9)
     figure.savefig(DOCS / "images" / "designs.svg", metadata={"Date": None})
 
