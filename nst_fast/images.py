@@ -122,6 +122,8 @@ def why_unreadable(path: str | Path, error: Exception) -> str:
     """Return what a user may be told about a picture that cannot be decoded."""
     if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() in HEIC and not reads_heic():
         return "HEIC is read where pillow-heif is installed: pip install pillow-heif"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is in no format that is known here"
     return str(error) or type(error).__name__
 
 

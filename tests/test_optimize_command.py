@@ -427,6 +427,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "weight without end": ([*PHOTO, "loss.content_weight=inf"], ["inf"]),
     "layer that the loss network lacks": ([*PHOTO, "loss=johnson"], ["vgg19_slim has no layer", "relu2_2"]),
     "unknown option": ([*PHOTO, "iteration=3"], ["did you mean iterations?"]),
+    "misspelt style": (["content=photo.png", "stlye=starry_night"], ["'stlye'", "did you mean style?"]),
     "unknown preset": ([*PHOTO, "experiment=gatys2016_figure9"], ["unknown experiment", "gatys2016_figure"]),
     "place below a file": ([*PHOTO, "output=photo.png/run"], ["cannot write into", "output=FOLDER"]),
     "name with slashes": ([*PHOTO, "style.name=a/b"], ["style.name", "a/b"]),

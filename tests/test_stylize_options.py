@@ -799,6 +799,27 @@ def test_a_picture_that_its_format_cannot_hold_is_named_among_several(stylize):
     assert names("out") == {"a.webp"}
 
 
+def test_a_name_that_tells_no_format_becomes_png_and_ends_no_batch(stylize):
+    for name in ("a.jpg", "scan", "photo.v2"):
+        save(f"{name}.png" if name != "a.jpg" else name)
+    for name in ("scan", "photo.v2"):
+        Path(f"{name}.png").rename(name)
+    done = stylize("a.jpg", "scan", "photo.v2")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("a.tiny.jpg", "scan.tiny.png", "photo.tiny.png"):
+        assert opened(name).size == opened("a.jpg").size
+    assert stylize("scan", "photo.v2", "-o", "out/").returncode == 0
+    assert names("out") == {"scan.png", "photo.png"}
+
+
+def test_empty_standard_input_and_unknown_formats_are_told_plainly(folder, monkeypatch):
+    command = [sys.executable, "-m", "nst_fast.commands.stylize", "--model", "tiny.onnx", "-"]
+    for content, told in ((b"", "standard input is empty"), (b"text", "in no format that is known")):
+        done = subprocess.run(command, input=content, capture_output=True, cwd=folder)
+        assert (done.returncode != 0, done.stdout, done.stderr.count(b"\n")) == (True, b"", 1)
+        assert told in done.stderr.decode()
+
+
 def test_a_model_says_what_it_is(stylize, exported):
     done = stylize("--info")
     assert (done.returncode, done.stderr) == (0, "")

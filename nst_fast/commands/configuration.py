@@ -45,6 +45,15 @@ def option_names(cfg: Any, prefix: str = "") -> Iterable[str]:
             yield from option_names(child, name + ".")
 
 
+def refuse_unknown(arguments: list[str], cfg: DictConfig) -> None:
+    """Raise UserError, which names the nearest, where an argument key=value is no option of a config."""
+    known = sorted(option_names(cfg))
+    for argument in arguments:
+        key = argument.partition("=")[0]
+        if key not in known:
+            raise UserError(f"unknown option {key!r}: {nearest(key, known).split(';')[0].split('there are')[0]}")
+
+
 def load_config(root: str, arguments: list[str]) -> DictConfig:
     """Return the config of a command, ``configs/<root>.yaml``, with the overrides of its command line.
 
@@ -84,20 +93,15 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
             line = str(error).strip().splitlines()[0]
             group = line.partition("You must specify '")[2].partition("'")[0]
             if group:
-                known = [p.stem for p in (folder / group).glob("*.yaml")]
-                raise UserError(
-                    f"{group} is missing: say {group}=NAME; there are {', '.join(sorted(known))}"
-                ) from error
+                known = sorted(p.stem for p in (folder / group).glob("*.yaml"))
+                refuse_unknown(values, compose(root, [*choices, f"{group}={known[0]}"]))  # it may be misspelt
+                raise UserError(f"{group} is missing: say {group}=NAME; there are {', '.join(known)}") from error
             raise UserError(line) from error
         experiment = next((choice for choice in choices if choice.startswith("experiment=")), "")
         foreign = set(cfg) - set(compose(root, [choice for choice in choices if choice != experiment]))
         if foreign:
             raise UserError(f"{experiment} is no experiment of this command, which has no {', '.join(sorted(foreign))}")
-        known = sorted(option_names(cfg))
-        for argument in [*values, *(f"{k}=" for k in paths)]:
-            key = argument.partition("=")[0]
-            if key not in known:
-                raise UserError(f"unknown option {key!r}: {nearest(key, known).split(';')[0].split('there are')[0]}")
+        refuse_unknown([*values, *(f"{key}=" for key in paths)], cfg)
         # Hydra merges a mapping into the one that is there; a user who names layers means these and no others.
         whole = [a for a in values if "={" in a and isinstance(OmegaConf.select(cfg, a.partition("=")[0]), DictConfig)]
         try:

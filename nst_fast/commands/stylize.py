@@ -107,8 +107,13 @@ class Job:
 
 
 def written_as(suffix: str) -> str:
-    """Return the suffix of a result, given that of its photograph: few programs read HEIC, so it becomes JPEG."""
-    return ".jpg" if suffix.lower() in HEIC else suffix
+    """Return the suffix of a result, given that of its photograph.
+
+    Few programs read HEIC, so it becomes JPEG; what says nothing of a format becomes PNG.
+    """
+    if suffix.lower() in HEIC:
+        return ".jpg"
+    return suffix if suffix.lower() in Image.registered_extensions() else ".png"
 
 
 def find_jobs(inputs: list[str], output: str | None, model: str, suffix: str | None, recursive: bool) -> list[Job]:
@@ -158,7 +163,8 @@ def find_jobs(inputs: list[str], output: str | None, model: str, suffix: str | N
         elif to_stdout:
             jobs.append(Job(source, None))
         elif folder is None:
-            jobs.append(Job(source, renamed(source.with_name(f"{source.stem}.{model}{source.suffix}"))))
+            name = f"{source.stem}.{model}{suffix or written_as(source.suffix)}"
+            jobs.append(Job(source, source.with_name(name)))
         else:
             jobs.append(Job(source, folder if is_file else renamed(folder / source.name)))
     if to_stdout and len(jobs) > 1:
@@ -240,8 +246,11 @@ def open_picture(job: Job) -> Image.Image:
     """Return a picture that is yet to be decoded; raises UserError where it is missing or no picture."""
     if job.source is not None and not os.path.isfile(job.source):
         raise UserError(f"no picture at {job.source}")
+    source: Path | io.BytesIO = job.source or io.BytesIO(sys.stdin.buffer.read())
+    if isinstance(source, io.BytesIO) and not source.getbuffer():
+        raise UserError("standard input is empty; a picture is needed")
     with reading(job):
-        return Image.open(io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source)
+        return Image.open(source)
 
 
 def carried_exif(image: Image.Image, keep_gps: bool) -> bytes:
