@@ -41,6 +41,11 @@ def shipped_models(int8: bool = False) -> dict[str, Path]:
     return {name: path for name, path in found.items() if name.endswith(INT8) == int8}
 
 
+def is_model(name: str) -> bool:
+    """Return whether a name is a shipped model's or that of an .onnx file, not a checkpoint's."""
+    return name.lower().endswith(".onnx") or name in shipped_models() | shipped_models(int8=True)
+
+
 def find_model(name: str) -> Path:
     """Return the file of a model given as a path or by the name of a shipped one; raises UserError."""
     path = Path(os.path.expanduser(name))

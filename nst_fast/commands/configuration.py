@@ -77,7 +77,8 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
         elif key in PATH_OPTIONS and not value:
             raise UserError(f"{key} is empty; a path is needed, or null")
         elif key in PATH_OPTIONS:
-            names = {"resume": ("last",), "init_from": () if os.path.lexists(value) else shipped_models()}.get(key, ())
+            models = () if os.path.lexists(value) else shipped_models() | shipped_models(int8=True)
+            names = {"resume": ("last",), "init_from": models}.get(key, ())
             absolute = os.path.abspath(os.path.expanduser(value))
             paths[key] = None if value == "null" else value if value in names else absolute
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nst_fast import __version__
-from nst_fast.assets import INT8, PACKAGE, find_model, shipped_models
+from nst_fast.assets import INT8, PACKAGE, find_model, is_model
 from nst_fast.commands import require_training_packages, run
 from nst_fast.errors import UserError
 from nst_fast.stylizer import Stylizer
@@ -24,9 +24,10 @@ Export a checkpoint that `train` wrote to one self-describing ONNX file.
 
   CHECKPOINT_OR_RUN  for example runs/train/starry_night/<time>, or checkpoints/last.ckpt in it; for --int8 also a
                      model, an .onnx file or the name of a shipped one
-  -o, --output FILE  (default: <style>.onnx, <style>.float.onnx or <style>.int8.onnx, in the folder where you are)
+  -o, --output FILE  (default: <style>.onnx, <style>.float.onnx or <style>.int8.onnx, <model>.int8.onnx for a model,
+                     in the folder where you are)
   --float-nchw       float32 (N, 3, H, W) RGB in [0, 1] in and out, in place of uint8 (N, H, W, 3)
-  --int8             convolutions in 8-bit integers: faster on a processor, and the pictures look the same
+  --int8             convolutions in 8-bit integers: faster on a processor, and the pictures look alike
   --version          print the version
 
 examples:
@@ -143,11 +144,12 @@ def main() -> None:
             from nst_fast.style_transfer import last_checkpoint, read_checkpoint
         except ModuleNotFoundError as error:
             require_training_packages(error)
-        if options.int8 and (options.checkpoint in shipped_models() or options.checkpoint.endswith(".onnx")):
+        given = os.path.expanduser(options.checkpoint)
+        if options.int8 and (is_model(options.checkpoint) or not os.path.lexists(given)):
             model = find_model(options.checkpoint)
             print(export_in_8_bits(model, options.output or f"{model.stem}{INT8}.onnx"))
             return
-        source = last_checkpoint(os.path.expanduser(options.checkpoint))
+        source = last_checkpoint(given)
         checkpoint = read_checkpoint(source)
         if options.int8:
             with tempfile.TemporaryDirectory() as folder:

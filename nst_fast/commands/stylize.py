@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image, ImageSequence
 
-from nst_fast.assets import find_model, shipped_models
+from nst_fast.assets import INT8, find_model, shipped_models
 from nst_fast.commands import printable, run
 from nst_fast.errors import UserError
 from nst_fast.images import (
@@ -334,13 +334,15 @@ class PixelBudget:
 
 def show_models() -> None:
     """Print the shipped models with title, artist, licence, size and losses."""
-    for name, path in sorted({**shipped_models(), **shipped_models(int8=True)}.items()):
+    for name, path in sorted((shipped_models() | shipped_models(int8=True)).items()):
         told = Stylizer(path).metadata
+        if name.endswith(INT8):
+            about = f"in 8-bit integers, {told['int8_psnr']} dB from {name.removesuffix(INT8)} on photographs"
+        else:
+            about = f"{told.get('title', name)}, {told.get('artist', 'unknown')} ({told.get('licence', 'unknown')})"
         losses = "  ".join(f"{k[4:-5]} {float(v):.3g}" for k, v in told.items() if k.startswith("val_"))
-        if "int8_psnr" in told:
-            losses = f"in 8-bit integers, {told['int8_psnr']} dB from the above"
-        by = f"{told.get('title', name)}, {told.get('artist', 'unknown')} ({told.get('licence', 'unknown')})"
-        print(f"{name:<20} {by}, {path.stat().st_size / 1e6:.2f} MB  {losses}")
+        size = f"{path.stat().st_size / 1e6:.2f} MB"
+        print(f"{name:<20} {about}, {size}  {'' if name.endswith(INT8) else losses}".rstrip())
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -131,12 +131,12 @@ def resolve(cfg: Any, console: Console) -> None:
 
 def warm_start(network: Any, path: str) -> None:
     """Fill a network with a model's or a checkpoint's; raises UserError where that is of another kind."""
-    from nst_fast.assets import find_model, shipped_models
+    from nst_fast.assets import find_model, is_model
     from nst_fast.onnx_export import import_network
     from nst_fast.style_transfer import CHECKPOINT_KEY, read_checkpoint, trained_network
     from nst_fast.stylizer import Stylizer
 
-    if path in shipped_models() or path.endswith(".onnx"):
+    if is_model(path):
         model = find_model(path)
         weights, theirs = import_network(model).state_dict(), Stylizer(model).metadata.get("network", "unknown")
     else:
