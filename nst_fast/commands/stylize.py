@@ -52,7 +52,8 @@ Stylize pictures, one forward pass each.
                         (default: photo.MODEL.jpg beside photo.jpg; FOLDER.MODEL/ beside FOLDER)
   -r, --recursive       folders with what is below them
   --overwrite           replace files that exist
-  --format FORMAT       jpg, png, webp, tiff, bmp or gif (default: the input's; HEIC's: jpg)
+  --format FORMAT       jpg, png, webp, tiff, bmp or gif (default: the input's; jpg for HEIC, png where its name tells
+                        none)
   --quality N           of JPEG and WebP, 1 to 100 (default 95)
   --keep-gps            keep the position in the EXIF data, which is dropped otherwise
 
