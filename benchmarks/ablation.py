@@ -19,9 +19,9 @@ from judging import SHARED, TEACHERS, ask_judge, trained
 from PIL import Image
 
 from nst_fast.commands.export import source_commit
-from nst_fast.commands.sheet import draw_sheet
-from nst_fast.images import resize_long_side, save_image
-from nst_fast.stylizer import Stylizer
+from nst_fast.stylizing.images import resize_long_side, save_image
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.sheet import draw_sheet
 
 WITHOUT = "loss.style_layers={{{}}}"
 CHOICES = {

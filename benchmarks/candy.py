@@ -20,11 +20,11 @@ from judging import SHARED, ask_judge
 from omegaconf import OmegaConf
 
 from nst_fast.commands.export import source_commit
-from nst_fast.data import centre_crop
-from nst_fast.images import load_image
-from nst_fast.loss_network import VGG, load_converted_vgg
-from nst_fast.style_targets import to_image, to_tensor
-from nst_fast.stylizer import Stylizer
+from nst_fast.loss.loss_network import VGG, load_converted_vgg
+from nst_fast.loss.style_targets import to_image, to_tensor
+from nst_fast.stylizing.images import load_image
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.content_images import centre_crop
 
 PAINTING = SHARED / "styles" / "candy.jpg"
 PEER = SHARED / "peers" / "winml_candy_720.onnx"

@@ -20,9 +20,9 @@ from networks import SIZES, measure
 from PIL import ImageOps
 
 from nst_fast.commands.export import source_commit
-from nst_fast.commands.sheet import draw_sheet
-from nst_fast.images import load_image, save_image
-from nst_fast.stylizer import Stylizer
+from nst_fast.stylizing.images import load_image, save_image
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.sheet import draw_sheet
 
 FIGURES = ("content", "style", "style_vgg19", "tv", "painting_size")
 GRAINS = ("noise", "contrast")

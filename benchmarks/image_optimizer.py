@@ -27,11 +27,11 @@ from PIL import Image
 
 from nst_fast.assets import ASSETS
 from nst_fast.commands.export import source_commit
-from nst_fast.image_optimizer import optimize_image
-from nst_fast.images import resize_long_side
-from nst_fast.loss_network import VGG, VGG19_WIDTHS, create_loss_network, freeze
-from nst_fast.losses import BalancedLoss, gram_matrix
-from nst_fast.style_targets import StyleTargets, to_tensor
+from nst_fast.loss.loss_network import VGG, VGG19_WIDTHS, create_loss_network, freeze
+from nst_fast.loss.losses import BalancedLoss, gram_matrix
+from nst_fast.loss.style_targets import StyleTargets, to_tensor
+from nst_fast.reference.image_optimizer import optimize_image
+from nst_fast.stylizing.images import resize_long_side
 
 STYLE_LAYERS = [f"relu{block}_1" for block in range(1, 6)]
 

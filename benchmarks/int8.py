@@ -23,11 +23,11 @@ from judging import SHARED, ask_judge
 from nst_fast.assets import find_model, shipped_models
 from nst_fast.commands.compare import compare_models
 from nst_fast.commands.export import export_in_8_bits, source_commit
-from nst_fast.data import centre_crop
-from nst_fast.images import load_image
-from nst_fast.quantization import psnr
-from nst_fast.style_targets import to_image
-from nst_fast.stylizer import Stylizer
+from nst_fast.loss.style_targets import to_image
+from nst_fast.stylizing.images import load_image
+from nst_fast.stylizing.quantization import psnr
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.content_images import centre_crop
 
 PHOTOGRAPHS = SHARED / "content" / "val"
 JUDGED = ("content", "style", "style_vgg19", "tv")

@@ -32,10 +32,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nst_fast.commands.export import source_commit
 from nst_fast.commands.train import train
-from nst_fast.loss_network import VGG19_WIDTHS, create_loss_network, multiplies_bfloat16
-from nst_fast.losses import BalancedLoss, layer_gram_matrix
-from nst_fast.networks import create_network, for_inference
-from nst_fast.style_transfer import StyleTransfer
+from nst_fast.loss.loss_network import VGG19_WIDTHS, create_loss_network, multiplies_bfloat16
+from nst_fast.loss.losses import BalancedLoss, layer_gram_matrix
+from nst_fast.training.networks import create_network, for_inference
+from nst_fast.training.style_transfer import StyleTransfer
 
 NETWORKS = {"fast": ("fast", 48, 4), "tiny": ("tiny", 16, 3), "johnson": ("johnson", 32, 5)}
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")

@@ -21,12 +21,12 @@ from PIL import Image
 
 from nst_fast.assets import shipped_models
 from nst_fast.commands.export import source_commit
-from nst_fast.commands.sheet import draw_sheet
-from nst_fast.data import centre_crop
-from nst_fast.images import load_image, save_image
-from nst_fast.losses import pixel_grid, pixel_weave
-from nst_fast.style_targets import to_image, to_tensor
-from nst_fast.stylizer import Stylizer
+from nst_fast.loss.losses import pixel_grid, pixel_weave
+from nst_fast.loss.style_targets import to_image, to_tensor
+from nst_fast.stylizing.images import load_image, save_image
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.content_images import centre_crop
+from nst_fast.training.sheet import draw_sheet
 
 PHOTOGRAPHS = SHARED / "content" / "val"
 PLACE, ENLARGED = (180, 40, 340, 200), 3  # px of scikit-image's coffee, and how many times they are shown

@@ -34,7 +34,7 @@ from PIL import Image
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from nst_fast.loss_network import (
+from nst_fast.loss.loss_network import (
     LossNetwork,
     MergedLossNetwork,
     SlimVGG,
@@ -46,8 +46,8 @@ from nst_fast.loss_network import (
     read_safetensors,
     save_slim_vgg,
 )
-from nst_fast.losses import gram_matrix, total_variation
-from nst_fast.networks import FastNetwork
+from nst_fast.loss.losses import gram_matrix, total_variation
+from nst_fast.training.networks import FastNetwork
 
 ROOT = Path(__file__).resolve().parent.parent
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")

@@ -20,12 +20,13 @@ from nst_fast.commands.compare import loss_arguments
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.optimize import resolve
 from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
-from nst_fast.commands.sheet import draw_sheet
-from nst_fast.data import centre_crop
-from nst_fast.image_optimizer import optimize_image
-from nst_fast.images import encode_image, write_atomically
-from nst_fast.style_targets import to_image, to_tensor
-from nst_fast.stylizer import Stylizer
+from nst_fast.files import write_atomically
+from nst_fast.loss.style_targets import to_image, to_tensor
+from nst_fast.reference.image_optimizer import optimize_image
+from nst_fast.stylizing.images import encode_image
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.content_images import centre_crop
+from nst_fast.training.sheet import draw_sheet
 
 SIDE = 300  # px of one picture
 LARGEST = 200_000  # bytes of a sheet

@@ -14,8 +14,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from nst_fast.assets import ASSETS, shipped
-from nst_fast.loss_network import create_loss_network
-from nst_fast.style_targets import fetch_painting, make_style_targets
+from nst_fast.loss.loss_network import create_loss_network
+from nst_fast.loss.style_targets import fetch_painting, make_style_targets
 
 SIZES = (256, 384, 512)  # px, short side of the painting
 

@@ -24,11 +24,11 @@ from nst_fast.assets import INT8, shipped_models
 from nst_fast.commands.compare import compare_models
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.export import export_in_8_bits
-from nst_fast.data import centre_crop
 from nst_fast.downloads import file_hash
-from nst_fast.images import load_image
-from nst_fast.style_targets import to_image
-from nst_fast.stylizer import Stylizer
+from nst_fast.loss.style_targets import to_image
+from nst_fast.stylizing.images import load_image
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.content_images import centre_crop
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -13,8 +13,8 @@ from PIL import Image
 
 from nst_fast.commands import compare, export, optimize, preview, stylize, train
 from nst_fast.commands.configuration import PATH_OPTIONS, load_config, option_names
-from nst_fast.networks import create_network
-from nst_fast.onnx_export import export as export_network
+from nst_fast.training.networks import create_network
+from nst_fast.training.onnx_export import export as export_network
 
 ABSURD = [
     *("-1", "nan", "inf", "1e30", "1" + "0" * 30, "0.5", "text", "", "[1,2]", "{a: 1}", "null", "true", "'\x1b[31m'"),

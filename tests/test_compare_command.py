@@ -24,14 +24,14 @@ from nst_fast.assets import ASSETS, VGG19_SLIM, shipped_models
 from nst_fast.commands import compare as compare_command
 from nst_fast.commands.compare import loss_arguments
 from nst_fast.commands.configuration import load_config
-from nst_fast.comparison import perceptual_losses
-from nst_fast.images import load_image, resize_long_side
-from nst_fast.loss_network import create_loss_network, file_identity
-from nst_fast.losses import StructureLoss
-from nst_fast.networks import create_network
-from nst_fast.onnx_export import export
-from nst_fast.style_targets import StyleTargets, to_tensor
-from nst_fast.stylizer import Stylizer
+from nst_fast.loss.loss_network import create_loss_network, file_identity
+from nst_fast.loss.losses import StructureLoss
+from nst_fast.loss.style_targets import StyleTargets, to_tensor
+from nst_fast.reference.comparison import perceptual_losses
+from nst_fast.stylizing.images import load_image, resize_long_side
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.networks import create_network
+from nst_fast.training.onnx_export import export
 
 BIN = Path(sys.executable).parent
 PEERS = Path(__file__).resolve().parents[2] / "shared" / "peers"

@@ -6,11 +6,18 @@ import torch
 from PIL import Image
 
 from nst_fast.commands.compare import spread, summarise, told
-from nst_fast.comparison import TIMED_RUNS, Comparison, ModelResult, OptimizerResult, compare, perceptual_losses
-from nst_fast.image_optimizer import optimize_image, white_noise
-from nst_fast.loss_network import VGG
-from nst_fast.losses import BalancedLoss, gram_matrix
-from nst_fast.style_targets import to_image, to_tensor
+from nst_fast.loss.loss_network import VGG
+from nst_fast.loss.losses import BalancedLoss, gram_matrix
+from nst_fast.loss.style_targets import to_image, to_tensor
+from nst_fast.reference.comparison import (
+    TIMED_RUNS,
+    Comparison,
+    ModelResult,
+    OptimizerResult,
+    compare,
+    perceptual_losses,
+)
+from nst_fast.reference.image_optimizer import optimize_image, white_noise
 
 PICTURE = Image.new("RGB", (4, 4))
 LAYERS = {"relu1_1": 0.5, "relu2_1": 0.5}

@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from nst_fast import data
-from nst_fast.data import (
+from nst_fast.errors import UserError
+from nst_fast.stylizing.images import find_pictures
+from nst_fast.training import content_images as data
+from nst_fast.training.content_images import (
     BundledImages,
     ContentImages,
     FolderImages,
@@ -25,8 +27,6 @@ from nst_fast.data import (
     dead_leaves,
     random_window,
 )
-from nst_fast.errors import UserError
-from nst_fast.images import find_pictures
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),

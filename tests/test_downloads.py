@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from nst_fast import downloads, loss_network
+from nst_fast import downloads
 from nst_fast.commands import train as train_command
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.progress import download_progress
 from nst_fast.downloads import COCO, fetch, fetch_coco, file_hash, reachable
 from nst_fast.errors import UserError
-from nst_fast.style_targets import fetch_painting
+from nst_fast.loss import loss_network
+from nst_fast.loss.style_targets import fetch_painting
 
 CONTENT = np.random.default_rng(0).bytes(700_000)
 SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"

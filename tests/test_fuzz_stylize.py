@@ -17,8 +17,8 @@ from PIL import Image, ImageCms
 
 from nst_fast.commands.stylize import Job, Looks, open_picture, stylize_picture
 from nst_fast.errors import UserError
-from nst_fast.images import encode_image
-from nst_fast.stylizer import Stylizer
+from nst_fast.stylizing.images import encode_image
+from nst_fast.stylizing.stylizer import Stylizer
 
 PICTURES, SECONDS, BYTES = 2000, 60, 4 << 30
 
@@ -117,8 +117,8 @@ def fuzz(model: str, folder: Path) -> None:
 def exported(tmp_path_factory):
     import torch  # not in the process with limited memory
 
-    from nst_fast.networks import create_network
-    from nst_fast.onnx_export import export
+    from nst_fast.training.networks import create_network
+    from nst_fast.training.onnx_export import export
 
     torch.manual_seed(0)
     return export(create_network("fast", 8, 1), tmp_path_factory.mktemp("model") / "tiny.onnx", {})

@@ -13,11 +13,11 @@ from scipy.optimize import minimize
 from nst_fast.assets import VGG19_SLIM
 from nst_fast.commands.configuration import load_config
 from nst_fast.errors import UserError
-from nst_fast.image_optimizer import METHODS, adam, lbfgs, optimize_image, white_noise
-from nst_fast.images import keep_colors, resize_long_side
-from nst_fast.loss_network import VGG, create_loss_network
-from nst_fast.losses import BalancedLoss, GatysLoss, gram_matrix
-from nst_fast.style_targets import style_statistics, to_image, to_tensor
+from nst_fast.loss.loss_network import VGG, create_loss_network
+from nst_fast.loss.losses import BalancedLoss, GatysLoss, gram_matrix
+from nst_fast.loss.style_targets import style_statistics, to_image, to_tensor
+from nst_fast.reference.image_optimizer import METHODS, adam, lbfgs, optimize_image, white_noise
+from nst_fast.stylizing.images import keep_colors, resize_long_side
 
 LAYER = "relu2_1"
 FILTERS = 6  # of that layer

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.transforms.functional import normalize
 
-from nst_fast import loss_network as module
 from nst_fast.assets import VGG19_SLIM
 from nst_fast.errors import UserError
-from nst_fast.loss_network import (
+from nst_fast.loss import loss_network as module
+from nst_fast.loss.loss_network import (
     VGG,
     VGG19_WIDTHS,
     MergedLossNetwork,

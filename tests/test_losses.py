@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from nst_fast.errors import UserError
-from nst_fast.loss_network import VGG, NormalisedLossNetwork, SlimVGG
-from nst_fast.losses import (
+from nst_fast.loss.loss_network import VGG, NormalisedLossNetwork, SlimVGG
+from nst_fast.loss.losses import (
     CONTENT_FLOOR,
     LOSSES,
     QUANTILES,

@@ -8,11 +8,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from nst_fast.data import BundledImages, ContentImages, Forever
-from nst_fast.loss_network import VGG, freeze
-from nst_fast.losses import BalancedLoss, gram_matrix
-from nst_fast.networks import create_network
-from nst_fast.style_transfer import StyleTransfer
+from nst_fast.loss.loss_network import VGG, freeze
+from nst_fast.loss.losses import BalancedLoss, gram_matrix
+from nst_fast.training.content_images import BundledImages, ContentImages, Forever
+from nst_fast.training.networks import create_network
+from nst_fast.training.style_transfer import StyleTransfer
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning")
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nst_fast.errors import UserError
-from nst_fast.networks import (
+from nst_fast.training.networks import (
     NETWORKS,
     Contrast,
     FastNetwork,

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from nst_fast.errors import UserError
-from nst_fast.networks import NETWORKS, FastNetwork, TransformationNetwork, create_network
-from nst_fast.onnx_export import Uint8Network, check_parity, export, import_network
+from nst_fast.training.networks import NETWORKS, FastNetwork, TransformationNetwork, create_network
+from nst_fast.training.onnx_export import Uint8Network, check_parity, export, import_network
 
 METADATA = {"style": "der_schrei", "title": "Der Schrei — 叫び ☺", "artist": "Edvard Munch (1863–1944)", "empty": ""}
 SIZES = [(16, 16), (17, 23), (64, 33), (101, 75)]

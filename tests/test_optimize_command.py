@@ -27,12 +27,12 @@ from nst_fast.commands import optimize as optimize_command
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.optimize import optimize
 from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_blend
-from nst_fast.comparison import perceptual_losses
 from nst_fast.errors import UserError
-from nst_fast.image_optimizer import optimize_image
-from nst_fast.loss_network import create_loss_network
-from nst_fast.losses import StructureLoss
-from nst_fast.style_targets import StyleTargets, to_image, to_tensor
+from nst_fast.loss.loss_network import create_loss_network
+from nst_fast.loss.losses import StructureLoss
+from nst_fast.loss.style_targets import StyleTargets, to_image, to_tensor
+from nst_fast.reference.comparison import perceptual_losses
+from nst_fast.reference.image_optimizer import optimize_image
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

@@ -10,12 +10,12 @@ from PIL import Image
 
 from nst_fast.commands import preview
 from nst_fast.commands.configuration import load_config
-from nst_fast.commands.sheet import draw_sheet
-from nst_fast.data import BundledImages
-from nst_fast.loss_network import create_loss_network
-from nst_fast.losses import BalancedLoss, layer_gram_matrix
-from nst_fast.networks import create_network
-from nst_fast.strength import rehearse
+from nst_fast.loss.loss_network import create_loss_network
+from nst_fast.loss.losses import BalancedLoss, layer_gram_matrix
+from nst_fast.loss.strength import rehearse
+from nst_fast.training.content_images import BundledImages
+from nst_fast.training.networks import create_network
+from nst_fast.training.sheet import draw_sheet
 
 LAYERS = ["relu1_1", "relu2_1"]
 

@@ -15,11 +15,11 @@ from PIL import Image
 
 from nst_fast.assets import find_model, shipped_models
 from nst_fast.errors import UserError
-from nst_fast.images import resize_short_side
-from nst_fast.networks import NETWORKS, create_network
-from nst_fast.onnx_export import export, import_network
-from nst_fast.quantization import SHORT_SIDE, export_int8, quantize
-from nst_fast.stylizer import Stylizer
+from nst_fast.stylizing.images import resize_short_side
+from nst_fast.stylizing.quantization import SHORT_SIDE, export_int8, quantize
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.networks import NETWORKS, create_network
+from nst_fast.training.onnx_export import export, import_network
 
 STYLES = ("starry_night", "the_scream", "great_wave", "composition_vii")
 METADATA = {"style": "s", "title": "Ťiny"}
@@ -169,7 +169,7 @@ def test_ranges_are_those_of_all_photographs_together(pair):
 
 
 def test_what_comes_out_too_different_is_refused_and_not_written(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr("nst_fast.quantization.LEAST_PSNR", 99.0)
+    monkeypatch.setattr("nst_fast.stylizing.quantization.LEAST_PSNR", 99.0)
     with pytest.raises(UserError, match=r"too different, \d\d\.\d dB .* 99 dB are needed"):
         export_int8(pair[0], tmp_path / "out.onnx", SEEN, HELD_OUT)
     assert not list(tmp_path.iterdir())

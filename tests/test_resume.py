@@ -23,8 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nst_fast.commands import train as train_command
 from nst_fast.errors import UserError
-from nst_fast.loss_network import VGG
-from nst_fast.style_transfer import StyleTransfer, read_checkpoint
+from nst_fast.loss.loss_network import VGG
+from nst_fast.training.style_transfer import StyleTransfer, read_checkpoint
 from nst_fast.weights import read_torch
 
 pytestmark = [

@@ -16,11 +16,11 @@ from PIL import Image
 from nst_fast.assets import ASSETS, shipped_models
 from nst_fast.commands.configuration import load_config
 from nst_fast.downloads import file_hash
-from nst_fast.images import resize_short_side
-from nst_fast.loss_network import create_loss_network
-from nst_fast.losses import layer_gram_matrix, pixel_weave
-from nst_fast.style_targets import StyleTargets, to_tensor
-from nst_fast.stylizer import Stylizer
+from nst_fast.loss.loss_network import create_loss_network
+from nst_fast.loss.losses import layer_gram_matrix, pixel_weave
+from nst_fast.loss.style_targets import StyleTargets, to_tensor
+from nst_fast.stylizing.images import resize_short_side
+from nst_fast.stylizing.stylizer import Stylizer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 STYLES = ("starry_night", "the_scream", "great_wave", "composition_vii")

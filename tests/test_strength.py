@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from nst_fast.commands.configuration import load_config
-from nst_fast.strength import STRENGTHS, StyleWeightControl, content_distance
-from nst_fast.style_transfer import read_checkpoint
-from nst_fast.stylizer import Stylizer
+from nst_fast.loss.strength import STRENGTHS, StyleWeightControl, content_distance
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.style_transfer import read_checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),

@@ -12,13 +12,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from nst_fast import style_targets as module
 from nst_fast.assets import ASSETS, VGG19_SLIM, shipped
 from nst_fast.downloads import file_hash
 from nst_fast.errors import UserError
-from nst_fast.loss_network import VGG, create_loss_network
-from nst_fast.losses import gram_matrix
-from nst_fast.style_targets import StyleTargets, fetch_painting, make_style_targets, style_statistics
+from nst_fast.loss import style_targets as module
+from nst_fast.loss.loss_network import VGG, create_loss_network
+from nst_fast.loss.losses import gram_matrix
+from nst_fast.loss.style_targets import StyleTargets, fetch_painting, make_style_targets, style_statistics
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LAYERS = ("relu1_1", "relu2_1")

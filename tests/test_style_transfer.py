@@ -15,13 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
-from nst_fast.data import BundledImages, ContentImages
 from nst_fast.errors import UserError
-from nst_fast.loss_network import VGG, freeze
-from nst_fast.losses import BalancedLoss, gram_matrix, pixel_grid, pixel_weave
-from nst_fast.networks import create_network
-from nst_fast.strength import StyleWeightControl
-from nst_fast.style_transfer import (
+from nst_fast.loss.loss_network import VGG, freeze
+from nst_fast.loss.losses import BalancedLoss, gram_matrix, pixel_grid, pixel_weave
+from nst_fast.loss.strength import StyleWeightControl
+from nst_fast.training.content_images import BundledImages, ContentImages
+from nst_fast.training.networks import create_network
+from nst_fast.training.style_transfer import (
     CHECKPOINT_KEY,
     LOG_EVERY,
     MOST_SKIPPED_IN_A_ROW,

@@ -14,8 +14,8 @@ from PIL import Image
 
 import nst_fast
 from nst_fast.commands import export as export_command
-from nst_fast.networks import create_network
-from nst_fast.onnx_export import export
+from nst_fast.training.networks import create_network
+from nst_fast.training.onnx_export import export
 
 BIN = Path(sys.executable).parent
 

@@ -22,10 +22,10 @@ import torch
 from PIL import Image, ImageCms
 
 from nst_fast.commands.stylize import PixelBudget, main
-from nst_fast.images import fill_hidden
-from nst_fast.networks import create_network
-from nst_fast.onnx_export import export
-from nst_fast.stylizer import Stylizer
+from nst_fast.stylizing.images import fill_hidden
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.networks import create_network
+from nst_fast.training.onnx_export import export
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT.parent / "shared" / "peers"

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from nst_fast.errors import UserError
-from nst_fast.networks import create_network
-from nst_fast.onnx_export import export
-from nst_fast.stylizer import Stylizer
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.networks import create_network
+from nst_fast.training.onnx_export import export
 
 PEERS = Path(__file__).resolve().parents[2] / "shared" / "peers"
 
@@ -216,7 +216,10 @@ def test_a_model_of_fixed_size_gives_back_the_pictures_own_size():
 
 @pytest.mark.parametrize(
     "script",
-    ["import nst_fast.stylizer", "from nst_fast.commands.stylize import stylize; assert stylize(sys.argv[1:]) == 0"],
+    [
+        "import nst_fast.stylizing.stylizer",
+        "from nst_fast.commands.stylize import stylize; assert stylize(sys.argv[1:]) == 0",
+    ],
     ids=["import", "command"],
 )
 def test_stylizing_a_picture_imports_neither_the_training_packages_nor_rich(tmp_path, model, script):

@@ -17,15 +17,15 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
-from nst_fast import stylizer as stylizer_module
-from nst_fast import tiling
 from nst_fast.assets import find_model
 from nst_fast.commands.stylize import stylize
 from nst_fast.errors import UserError
-from nst_fast.networks import conv, create_network, norm
-from nst_fast.onnx_export import to_onnx
-from nst_fast.stylizer import Stylizer
-from nst_fast.tiling import TiledModel
+from nst_fast.stylizing import stylizer as stylizer_module
+from nst_fast.stylizing import tiling
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.stylizing.tiling import TiledModel
+from nst_fast.training.networks import conv, create_network, norm
+from nst_fast.training.onnx_export import to_onnx
 
 ASTRONAUT = skimage.data.astronaut()
 STEP = 1 / 255
@@ -687,12 +687,12 @@ def test_onnx_is_imported_when_tiles_are_needed_and_torch_never(folder):
     Image.fromarray(photograph(70, 90)).save("photo.png")
     script = """
 import sys
-import nst_fast.stylizer
+import nst_fast.stylizing.stylizer
 from nst_fast.commands.stylize import stylize
 for flag in ([], ["--tile"]):
     assert stylize(["--model", "tiny.onnx", "photo.png", "--threads", "1", "--overwrite", *flag]) == 0
-    print([name for name in ("torch", "onnx", "nst_fast.tiling") if name in sys.modules])
+    print([name for name in ("torch", "onnx", "nst_fast.stylizing.tiling") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[1::2] == ["[]", "['onnx', 'nst_fast.tiling']"]
+    assert done.stdout.splitlines()[1::2] == ["[]", "['onnx', 'nst_fast.stylizing.tiling']"]

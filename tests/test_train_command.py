@@ -31,9 +31,9 @@ import nst_fast
 from nst_fast.assets import shipped_models
 from nst_fast.commands import export
 from nst_fast.commands.configuration import load_config
-from nst_fast.networks import FastNetwork
-from nst_fast.style_transfer import read_checkpoint
-from nst_fast.stylizer import Stylizer
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.networks import FastNetwork
+from nst_fast.training.style_transfer import read_checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),

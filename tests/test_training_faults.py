@@ -16,7 +16,7 @@ import torch
 from conftest import Result
 from PIL import Image
 
-from nst_fast.style_transfer import MOST_SKIPPED_IN_A_ROW, StyleTransfer, read_checkpoint
+from nst_fast.training.style_transfer import MOST_SKIPPED_IN_A_ROW, StyleTransfer, read_checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),

@@ -20,8 +20,8 @@ from nst_fast import __version__
 from nst_fast.assets import find_model, shipped
 from nst_fast.commands import require_training_packages, run, tune_torch
 from nst_fast.errors import UserError
-from nst_fast.images import find_pictures, load_image, resize_long_side
-from nst_fast.stylizer import Stylizer
+from nst_fast.stylizing.images import find_pictures, load_image, resize_long_side
+from nst_fast.stylizing.stylizer import Stylizer
 
 USAGE = """
 usage: nst-compare --model FILE_OR_NAME [--model ...] --content FOLDER [options] [key=value ...]
@@ -272,7 +272,7 @@ def compare_models(arguments: list[str]) -> int:
         from nst_fast.commands.optimize import resolve
         from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
         from nst_fast.commands.progress import download_progress
-        from nst_fast.comparison import compare
+        from nst_fast.reference.comparison import compare
     except ModuleNotFoundError as error:
         require_training_packages(error)
 

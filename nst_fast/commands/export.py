@@ -15,7 +15,7 @@ from nst_fast import __version__
 from nst_fast.assets import INT8, PACKAGE, find_model, is_model
 from nst_fast.commands import require_training_packages, run
 from nst_fast.errors import UserError
-from nst_fast.stylizer import Stylizer
+from nst_fast.stylizing.stylizer import Stylizer
 
 USAGE = """
 usage: nst-export CHECKPOINT_OR_RUN [-o FILE] [--float-nchw | --int8]
@@ -65,7 +65,7 @@ def describe(checkpoint: dict[str, Any]) -> dict[str, str]:
 
     Raises KeyError, TypeError, ValueError or AttributeError where it has been tampered with.
     """
-    from nst_fast.style_transfer import CHECKPOINT_KEY
+    from nst_fast.training.style_transfer import CHECKPOINT_KEY
 
     ours = checkpoint[CHECKPOINT_KEY]
     config = ours["config"]
@@ -108,8 +108,8 @@ def export_checkpoint(
     Without a path it is called as its style, in the folder where the command is typed. Raises UserError, which names
     the ``source`` of the checkpoint, where that is not as `train` wrote it.
     """
-    from nst_fast.onnx_export import export
-    from nst_fast.style_transfer import trained_network
+    from nst_fast.training.onnx_export import export
+    from nst_fast.training.style_transfer import trained_network
 
     network = trained_network(checkpoint, source)
     try:
@@ -123,8 +123,8 @@ def export_checkpoint(
 
 def export_in_8_bits(model: Path, path: str | Path) -> Path:
     """Write an exported model in 8-bit integers, and return its path; raises UserError where it cannot be quantised."""
-    from nst_fast.data import bundled_photographs
-    from nst_fast.quantization import export_int8
+    from nst_fast.stylizing.quantization import export_int8
+    from nst_fast.training.content_images import bundled_photographs
 
     return export_int8(model, path, bundled_photographs(), bundled_photographs(held_out=True))
 
@@ -141,7 +141,7 @@ def main() -> None:
         kind.add_argument("--int8", action="store_true")
         options = parser.parse_args(arguments)
         try:
-            from nst_fast.style_transfer import last_checkpoint, read_checkpoint
+            from nst_fast.training.style_transfer import last_checkpoint, read_checkpoint
         except ModuleNotFoundError as error:
             require_training_packages(error)
         given = os.path.expanduser(options.checkpoint)

@@ -53,7 +53,7 @@ def resolve(cfg: Any, console: Console) -> None:
     """Check a config's values and replace what is automatic by what this machine gets."""
     from nst_fast.commands.configuration import require_choice, require_number, require_weights
     from nst_fast.commands.perceptual_loss import resolve_device, resolve_perceptual_loss
-    from nst_fast.image_optimizer import METHODS, STARTS
+    from nst_fast.reference.image_optimizer import METHODS, STARTS
 
     if cfg.content is None:
         raise UserError("content is null; the photograph is needed: content=FILE")
@@ -86,9 +86,9 @@ def optimize(cfg: Any) -> Path:
     from nst_fast.commands.configuration import literal
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_blend
     from nst_fast.commands.progress import download_progress
-    from nst_fast.image_optimizer import Iteration, optimize_image, white_noise
-    from nst_fast.images import keep_colors, load_image, resize_long_side, save_image
-    from nst_fast.style_targets import to_image, to_tensor
+    from nst_fast.loss.style_targets import to_image, to_tensor
+    from nst_fast.reference.image_optimizer import Iteration, optimize_image, white_noise
+    from nst_fast.stylizing.images import keep_colors, load_image, resize_long_side, save_image
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     resolve(cfg, console)

@@ -23,10 +23,10 @@ from nst_fast.commands.configuration import (
 )
 from nst_fast.downloads import Progress
 from nst_fast.errors import UserError
-from nst_fast.loss_network import LOSS_NETWORKS, choose_loss_network, create_loss_network
-from nst_fast.losses import LOSSES, PerceptualLoss
-from nst_fast.strength import STRENGTHS, StyleWeightControl, content_distance
-from nst_fast.style_targets import style_statistics
+from nst_fast.loss.loss_network import LOSS_NETWORKS, choose_loss_network, create_loss_network
+from nst_fast.loss.losses import LOSSES, PerceptualLoss
+from nst_fast.loss.strength import STRENGTHS, StyleWeightControl, content_distance
+from nst_fast.loss.style_targets import style_statistics
 
 LONGEST_NAME = 200  # bytes of a style's name: file systems take 255, suffixes among them
 
@@ -93,7 +93,7 @@ def create_perceptual_loss(cfg: Any, progress: Progress | None = None) -> Percep
     """Return the perceptual loss of a config, without style targets."""
     from PIL import Image
 
-    from nst_fast.data import bundled_photographs, centre_crop
+    from nst_fast.training.content_images import bundled_photographs, centre_crop
 
     photographs = (centre_crop(Image.fromarray(p), 256)[None].float() / 255 for p in bundled_photographs())
     loss_network = create_loss_network(

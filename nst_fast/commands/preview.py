@@ -49,7 +49,7 @@ def resolve(cfg: Any, console: Console) -> None:
 
     from nst_fast.commands.configuration import check_number, require_choice, require_number
     from nst_fast.commands.perceptual_loss import check_strength, resolve_device, resolve_perceptual_loss
-    from nst_fast.images import find_format
+    from nst_fast.stylizing.images import find_format
 
     require_number(cfg, "size", 16, 4096)
     for key in ("settling_steps", "steps"):
@@ -85,12 +85,12 @@ def preview(cfg: Any) -> Path:
     from nst_fast.assets import find_model, shipped_models
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
     from nst_fast.commands.progress import download_progress
-    from nst_fast.commands.sheet import draw_sheet
-    from nst_fast.data import BundledImages, bundled_photographs
-    from nst_fast.images import load_image, resize_long_side, save_image
-    from nst_fast.onnx_export import import_network
-    from nst_fast.strength import content_distance, rehearse
-    from nst_fast.style_targets import to_image, to_tensor
+    from nst_fast.loss.strength import content_distance, rehearse
+    from nst_fast.loss.style_targets import to_image, to_tensor
+    from nst_fast.stylizing.images import load_image, resize_long_side, save_image
+    from nst_fast.training.content_images import BundledImages, bundled_photographs
+    from nst_fast.training.onnx_export import import_network
+    from nst_fast.training.sheet import draw_sheet
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     resolve(cfg, console)

@@ -13,7 +13,7 @@ from nst_fast.assets import shipped
 from nst_fast.commands.configuration import PATH_OPTIONS, literal, load_config, stored
 from nst_fast.commands.perceptual_loss import style_name
 from nst_fast.errors import UserError
-from nst_fast.style_transfer import CHECKPOINT_KEY, LAST, PREVIOUS, last_checkpoint, read_checkpoint
+from nst_fast.training.style_transfer import CHECKPOINT_KEY, LAST, PREVIOUS, last_checkpoint, read_checkpoint
 
 RUNS = Path("runs", "train")
 # Where things lie, who reads them and what computes may change in the middle of a run; what is trained may not.

@@ -23,7 +23,8 @@ from PIL import Image, ImageSequence
 from nst_fast.assets import INT8, find_model, shipped_models
 from nst_fast.commands import printable, run
 from nst_fast.errors import UserError
-from nst_fast.images import (
+from nst_fast.files import write_atomically
+from nst_fast.stylizing.images import (
     GPS_POSITION,
     HEIC,
     ORIENTATION,
@@ -37,9 +38,8 @@ from nst_fast.images import (
     resize_long_side,
     split_alpha,
     why_unreadable,
-    write_atomically,
 )
-from nst_fast.stylizer import DEVICES, TILED_ABOVE, Stylizer
+from nst_fast.stylizing.stylizer import DEVICES, TILED_ABOVE, Stylizer
 
 USAGE = """
 usage: stylize --model FILE_OR_NAME INPUT... [-o OUTPUT] [options]

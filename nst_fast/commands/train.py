@@ -74,8 +74,8 @@ def resolve(cfg: Any, console: Console) -> None:
     from nst_fast.commands.configuration import require_choice, require_number
     from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
     from nst_fast.downloads import COCO
-    from nst_fast.loss_network import multiplies_bfloat16
-    from nst_fast.networks import NETWORKS
+    from nst_fast.loss.loss_network import multiplies_bfloat16
+    from nst_fast.training.networks import NETWORKS
 
     for key, least, most in (
         ("data.size", 32, 4096),  # px
@@ -132,9 +132,9 @@ def resolve(cfg: Any, console: Console) -> None:
 def warm_start(network: Any, path: str) -> None:
     """Fill a network with a model's or a checkpoint's; raises UserError where that is of another kind."""
     from nst_fast.assets import find_model, is_model
-    from nst_fast.onnx_export import import_network
-    from nst_fast.style_transfer import CHECKPOINT_KEY, read_checkpoint, trained_network
-    from nst_fast.stylizer import Stylizer
+    from nst_fast.stylizing.stylizer import Stylizer
+    from nst_fast.training.onnx_export import import_network
+    from nst_fast.training.style_transfer import CHECKPOINT_KEY, read_checkpoint, trained_network
 
     if is_model(path):
         model = find_model(path)
@@ -153,8 +153,8 @@ def create_data(cfg: Any, console: Console) -> Any:
     from rich.progress import Progress
 
     from nst_fast.commands.progress import download_progress
-    from nst_fast.data import BundledImages, ContentImages, FolderImages
     from nst_fast.downloads import fetch_coco
+    from nst_fast.training.content_images import BundledImages, ContentImages, FolderImages
 
     images: BundledImages | FolderImages
     if cfg.data.name == "bundled":
@@ -184,9 +184,9 @@ def create_trainer(cfg: Any, output: Path, batches_seen: int, console: Console) 
     from pytorch_lightning.loggers import TensorBoardLogger
     from pytorch_lightning.plugins import MixedPrecision
 
-    from nst_fast.commands.interruption import Interruption
     from nst_fast.commands.progress import TrainingProgress
-    from nst_fast.style_transfer import LAST, Checkpoints
+    from nst_fast.training.interruption import Interruption
+    from nst_fast.training.style_transfer import LAST, Checkpoints
 
     class RunLogger(TensorBoardLogger):
         """Lightning's, which takes a $ in a path for a variable of the shell."""
@@ -239,13 +239,13 @@ def train(arguments: list[str]) -> Path | None:
 
     from nst_fast.commands.configuration import literal, load_config
     from nst_fast.commands.export import export_checkpoint
-    from nst_fast.commands.interruption import interrupt_at_once
     from nst_fast.commands.perceptual_loss import create_control, create_perceptual_loss, find_style
     from nst_fast.commands.progress import download_progress
     from nst_fast.commands.resume import RUNS, resume_run
-    from nst_fast.images import write_atomically
-    from nst_fast.networks import create_network
-    from nst_fast.style_transfer import (
+    from nst_fast.files import write_atomically
+    from nst_fast.training.interruption import interrupt_at_once
+    from nst_fast.training.networks import create_network
+    from nst_fast.training.style_transfer import (
         CHECKPOINT_KEY,
         LAST,
         PREVIOUS,

@@ -8,9 +8,9 @@ from PIL import Image, ImageChops
 from sheet import DOCS
 
 from nst_fast.assets import find_model
-from nst_fast.commands.sheet import draw_sheet
-from nst_fast.images import save_image
-from nst_fast.stylizer import Stylizer
+from nst_fast.stylizing.images import save_image
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.sheet import draw_sheet
 
 STYLES = ("starry_night", "great_wave")
 SHOWN = (60, 0, 380, 320)  # px: left, top, right, bottom

@@ -12,8 +12,8 @@ from PIL import Image
 
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.optimize import optimize
-from nst_fast.commands.sheet import draw_sheet
-from nst_fast.images import load_image, resize_long_side, save_image
+from nst_fast.stylizing.images import load_image, resize_long_side, save_image
+from nst_fast.training.sheet import draw_sheet
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "images"
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")

@@ -8,9 +8,9 @@ from PIL import Image
 from sheet import DOCS
 
 from nst_fast.assets import shipped_models
-from nst_fast.commands.sheet import draw_sheet
-from nst_fast.images import save_image
-from nst_fast.stylizer import Stylizer
+from nst_fast.stylizing.images import save_image
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.sheet import draw_sheet
 
 SIZES = (256, 720, 2160)  # px, side of the picture
 SHOWN = 240  # px

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nst_fast.assets import cache_folder
 from nst_fast.errors import UserError
-from nst_fast.images import find_pictures, load_image, reads_heic, resize_short_side, to_rgb, why_unreadable
+from nst_fast.stylizing.images import find_pictures, load_image, reads_heic, resize_short_side, to_rgb, why_unreadable
 
 Progress = Callable[[int, int], None]
 LONGEST_PHOTOGRAPH = 3.0  # longer pictures are cut: a 1×10000 one would be huge at a useful short side

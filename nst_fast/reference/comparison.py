@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nst_fast.image_optimizer import METHODS, STARTS, optimize_image, white_noise
-from nst_fast.losses import PerceptualLoss
-from nst_fast.style_targets import to_image, to_tensor
+from nst_fast.loss.losses import PerceptualLoss
+from nst_fast.loss.style_targets import to_image, to_tensor
+from nst_fast.reference.image_optimizer import METHODS, STARTS, optimize_image, white_noise
 
 TIMED_RUNS = 3  # of a model, after one to warm up; the median counts
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nst_fast.errors import UserError
-from nst_fast.losses import PerceptualLoss
+from nst_fast.loss.losses import PerceptualLoss
 
 METHODS = ("lbfgs", "adam")
 STARTS = ("content", "noise")

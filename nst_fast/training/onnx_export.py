@@ -17,9 +17,9 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 
 from nst_fast.errors import UserError
-from nst_fast.images import write_atomically
-from nst_fast.networks import TransformationNetwork, for_inference, read_network
-from nst_fast.stylizer import METADATA_PREFIX, Stylizer
+from nst_fast.files import write_atomically
+from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
+from nst_fast.training.networks import TransformationNetwork, for_inference, read_network
 
 OPSET = 18
 PARITY_SIZES = ((37, 53), (64, 64), (101, 75))  # height, width in pixels: odd ones on purpose

@@ -17,9 +17,10 @@ from torch import Tensor
 from nst_fast.assets import ASSETS, cache_folder
 from nst_fast.downloads import Progress, fetch, file_hash
 from nst_fast.errors import UserError
-from nst_fast.images import load_image, resize_short_side, write_atomically
-from nst_fast.loss_network import LossNetwork
-from nst_fast.losses import SLICED, style_statistic
+from nst_fast.files import write_atomically
+from nst_fast.loss.loss_network import LossNetwork
+from nst_fast.loss.losses import SLICED, style_statistic
+from nst_fast.stylizing.images import load_image, resize_short_side
 from nst_fast.weights import read_safetensors
 
 FORMAT = "nst_fast style targets 1"

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from nst_fast.loss_network import multiplies_bfloat16
-from nst_fast.losses import PerceptualLoss
+from nst_fast.loss.loss_network import multiplies_bfloat16
+from nst_fast.loss.losses import PerceptualLoss
 
 # Content distances, as `BalancedLoss` measures them: 0 is the photograph, about 1 a picture with nothing of it left.
 STRENGTHS = {"subtle": 0.3, "medium": 0.45, "strong": 0.65}

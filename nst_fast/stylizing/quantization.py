@@ -18,9 +18,10 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from nst_fast.errors import UserError
-from nst_fast.images import resize_short_side, write_atomically
-from nst_fast.stylizer import METADATA_PREFIX, Stylizer
-from nst_fast.tiling import attributes
+from nst_fast.files import write_atomically
+from nst_fast.stylizing.images import resize_short_side
+from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
+from nst_fast.stylizing.tiling import attributes
 
 LEVELS = 255
 # Of 127: two products with 255 then fit the 16 bits in which processors without VNNI add them, and saturate.

@@ -15,10 +15,10 @@ import onnxruntime
 from PIL import Image
 
 from nst_fast.errors import UserError
-from nst_fast.images import to_rgb
+from nst_fast.stylizing.images import to_rgb
 
 if TYPE_CHECKING:
-    from nst_fast.tiling import Box, TiledModel
+    from nst_fast.stylizing.tiling import Box, TiledModel
 
 METADATA_PREFIX = "nst_fast."
 # A model's serial operations leave cores idle that other pictures or tiles can use.
@@ -132,7 +132,7 @@ class Stylizer:
     @functools.cached_property
     def tiled(self) -> TiledModel:
         """The model cut into stages; raises UserError where it cannot be."""
-        from nst_fast.tiling import TiledModel  # here: most pictures need no tiles and no second library
+        from nst_fast.stylizing.tiling import TiledModel  # here: most pictures need no tiles and no second library
 
         create = functools.partial(self.create_session, pool=False)
         return TiledModel(self.path.read_bytes(), create, at_once=self.runs_at_once)

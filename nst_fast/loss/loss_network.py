@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nst_fast.assets import VGG19_SLIM, cache_folder, nearest
 from nst_fast.downloads import Progress, fetch, file_hash, reachable
 from nst_fast.errors import UserError
-from nst_fast.images import write_atomically
+from nst_fast.files import write_atomically
 from nst_fast.weights import fill, read_safetensors, read_torch
 
 VGG19_WIDTHS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from nst_fast import __version__
 from nst_fast.errors import UserError
-from nst_fast.images import save_image
-from nst_fast.losses import PerceptualLoss, pixel_grid, pixel_weave, saturated_share
-from nst_fast.networks import TransformationNetwork, read_network
-from nst_fast.strength import StyleWeightControl
+from nst_fast.loss.losses import PerceptualLoss, pixel_grid, pixel_weave, saturated_share
+from nst_fast.loss.strength import StyleWeightControl
+from nst_fast.stylizing.images import save_image
+from nst_fast.training.networks import TransformationNetwork, read_network
 from nst_fast.weights import damage, read_torch
 
 CHECKPOINT_KEY = "nst_fast"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from nst_fast.errors import UserError
+from nst_fast.files import write_atomically
 
 with contextlib.suppress(ImportError):  # an extra of its own: its wheels hold an encoder under the GPL
     from pillow_heif import register_heif_opener
@@ -205,26 +205,6 @@ def save_image(image: Image.Image, path: str | Path, quality: int = 95) -> None:
     except UserError as error:
         raise UserError(f"cannot write {path}: {error}") from error
     write_atomically(path, content)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write bytes beside the target, then rename; raises UserError where that is not allowed."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:  # Ctrl-C leaves no half file either
-        Path(temporary).unlink(missing_ok=True)
 
 
 def find_pictures(folder: str | Path, recursive: bool = True) -> list[Path]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from nst_fast.errors import UserError
-from nst_fast.loss_network import LossNetwork, split_octave
+from nst_fast.loss.loss_network import LossNetwork, split_octave
 
 # A flat wall has almost no features: dividing by its own energy alone would make it worth more than any photograph.
 CONTENT_FLOOR = 0.1  # of the painting's energy at the same layer

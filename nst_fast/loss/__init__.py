@@ -1,0 +1,1 @@
+"""The perceptual loss: loss networks, its terms, style targets."""

@@ -1,0 +1,1 @@
+"""The slow reference: Gatys' per-image optimiser, and models compared with it."""

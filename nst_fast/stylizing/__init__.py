@@ -1,0 +1,1 @@
+"""Stylize pictures with exported models: no torch is imported here."""

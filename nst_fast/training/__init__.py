@@ -1,0 +1,1 @@
+"""Train transformation networks and export them."""
