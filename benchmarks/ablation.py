@@ -18,9 +18,9 @@ import torch
 from judging import SHARED, TEACHERS, ask_judge, trained
 from PIL import Image
 
-from nst_fast.commands.export import source_commit
 from nst_fast.stylizing.images import resize_long_side, save_image
 from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.onnx_export import source_commit
 from nst_fast.training.sheet import draw_sheet
 
 WITHOUT = "loss.style_layers={{{}}}"
@@ -43,9 +43,9 @@ CHOICES = {
     "half the steps": ["trainer.max_steps=HALF"],
     "twice the steps": ["trainer.max_steps=TWICE"],
     "both teachers": TEACHERS,
-    "strength subtle": ["style.strength=subtle"],
-    "strength medium": ["style.strength=medium"],
-    "strength strong": ["style.strength=strong"],
+    "content distance subtle": ["style.content_distance=subtle"],
+    "content distance medium": ["style.content_distance=medium"],
+    "content distance strong": ["style.content_distance=strong"],
 }
 COLUMNS = 4
 FIGURES = ("content", "style", "style_vgg19", "tv", "painting_size")

@@ -19,12 +19,13 @@ import torch
 from judging import SHARED, ask_judge
 from omegaconf import OmegaConf
 
-from nst_fast.commands.export import source_commit
-from nst_fast.loss.loss_network import VGG, load_converted_vgg
-from nst_fast.loss.style_targets import to_image, to_tensor
+from nst_fast.loss.loss_networks import VGG
+from nst_fast.loss.pretrained import load_converted_vgg
+from nst_fast.loss.tensors import to_image, to_tensor
 from nst_fast.stylizing.images import load_image
 from nst_fast.stylizing.stylizer import Stylizer
-from nst_fast.training.content_images import centre_crop
+from nst_fast.training.onnx_export import source_commit
+from nst_fast.training.photographs import centre_crop
 
 PAINTING = SHARED / "styles" / "candy.jpg"
 PEER = SHARED / "peers" / "winml_candy_720.onnx"
@@ -37,7 +38,7 @@ TOLD = (
     *("network.name", "network.width", "network.blocks", "network.grain", "loss_network.name"),
     *("loss.name", "loss.content_layers", "loss.style_layers", "loss.sliced_layers"),
     *("loss.style_weight", "loss.tv_weight", "trainer.grid_weight", "trainer.weave_weight"),
-    *("style.size", "style.strength", "data.size", "data.window", "data.batch_size"),
+    *("style.size", "style.content_distance", "data.size", "data.window", "data.batch_size"),
     *("trainer.max_steps", "trainer.learning_rate"),
 )
 

@@ -28,9 +28,9 @@ from omegaconf import OmegaConf
 from onnx import numpy_helper
 from PIL import Image
 
-from nst_fast.commands.export import source_commit
 from nst_fast.stylizing.images import resize_short_side, save_image
 from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.onnx_export import source_commit
 from nst_fast.training.sheet import draw_sheet
 
 USUAL = {"johnson": 5, "fast": 5, "tiny": 3}  # blocks

@@ -19,13 +19,13 @@ from judging import SHARED, judged
 from networks import SIZES, measure
 from PIL import ImageOps
 
-from nst_fast.commands.export import source_commit
 from nst_fast.stylizing.images import load_image, save_image
 from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.onnx_export import source_commit
 from nst_fast.training.sheet import draw_sheet
 
 FIGURES = ("content", "style", "style_vgg19", "tv", "painting_size")
-GRAINS = ("noise", "contrast")
+GROWN_FROM = ("grain", "contrast")
 SIDE = 320  # px, of a photograph on the sheet
 
 
@@ -41,9 +41,10 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, default=Path(__file__).parents[1] / "docs" / "images" / "grain.jpg")
     options = parser.parse_args()
     figures, models = {}, {}
-    for grain in GRAINS:
+    for grain in GROWN_FROM:
         run = options.runs / f"{options.style.stem}_{grain}_{options.steps}"
-        chosen = [f"network.grain={grain}", "loss_network=vgg19_slim", f"trainer.max_steps={options.steps}"]
+        kinds = [f"network.{kind}={str(kind == grain).lower()}" for kind in ("grain", "contrast")]
+        chosen = [*kinds, "loss_network=vgg19_slim", f"trainer.max_steps={options.steps}"]
         answer, summary, models[grain] = judged(options.style, run, chosen)
         figures[grain] = {name: answer[name] for name in FIGURES} | {
             "validation_loss": summary["validation_losses"]["val/total_loss"],
@@ -55,7 +56,7 @@ def main() -> None:
     ]
     pictures = [photographs, *([Stylizer(model)(one) for one in photographs] for model in models.values())]
     rows = [list(row) for row in zip(*pictures, strict=True)]
-    save_image(draw_sheet(rows, [""] * len(rows), ["photograph", *GRAINS], ""), options.sheet, quality=40)
+    save_image(draw_sheet(rows, [""] * len(rows), ["photograph", *GROWN_FROM], ""), options.sheet, quality=40)
     frame = np.random.default_rng(0).integers(0, 256, (1, *SIZES["720p"], 3), dtype=np.uint8)
     given = onnxruntime.SessionOptions()
     given.intra_op_num_threads = options.threads

@@ -26,12 +26,14 @@ import torch
 from PIL import Image
 
 from nst_fast.assets import ASSETS
-from nst_fast.commands.export import source_commit
-from nst_fast.loss.loss_network import VGG, VGG19_WIDTHS, create_loss_network, freeze
-from nst_fast.loss.losses import BalancedLoss, gram_matrix
-from nst_fast.loss.style_targets import StyleTargets, to_tensor
+from nst_fast.loss.loss_networks import VGG, freeze
+from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
+from nst_fast.loss.pretrained import VGG19_WIDTHS, create_loss_network
+from nst_fast.loss.style_targets import StyleTargets
+from nst_fast.loss.tensors import to_tensor
 from nst_fast.reference.image_optimizer import optimize_image
 from nst_fast.stylizing.images import resize_long_side
+from nst_fast.training.onnx_export import source_commit
 
 STYLE_LAYERS = [f"relu{block}_1" for block in range(1, 6)]
 
@@ -52,7 +54,8 @@ def main() -> None:
     loss = BalancedLoss(freeze(network), {"relu4_2": 1.0}, dict.fromkeys(STYLE_LAYERS, 0.2), 1.0, 7.0, 3.0)
     content, painting = torch.rand(2, 1, 3, options.size, options.size).unbind()
     with torch.no_grad():
-        loss.set_style({layer: gram_matrix(f)[0] for layer, f in network(painting**2, loss.layers).items()})
+        features = network(painting**2, loss.layers)
+        style = {name: style_target(network, name, features[split_name(name)[1]]) for name in loss.style_target_names}
 
     layers = [network.preprocess]
     taps = []  # how many layers each runs through
@@ -85,8 +88,8 @@ def main() -> None:
         return (time.perf_counter() - began) / options.iterations
 
     def ours() -> float:
-        _, trace = optimize_image(content, loss, iterations=options.iterations)
-        # The first row is the start: content features are made before it.
+        _, trace = optimize_image(content, loss, style, iterations=options.iterations)
+        # The first row is the start: content targets are made before it.
         return (trace[-1]["seconds"] - trace[0]["seconds"]) / (len(trace) - 1)
 
     times: dict[str, list[float]] = {"bare": [], "ours": []}
@@ -98,10 +101,10 @@ def main() -> None:
     picture = to_tensor(resize_long_side(Image.fromarray(skimage.data.coffee()), options.convergence_size))
     slim = create_loss_network("vgg19_slim")
     shipped = BalancedLoss(slim, {"relu4_2": 1.0}, dict.fromkeys(STYLE_LAYERS, 0.2), 1.0, 7.0, 3.0)
-    shipped.set_style(StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").grams[384])
+    starry = StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").at(384, slim.identity)
     convergence: dict[str, dict[str, float]] = {}
     for method in ("lbfgs", "adam"):
-        runs = [optimize_image(picture, shipped, method=method, iterations=500) for _ in range(2)]
+        runs = [optimize_image(picture, shipped, starry, method=method, iterations=500) for _ in range(2)]
         totals = [row["total"] for row in runs[0][1]]
         convergence[method] = {
             "iterations": len(totals) - 1,

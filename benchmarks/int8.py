@@ -21,13 +21,14 @@ import torch
 from judging import SHARED, ask_judge
 
 from nst_fast.assets import find_model, shipped_models
-from nst_fast.commands.compare import compare_models
-from nst_fast.commands.export import export_in_8_bits, source_commit
-from nst_fast.loss.style_targets import to_image
+from nst_fast.commands.compare import compare_command
+from nst_fast.commands.export import export_in_8_bits
+from nst_fast.loss.tensors import to_image
 from nst_fast.stylizing.images import load_image
 from nst_fast.stylizing.quantization import psnr
 from nst_fast.stylizing.stylizer import Stylizer
-from nst_fast.training.content_images import centre_crop
+from nst_fast.training.onnx_export import source_commit
+from nst_fast.training.photographs import centre_crop
 
 PHOTOGRAPHS = SHARED / "content" / "val"
 JUDGED = ("content", "style", "style_vgg19", "tv")
@@ -50,7 +51,7 @@ def losses(models: list[Path], count: int, painting: list[str]) -> dict[str, dic
     with tempfile.TemporaryDirectory() as folder:
         given = [argument for model in models for argument in ("--model", str(model))]
         options = ["--content", str(PHOTOGRAPHS), "--count", str(count), "--iterations", "1", "-o", folder]
-        compare_models([*given, *options, "--methods", "adam", "--starts", "content", *painting])
+        compare_command([*given, *options, "--methods", "adam", "--starts", "content", *painting])
         report = json.loads((Path(folder) / "report.json").read_text())
     return {name: found["losses"] for name, found in report["models"].items()}
 

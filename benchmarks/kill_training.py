@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nst_fast.commands.export import source_commit
+from nst_fast.training.onnx_export import source_commit
 
 logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells what it purges
 

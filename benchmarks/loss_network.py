@@ -20,8 +20,9 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 
-from nst_fast.commands.export import source_commit
-from nst_fast.loss.loss_network import VGG, VGG19_WIDTHS, LossNetwork, create_loss_network, freeze
+from nst_fast.loss.loss_networks import VGG, LossNetwork, freeze
+from nst_fast.loss.pretrained import VGG19_WIDTHS, create_loss_network
+from nst_fast.training.onnx_export import source_commit
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu4_2", "relu5_1"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from judging import SHARED, TEACHERS, judged
 
-from nst_fast.commands.export import source_commit
+from nst_fast.training.onnx_export import source_commit
 
 FIGURES = ("content", "style", "style_vgg19")
 

@@ -22,12 +22,11 @@ import onnx
 import onnxruntime
 import torch
 
-from nst_fast.commands.export import source_commit
 from nst_fast.stylizing.quantization import quantize
 from nst_fast.stylizing.stylizer import Stylizer
-from nst_fast.training.content_images import bundled_photographs
 from nst_fast.training.networks import create_network
-from nst_fast.training.onnx_export import export
+from nst_fast.training.onnx_export import export, source_commit
+from nst_fast.training.photographs import bundled_photographs
 
 PEERS = Path(__file__).resolve().parents[2] / "shared" / "peers"
 NETWORKS = {f"johnson {width}": ("johnson", width, 5) for width in (32, 16, 8)}

@@ -27,7 +27,7 @@ import skimage.data
 from PIL import Image
 
 from nst_fast.assets import find_model
-from nst_fast.commands.export import source_commit
+from nst_fast.training.onnx_export import source_commit
 
 MINIMAL = """
 import sys

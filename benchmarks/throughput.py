@@ -30,11 +30,12 @@ import torch
 from judging import DATA
 from torch.utils.flop_counter import FlopCounterMode
 
-from nst_fast.commands.export import source_commit
-from nst_fast.commands.train import train
-from nst_fast.loss.loss_network import VGG19_WIDTHS, create_loss_network, multiplies_bfloat16
-from nst_fast.loss.losses import BalancedLoss, layer_gram_matrix
+from nst_fast.commands.train import train_command
+from nst_fast.loss.loss_networks import multiplies_bfloat16
+from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
+from nst_fast.loss.pretrained import VGG19_WIDTHS, create_loss_network
 from nst_fast.training.networks import create_network, for_inference
+from nst_fast.training.onnx_export import source_commit
 from nst_fast.training.style_transfer import StyleTransfer
 
 NETWORKS = {"fast": ("fast", 48, 4), "tiny": ("tiny", 16, 3), "johnson": ("johnson", 32, 5)}
@@ -92,7 +93,7 @@ def training(name: str, loss_network: list[str], options: argparse.Namespace, fo
     shape = [f"data.batch_size={options.batch}", f"data.size={options.size}", f"trainer.max_steps={options.steps}"]
     run = folder / f"{name} {loss_network[0]}"
     with passes_timed() as spent:
-        train([*style, *DATA, *shape, *loss_network, f"output={run}"])
+        train_command([*style, *DATA, *shape, *loss_network, f"output={run}"])
     summary = json.loads((run / "summary.json").read_text())
     seconds_taken = options.steps * options.batch / summary["images_per_second"]
 
@@ -104,11 +105,12 @@ def training(name: str, loss_network: list[str], options: argparse.Namespace, fo
     content = torch.rand(options.batch, 3, options.size, options.size, device=DEVICE)
     content = content.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        loss.set_style({k: layer_gram_matrix(frozen, k, f)[0] for k, f in frozen(content[:1], loss.layers).items()})
+        features = frozen(content[:1], loss.layers)
+        style = {name: style_target(frozen, name, features[split_name(name)[1]]) for name in loss.style_target_names}
 
     def passes() -> None:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=multiplies_bfloat16(DEVICE.type)):
-            terms = loss(network(content).float(), loss.content_features(content))
+            terms = loss(network(content).float(), loss.content_targets(content), style)
         terms["total"].backward()
 
     with FlopCounterMode(display=False) as counter:

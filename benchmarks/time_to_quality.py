@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from judging import SHARED, judged
 
-from nst_fast.commands.export import source_commit
+from nst_fast.training.onnx_export import source_commit
 
 
 def main() -> None:

@@ -20,12 +20,12 @@ from judging import SHARED
 from PIL import Image
 
 from nst_fast.assets import shipped_models
-from nst_fast.commands.export import source_commit
-from nst_fast.loss.losses import pixel_grid, pixel_weave
-from nst_fast.loss.style_targets import to_image, to_tensor
+from nst_fast.loss.tensors import to_image, to_tensor
+from nst_fast.loss.terms import pixel_grid, pixel_weave
 from nst_fast.stylizing.images import load_image, save_image
 from nst_fast.stylizing.stylizer import Stylizer
-from nst_fast.training.content_images import centre_crop
+from nst_fast.training.onnx_export import source_commit
+from nst_fast.training.photographs import centre_crop
 from nst_fast.training.sheet import draw_sheet
 
 PHOTOGRAPHS = SHARED / "content" / "val"

@@ -34,20 +34,11 @@ from PIL import Image
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from nst_fast.loss.loss_network import (
-    LossNetwork,
-    MergedLossNetwork,
-    SlimVGG,
-    freeze,
-    load_converted_vgg,
-    load_slim_vgg,
-    load_torchvision_vgg19,
-    multiplies_bfloat16,
-    read_safetensors,
-    save_slim_vgg,
-)
-from nst_fast.loss.losses import gram_matrix, total_variation
+from nst_fast.loss.loss_networks import LossNetwork, MergedLossNetwork, SlimVGG, freeze, multiplies_bfloat16
+from nst_fast.loss.pretrained import load_converted_vgg, load_slim_vgg, load_torchvision_vgg19, save_slim_vgg
+from nst_fast.loss.terms import gram_matrix, total_variation
 from nst_fast.training.networks import FastNetwork
+from nst_fast.weights import read_safetensors
 
 ROOT = Path(__file__).resolve().parent.parent
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")

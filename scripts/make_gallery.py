@@ -21,11 +21,11 @@ from nst_fast.commands.configuration import load_config
 from nst_fast.commands.optimize import resolve
 from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
 from nst_fast.files import write_atomically
-from nst_fast.loss.style_targets import to_image, to_tensor
+from nst_fast.loss.tensors import to_image, to_tensor
 from nst_fast.reference.image_optimizer import optimize_image
 from nst_fast.stylizing.images import encode_image
 from nst_fast.stylizing.stylizer import Stylizer
-from nst_fast.training.content_images import centre_crop
+from nst_fast.training.photographs import centre_crop
 from nst_fast.training.sheet import draw_sheet
 
 SIDE = 300  # px of one picture
@@ -47,8 +47,8 @@ def main() -> None:
         cfg = load_config("optimize", ["content=photograph", *loss_arguments(stylize, name, sys.argv[1:])])
         resolve(cfg, Console(stderr=True))
         loss = create_perceptual_loss(cfg)
-        loss.set_style(find_style(cfg.style, loss)[0])
-        slow = [optimize_image(to_tensor(p), loss, iterations=ITERATIONS)[0] for p in photographs]
+        style_targets, _ = find_style(cfg.style, loss)
+        slow = [optimize_image(to_tensor(p), loss, style_targets, iterations=ITERATIONS)[0] for p in photographs]
         rows = list(zip(photographs, map(stylize, photographs), map(to_image, slow), strict=True))
         columns = ["photograph", "the model, one forward pass", f"the optimiser, {ITERATIONS} iterations"]
         title = f"{cfg.style.title}, {cfg.style.artist}"

@@ -1,4 +1,4 @@
-"""Compute the style targets that ship with the package: Gram matrices of each painting as vgg19_slim sees it.
+"""Compute the style targets that ship with the package: what each painting is compared by, as vgg19_slim sees it.
 
     python scripts/make_style_targets.py            # remake all after vgg19_slim has changed; fetches the paintings
     python scripts/make_style_targets.py my.jpg -o my.safetensors --size 256 --size 384
@@ -14,7 +14,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from nst_fast.assets import ASSETS, shipped
-from nst_fast.loss.loss_network import create_loss_network
+from nst_fast.loss.perceptual_loss import ENERGY
+from nst_fast.loss.pretrained import create_loss_network
 from nst_fast.loss.style_targets import fetch_painting, make_style_targets
 
 SIZES = (256, 384, 512)  # px, short side of the painting
@@ -32,6 +33,9 @@ def main() -> None:
         parser.error(f"-o is {options.output}; a name that ends in .safetensors is needed")
     sizes = options.size or SIZES
     network = create_loss_network("vgg19_slim")
+    # For the losses' own layers: Gram matrices of the style layers, energies of whatever content is compared in.
+    style_layers = OmegaConf.load(shipped("configs") / "loss" / "structure.yaml").style_layers
+    names = [*style_layers, *(ENERGY + layer for layer in network.layers)]
     if options.picture:
         jobs = {options.output or options.picture.with_suffix(".safetensors"): options.picture}
     else:
@@ -42,7 +46,7 @@ def main() -> None:
             if style.url
         }
     for output, picture in jobs.items():
-        make_style_targets(picture, network, sizes).save(output)
+        make_style_targets(picture, network, sizes, names).save(output)
         print(f"{output}: {output.stat().st_size / 1000:.0f} kB, sizes {', '.join(map(str, sizes))}")
 
 

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from nst_fast.assets import INT8, shipped_models
-from nst_fast.commands.compare import compare_models
+from nst_fast.commands.compare import compare_command
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.export import export_in_8_bits
 from nst_fast.downloads import file_hash
-from nst_fast.loss.style_targets import to_image
+from nst_fast.loss.tensors import to_image
 from nst_fast.stylizing.images import load_image
 from nst_fast.stylizing.stylizer import Stylizer
-from nst_fast.training.content_images import centre_crop
+from nst_fast.training.photographs import centre_crop
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -78,7 +78,7 @@ def iterations(model: Path, count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--content", str(SHARED / "content" / "val"), "--count", str(count), "--iterations", "60"]
         options += ["--methods", "lbfgs", "--starts", "content", "-o", folder]
-        compare_models(["--model", str(model), *options])
+        compare_command(["--model", str(model), *options])
         report = json.loads((Path(folder) / "report.json").read_text())
     return report["models"][model.stem]["passed_by"]["lbfgs from content"]["iterations"]
 

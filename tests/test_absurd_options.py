@@ -28,8 +28,8 @@ FINE = {
     "keep_colors": {"true"},
     "trainer.max_steps": {"null"},
     "size": {"null"},
-    "style.strength": {"null"},
-    "strengths": {"[1,2]"},
+    "style.content_distance": {"null"},
+    "content_distances": {"[1,2]"},
     "snapshot_every": {"null"},
     **{key: {value for value in ABSURD if not set(value) & set(",$?")} for key in TEXTS},
 }

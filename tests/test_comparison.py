@@ -5,10 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nst_fast.commands.compare import spread, summarise, told
-from nst_fast.loss.loss_network import VGG
-from nst_fast.loss.losses import BalancedLoss, gram_matrix
-from nst_fast.loss.style_targets import to_image, to_tensor
+from nst_fast.loss.loss_networks import VGG
+from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
+from nst_fast.loss.tensors import to_image, to_tensor
 from nst_fast.reference.comparison import (
     TIMED_RUNS,
     Comparison,
@@ -18,6 +17,7 @@ from nst_fast.reference.comparison import (
     perceptual_losses,
 )
 from nst_fast.reference.image_optimizer import optimize_image, white_noise
+from nst_fast.reference.report import spread, summarise, told
 
 PICTURE = Image.new("RGB", (4, 4))
 LAYERS = {"relu1_1": 0.5, "relu2_1": 0.5}
@@ -69,7 +69,7 @@ def test_summary_of_three_photographs_by_hand():
         "seconds": 1.0,
         "times_faster": pytest.approx(7.5),
     }
-    assert summarise(comparisons, ["m"], 3) == {
+    assert summarise(comparisons, ["m"], 3)["models"] == {
         "m": {
             "seconds": 0.2,
             "losses": pytest.approx({"content": 10.5 / 12, "total": 3.5}),
@@ -88,8 +88,9 @@ def loss():
     network = VGG([[8], [12]]).requires_grad_(False)
     loss = BalancedLoss(network, {"relu2_1": 1.0}, LAYERS, 2.0, 5.0, 1.0)
     painting = torch.rand(1, 3, 40, 30)
-    loss.set_style({layer: gram_matrix(f)[0] for layer, f in network(painting, list(LAYERS)).items()})
-    return loss
+    features = network(painting, loss.layers)
+    targets = {n: style_target(network, n, features[split_name(n)[1]]) for n in loss.style_target_names}
+    return loss, targets
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def result(loss, photograph, calls):
         calls["progress"].append((name, iterations))
 
     models = {"photograph": give_back, "noise": noise_of}
-    return compare(photograph, models, loss, iterations=9, seed=4, on_progress=on_progress)
+    return compare(photograph, models, *loss, iterations=9, seed=4, on_progress=on_progress)
 
 
 def test_model_that_gives_back_the_photograph_has_no_content_loss_and_is_where_the_optimisers_start(result, photograph):
@@ -134,9 +135,10 @@ def test_model_that_gives_back_the_photograph_has_no_content_loss_and_is_where_t
 
 def test_losses_of_a_model_are_those_of_its_8_bit_picture(result, loss, photograph):
     picture, content = to_tensor(noise_of(photograph)), to_tensor(photograph)
-    terms = loss(picture, loss.content_features(content))
+    perceptual_loss, style_targets = loss
+    terms = perceptual_loss(picture, perceptual_loss.content_targets(content), style_targets)
     assert result.models["noise"].losses == pytest.approx({k: v.item() for k, v in terms.items()})
-    assert perceptual_losses(loss, picture, content) == result.models["noise"].losses
+    assert perceptual_losses(*loss, picture, content) == result.models["noise"].losses
     assert result.models["noise"].losses["tv"] > 10 * result.models["photograph"].losses["tv"]
 
 
@@ -153,13 +155,13 @@ def test_every_method_runs_from_every_start_as_optimize_image_does(result, loss,
     for name, got in result.optimizers.items():
         method, _, start = name.split()
         begin = content if start == "content" else white_noise(content, 4)
-        image, trace = optimize_image(content, loss, start=begin, method=method, iterations=9)
+        image, trace = optimize_image(content, *loss, start=begin, method=method, iterations=9)
         assert [row["total"] for row in got.trace] == [row["total"] for row in trace]
         np.testing.assert_array_equal(np.asarray(got.image), np.asarray(to_image(image)))
 
 
 def test_only_the_methods_and_starts_asked_for_run(loss, photograph):
-    got = compare(photograph, {}, loss, methods=["adam"], starts=["noise"], iterations=1)
+    got = compare(photograph, {}, *loss, methods=["adam"], starts=["noise"], iterations=1)
     assert list(got.optimizers) == ["adam from noise"]
     assert got.models == {}
 
@@ -167,9 +169,9 @@ def test_only_the_methods_and_starts_asked_for_run(loss, photograph):
 def test_the_learning_rate_is_that_of_adam(loss, photograph):
     totals = []
     for rate in (0.01, 0.1):
-        found = compare(photograph, {}, loss, methods=["adam"], starts=["content"], iterations=3, learning_rate=rate)
+        found = compare(photograph, {}, *loss, methods=["adam"], starts=["content"], iterations=3, learning_rate=rate)
         (optimizer,) = found.optimizers.values()
-        _, trace = optimize_image(to_tensor(photograph), loss, method="adam", iterations=3, learning_rate=rate)
+        _, trace = optimize_image(to_tensor(photograph), *loss, method="adam", iterations=3, learning_rate=rate)
         totals.append(optimizer.trace[-1]["total"])
         assert totals[-1] == pytest.approx(trace[-1]["total"], rel=1e-4)
     assert totals[0] != pytest.approx(totals[1], rel=1e-3)

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from nst_fast.commands.configuration import load_config
-from nst_fast.loss.losses import LOSSES
+from nst_fast.loss.perceptual_loss import LOSSES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -17,16 +17,8 @@ from torch.utils.data import DataLoader
 from nst_fast.errors import UserError
 from nst_fast.stylizing.images import find_pictures
 from nst_fast.training import content_images as data
-from nst_fast.training.content_images import (
-    BundledImages,
-    ContentImages,
-    FolderImages,
-    Forever,
-    bundled_photographs,
-    centre_crop,
-    dead_leaves,
-    random_window,
-)
+from nst_fast.training.content_images import BundledImages, ContentImages, FolderImages, Forever
+from nst_fast.training.photographs import bundled_photographs, centre_crop, dead_leaves, random_window
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),

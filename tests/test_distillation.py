@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from nst_fast.loss.loss_network import VGG, load_slim_vgg
+from nst_fast.loss.loss_networks import VGG
+from nst_fast.loss.pretrained import load_slim_vgg
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "distill_loss_network.py"

@@ -24,7 +24,7 @@ from nst_fast.commands.configuration import load_config
 from nst_fast.commands.progress import download_progress
 from nst_fast.downloads import COCO, fetch, fetch_coco, file_hash, reachable
 from nst_fast.errors import UserError
-from nst_fast.loss import loss_network
+from nst_fast.loss import pretrained
 from nst_fast.loss.style_targets import fetch_painting
 
 CONTENT = np.random.default_rng(0).bytes(700_000)
@@ -431,17 +431,17 @@ def test_a_painting_that_cannot_be_had_says_what_to_do(server, cache):
 def test_vgg19_is_fetched_where_torchvision_keeps_it(server, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     server.files["/vgg19-dcbb9e9d.pth"] = CONTENT
-    monkeypatch.setattr(loss_network, "VGG19_URL", f"{server.url}/vgg19-dcbb9e9d.pth")
+    monkeypatch.setattr(pretrained, "VGG19_URL", f"{server.url}/vgg19-dcbb9e9d.pth")
     with pytest.raises(UserError, match=r"another file.*loss_network=vgg19_slim"):
-        loss_network.fetch_vgg19()
-    monkeypatch.setattr(loss_network, "VGG19_HASH", SHA256)
-    path = loss_network.fetch_vgg19()
+        pretrained.fetch_vgg19()
+    monkeypatch.setattr(pretrained, "VGG19_HASH", SHA256)
+    path = pretrained.fetch_vgg19()
     assert path == Path(torch.hub.get_dir()) / "checkpoints" / "vgg19-dcbb9e9d.pth"
     assert file_hash(path) == SHA256.partition(":")[2]
 
 
 def test_the_hash_of_vgg19_is_the_one_in_its_name():
-    assert loss_network.VGG19_HASH.startswith("sha256:" + re.search(r"-([0-9a-f]{8})\.pth$", loss_network.VGG19_URL)[1])
+    assert pretrained.VGG19_HASH.startswith("sha256:" + re.search(r"-([0-9a-f]{8})\.pth$", pretrained.VGG19_URL)[1])
 
 
 @pytest.mark.parametrize("terminal", [False, True])

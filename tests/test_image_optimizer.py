@@ -13,10 +13,12 @@ from scipy.optimize import minimize
 from nst_fast.assets import VGG19_SLIM
 from nst_fast.commands.configuration import load_config
 from nst_fast.errors import UserError
-from nst_fast.loss.loss_network import VGG, create_loss_network
-from nst_fast.loss.losses import BalancedLoss, GatysLoss, gram_matrix
-from nst_fast.loss.style_targets import style_statistics, to_image, to_tensor
-from nst_fast.reference.image_optimizer import METHODS, adam, lbfgs, optimize_image, white_noise
+from nst_fast.loss.loss_networks import VGG
+from nst_fast.loss.perceptual_loss import BalancedLoss, GatysLoss, split_name, style_target
+from nst_fast.loss.pretrained import create_loss_network
+from nst_fast.loss.style_targets import find_style_targets
+from nst_fast.loss.tensors import to_image, to_tensor
+from nst_fast.reference.image_optimizer import METHODS, adam, lbfgs, optimize_image, optimize_picture, white_noise
 from nst_fast.stylizing.images import keep_colors, resize_long_side
 
 LAYER = "relu2_1"
@@ -27,14 +29,19 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def targets_of(loss, painting):
+    """Return all of the style targets that a loss needs of a painting (1, 3, H, W)."""
+    features = loss.loss_network(painting, loss.layers)
+    return {n: style_target(loss.loss_network, n, features[split_name(n)[1]]) for n in loss.style_target_names}
+
+
 def gatys_loss(content_weight=1.0, style_weight=1.0, painting=(8, 8)):
-    """Return a Gatys loss on one layer of a small random VGG in float64, with the style of a random painting."""
+    """Return a Gatys loss on one layer of a small random VGG in float64, a random painting and its targets."""
     torch.manual_seed(0)
     network = VGG(((4, 4), (FILTERS,))).double().requires_grad_(False)
     loss = GatysLoss(network, {LAYER: 1.0}, {LAYER: 1.0}, content_weight, style_weight, 0.0)
     picture = random(1, 3, *painting, seed=9).sigmoid()
-    loss.set_style({LAYER: gram_matrix(network(picture, [LAYER])[LAYER])[0]})
-    return loss, picture
+    return loss, picture, targets_of(loss, picture)
 
 
 def features_of(loss, image):
@@ -57,14 +64,14 @@ def closed_gradient(loss, painting, image, content):
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (2.0, 30.0)], ids=["content", "style", "both"])
 @pytest.mark.parametrize("painting", [(8, 8), (12, 20)], ids=["as many positions", "more positions"])
 def test_gradient_at_the_features_is_equation_2_and_equation_6(weights, painting):
-    loss, picture = gatys_loss(*weights, painting)
+    loss, picture, style = gatys_loss(*weights, painting)
     image, content = (random(1, 3, 8, 8, seed=s).sigmoid() for s in (1, 2))
     taps = []
     # The rectification may work in place: it gets a copy.
     loss.loss_network.convolutions["2_1"].register_forward_hook(lambda *call: taps.append(call[-1]) or call[-1].clone())
     expected = closed_gradient(loss, picture, image, content)
-    targets = loss.content_features(content)
-    total = loss(image.requires_grad_(), targets)["total"]
+    targets = loss.content_targets(content)
+    total = loss(image.requires_grad_(), targets, style)["total"]
     (gradient,) = torch.autograd.grad(total, taps[-1])  # before the rectification: 0 where F is 0
     assert 0 < (expected == 0).sum() < expected.numel()
     torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-15)
@@ -72,13 +79,13 @@ def test_gradient_at_the_features_is_equation_2_and_equation_6(weights, painting
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)], ids=["content", "style"])
 def test_closed_gradient_at_every_pixel_equals_finite_differences(weights):
-    loss, picture = gatys_loss(*weights)
+    loss, picture, style = gatys_loss(*weights)
     image, content = (random(1, 3, 6, 6, seed=s).sigmoid() for s in (1, 2))
-    targets, step = loss.content_features(content), 1e-6
+    targets, step = loss.content_targets(content), 1e-6
     differences = torch.zeros_like(image)
     for i in range(image.numel()):
         nudge = torch.zeros(image.numel(), dtype=image.dtype).index_fill_(0, torch.tensor(i), step).view_as(image)
-        ahead, behind = (loss(image + s * nudge, targets)["total"] for s in (1, -1))
+        ahead, behind = (loss(image + s * nudge, targets, style)["total"] for s in (1, -1))
         differences.view(-1)[i] = (ahead - behind) / (2 * step)
     at_features = closed_gradient(loss, picture, image, content)
     image.requires_grad_()
@@ -88,12 +95,12 @@ def test_closed_gradient_at_every_pixel_equals_finite_differences(weights):
 
 
 def test_first_step_goes_down_the_closed_gradient():
-    loss, picture = gatys_loss(1.0, 10.0)
+    loss, picture, style = gatys_loss(1.0, 10.0)
     start, content = (0.4 + 0.2 * random(1, 3, 8, 8, seed=s).sigmoid() for s in (1, 2))
     at_features = closed_gradient(loss, picture, start, content)
     pixels = start.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(features_of(loss, pixels), pixels, at_features)
-    image, trace = optimize_image(content, loss, start=start, iterations=1)
+    image, trace = optimize_image(content, loss, style, start=start, iterations=1)
     assert trace[1]["total"] < trace[0]["total"]
     moved = start - image
     torch.testing.assert_close(moved / moved.abs().max(), gradient / gradient.abs().max(), rtol=0, atol=1e-9)
@@ -198,24 +205,24 @@ def test_adam_is_torchs_with_half_a_cosine_and_clamping():
 
 @pytest.fixture(scope="module")
 def starry():
-    """The loss that training has by default, with shipped targets, and a photograph of 48 pixels."""
+    """Return the default loss, the shipped targets of a painting, and a photograph of 48 pixels."""
     network = create_loss_network("vgg19_slim", weights=VGG19_SLIM)
     styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
     loss = BalancedLoss(network, {"relu4_2": 1.0}, styles, 1.0, 7.0, 3.0)
     sha256 = load_config("train", ["style=starry_night"]).style.sha256
-    loss.set_style(style_statistics(network, loss.layers, name="starry_night", size=256, sha256=sha256)[0])
-    return loss, to_tensor(Image.fromarray(skimage.data.coffee()).resize((48, 48)))
+    style, _ = find_style_targets(network, loss.style_target_names, name="starry_night", size=256, sha256=sha256)
+    return loss, style, to_tensor(Image.fromarray(skimage.data.coffee()).resize((48, 48)))
 
 
 @pytest.mark.parametrize("start", ["content", "noise"])
 def test_lbfgs_keeps_up_with_scipy_on_the_shipped_loss(starry, start):
-    loss, content = starry
+    loss, style, content = starry
     start = content if start == "content" else white_noise(content, 0)
-    targets = loss.content_features(content)
+    targets = loss.content_targets(content)
 
     def flat(x):
         pixels = torch.from_numpy(x).float().reshape(content.shape).requires_grad_()
-        total = loss(pixels, targets)["total"]
+        total = loss(pixels, targets, style)["total"]
         return total.item(), torch.autograd.grad(total, pixels)[0].double().numpy().ravel()
 
     options = {"maxiter": 30, "maxcor": 10, "ftol": 0, "gtol": 0}
@@ -223,7 +230,7 @@ def test_lbfgs_keeps_up_with_scipy_on_the_shipped_loss(starry, start):
     theirs = minimize(flat, start.double().numpy().ravel(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     images = []
     _, trace = optimize_image(
-        content, loss, start=start, iterations=30, on_iteration=lambda i: images.append((i.image, i.losses))
+        content, loss, style, start=start, iterations=30, on_iteration=lambda i: images.append((i.image, i.losses))
     )
     assert theirs.nit == 30
     assert trace[30]["total"] < 1.05 * theirs.fun
@@ -232,15 +239,17 @@ def test_lbfgs_keeps_up_with_scipy_on_the_shipped_loss(starry, start):
 
 
 def test_adam_ends_near_lbfgs_on_the_shipped_loss(starry):
-    loss, content = starry
-    lowest = {m: min(r["total"] for r in optimize_image(content, loss, method=m, iterations=200)[1]) for m in METHODS}
+    loss, style, content = starry
+    traces = {method: optimize_image(content, loss, style, method=method, iterations=200)[1] for method in METHODS}
+    lowest = {method: min(row["total"] for row in trace) for method, trace in traces.items()}
     assert lowest["adam"] == pytest.approx(lowest["lbfgs"], rel=0.1)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_runs_are_identical_bit_for_bit(starry, method):
-    loss, content = starry
-    runs = [optimize_image(content, loss, start=white_noise(content, 3), method=method, iterations=8) for _ in range(2)]
+    loss, style, content = starry
+    options = {"start": white_noise(content, 3), "method": method, "iterations": 8}
+    runs = [optimize_image(content, loss, style, **options) for _ in range(2)]
     assert torch.equal(runs[0][0], runs[1][0])
     first, second = ([{k: v for k, v in row.items() if k != "seconds"} for row in trace] for _, trace in runs)
     assert first == second
@@ -250,26 +259,27 @@ def test_runs_are_identical_bit_for_bit(starry, method):
 
 
 def test_trace_counts_iterations_and_seconds_and_holds_the_terms_of_every_iterate():
-    loss, _ = gatys_loss(2.0, 3.0)
+    loss, _, style = gatys_loss(2.0, 3.0)
     content, seen = random(1, 3, 8, 8).sigmoid(), []
     _, trace = optimize_image(
-        content, loss, iterations=5, start=white_noise(content, 0).double(), on_iteration=seen.append
+        content, loss, style, iterations=5, start=white_noise(content, 0).double(), on_iteration=seen.append
     )
-    targets = loss.content_features(content)
+    targets = loss.content_targets(content)
     assert [row["iteration"] for row in trace] == [i.number for i in seen] == list(range(6))
     assert all(a["seconds"] <= b["seconds"] for a, b in pairwise(trace))
     for row, iteration in zip(trace, seen, strict=True):
-        terms = loss(iteration.image, targets)
+        terms = loss(iteration.image, targets, style)
         for name in ("content", "style", "tv", "total"):
             assert row[name] == iteration.losses[name] == pytest.approx(terms[name].item(), rel=1e-9)
 
 
 def test_best_image_is_returned_though_the_last_is_worse():
-    loss, _ = gatys_loss()
+    loss, _, style = gatys_loss()
     content = random(1, 3, 8, 8).sigmoid()
     image, trace = optimize_image(
         content,
         loss,
+        style,
         start=white_noise(content, 0).double(),
         method="adam",
         learning_rate=0.5,
@@ -279,16 +289,16 @@ def test_best_image_is_returned_though_the_last_is_worse():
     totals = [row["total"] for row in trace]
     assert len(totals) == 7  # where the callback said stop
     assert min(totals) < totals[-1]
-    recomputed = loss(image, loss.content_features(content))["total"].item()
+    recomputed = loss(image, loss.content_targets(content), style)["total"].item()
     assert recomputed == pytest.approx(min(totals), rel=1e-9)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_iterations_give_the_start_clipped_and_leave_it_as_it_was(method):
-    loss, _ = gatys_loss()
+    loss, _, style = gatys_loss()
     content, start = random(1, 3, 8, 8).sigmoid(), 2 * random(1, 3, 8, 8, seed=5)
     before = start.clone()
-    image, trace = optimize_image(content, loss, start=start, method=method, iterations=0)
+    image, trace = optimize_image(content, loss, style, start=start, method=method, iterations=0)
     assert torch.equal(image, before.clamp(0, 1))
     assert torch.equal(start, before)
     assert [row["iteration"] for row in trace] == [0]
@@ -304,19 +314,152 @@ def test_no_iterations_give_the_start_clipped_and_leave_it_as_it_was(method):
     ids=["method", "shape", "start that is not finite"],
 )
 def test_mistakes_are_user_errors_in_one_line(options, words):
-    loss, _ = gatys_loss()
+    loss, _, style = gatys_loss()
     with pytest.raises(UserError, match=words) as caught:
-        optimize_image(random(1, 3, 8, 8).sigmoid(), loss, **{"iterations": 3, **options})
+        optimize_image(random(1, 3, 8, 8).sigmoid(), loss, style, **{"iterations": 3, **options})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_a_user_error_in_one_line(method, weight):
-    loss, _ = gatys_loss(content_weight=weight)
+    loss, _, style = gatys_loss(content_weight=weight)
     with pytest.raises(UserError, match=r"the loss is (nan|inf) at iteration 0") as caught:
-        optimize_image(random(1, 3, 8, 8).sigmoid(), loss, method=method, iterations=3)
+        optimize_image(random(1, 3, 8, 8).sigmoid(), loss, style, method=method, iterations=3)
     assert "\n" not in str(caught.value)
+
+
+def test_style_targets_that_lack_one_are_a_user_error_in_one_line():
+    loss, _, style = gatys_loss()
+    with pytest.raises(UserError, match=f"lack energy:{LAYER}") as caught:
+        optimize_image(random(1, 3, 8, 8).sigmoid(), loss, {LAYER: style[LAYER]}, iterations=3)
+    assert "\n" not in str(caught.value)
+
+
+# optimize_picture: coarse to fine
+
+
+@pytest.fixture
+def coarse_to_fine():
+    """Return a loss in float32, a photograph of 60×40 pixels and targets of unlike paintings for three scales."""
+    loss, _, _ = gatys_loss(1.0, 10.0)
+    loss = loss.float()
+    photograph = Image.fromarray(skimage.data.coffee()).resize((60, 40))
+    paintings = {long_side: random(1, 3, 20, 24, seed=long_side).sigmoid().float() for long_side in (12, 24, 48)}
+    return loss, photograph, {long_side: targets_of(loss, painting) for long_side, painting in paintings.items()}
+
+
+def without_seconds(rows):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("order", [(12, 24, 48), (48, 12, 24)], ids=["rising", "as given"])
+@pytest.mark.parametrize("method", METHODS)
+def test_each_scale_goes_on_from_the_one_before(coarse_to_fine, order, method):
+    loss, photograph, scales = coarse_to_fine
+    seen, options = [], {"method": method, "iterations": 3, "learning_rate": 0.02}
+    image, trace = optimize_picture(
+        photograph, loss, {s: scales[s] for s in order}, on_iteration=lambda s, i: seen.append((s, i)), **options
+    )
+    start, rows, iterates = None, [], []
+    for long_side in order:  # a loop of its own: Pillow's resizing, torch's cubic
+        size = (long_side, long_side * 2 // 3)
+        content = to_tensor(photograph.resize(size, Image.Resampling.LANCZOS))
+        if start is not None:
+            start = torch.nn.functional.interpolate(start, size[::-1], mode="bicubic", align_corners=False)
+        start, own = optimize_image(content, loss, scales[long_side], start=start, **options)
+        rows += [{"size": long_side, **row} for row in own]
+        iterates += [(long_side, row["iteration"]) for row in own]
+    assert torch.equal(image, start)
+    assert image.shape == (1, 3, order[-1] * 2 // 3, order[-1])
+    assert image.min() >= 0
+    assert image.max() <= 1
+    assert without_seconds(trace) == without_seconds(rows)
+    assert [(s, i.number) for s, i in seen] == iterates == [(s, n) for s in order for n in range(4)]
+    for (scale, iteration), row in zip(seen, trace, strict=True):
+        assert max(iteration.image.shape) == scale == row["size"]
+        assert {k: row[k] for k in iteration.losses} == iteration.losses
+    for a, b in pairwise(trace):
+        assert a["seconds"] <= b["seconds"] or a["size"] != b["size"]
+
+
+def test_of_one_scale_it_is_optimize_image(coarse_to_fine):
+    loss, photograph, scales = coarse_to_fine
+    content = to_tensor(photograph.resize((24, 16), Image.Resampling.LANCZOS))
+    expected, rows = optimize_image(content, loss, scales[24], iterations=4)
+    image, trace = optimize_picture(photograph, loss, {24: scales[24]}, iterations=4)
+    assert torch.equal(image, expected)
+    assert without_seconds(trace) == [{"size": 24, **row} for row in without_seconds(rows)]
+
+
+def test_it_starts_from_the_photograph_from_noise_or_from_a_picture_and_only_at_the_first_scale(coarse_to_fine):
+    loss, photograph, scales = coarse_to_fine
+    other = Image.fromarray(skimage.data.chelsea()).resize((90, 70))
+    content = to_tensor(photograph.resize((12, 8), Image.Resampling.LANCZOS))
+    starts = {
+        "content": ("content", content),
+        "noise": ("noise", white_noise(content, 5)),
+        "picture": (other, to_tensor(other.resize((12, 8), Image.Resampling.LANCZOS))),
+    }
+    assert not torch.equal(white_noise(content, 5), white_noise(content, 0))
+    images = {}
+    for name, (start, expected) in starts.items():
+        seen = []
+        options = {"start": start, "seed": 5, "iterations": 2, "on_iteration": lambda s, i, to=seen: to.append((s, i))}
+        images[name], _ = optimize_picture(photograph, loss, {12: scales[12], 24: scales[24]}, **options)
+        firsts = [i.image for _, i in seen if i.number == 0]
+        assert torch.equal(firsts[0], expected), name
+        last_coarse = [i.image for s, i in seen if s == 12][-1]
+        larger = torch.nn.functional.interpolate(last_coarse, (16, 24), mode="bicubic", align_corners=False)
+        torch.testing.assert_close(firsts[1], larger.clamp(0, 1), rtol=0, atol=1e-6)
+    assert not torch.equal(images["content"], images["noise"])
+    assert not torch.equal(images["content"], images["picture"])
+
+
+def test_noise_belongs_to_its_seed(coarse_to_fine):
+    loss, photograph, scales = coarse_to_fine
+    options = {"start": "noise", "iterations": 2}
+    first, again, other = (
+        optimize_picture(photograph, loss, {12: scales[12], 24: scales[24]}, seed=seed, **options)[0]
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("scale", "number"), [(12, 0), (12, 2), (24, 0), (24, 1), (48, 3)])
+def test_stopping_ends_it_all_with_the_image_of_that_scale(coarse_to_fine, scale, number):
+    loss, photograph, scales = coarse_to_fine
+    stop = lambda s, i: (s, i.number) == (scale, number)  # noqa: E731
+    image, trace = optimize_picture(photograph, loss, scales, iterations=3, on_iteration=stop)
+    done = [(s, n) for s in (12, 24, 48) for n in range(4)]
+    done = done[: done.index((scale, number)) + 1]
+    assert [(row["size"], row["iteration"]) for row in trace] == done
+    assert max(image.shape) == scale
+    content = to_tensor(photograph.resize((scale, scale * 2 // 3), Image.Resampling.LANCZOS))
+    total = loss(image, loss.content_targets(content), scales[scale])["total"].item()
+    assert total == pytest.approx(min(row["total"] for row in trace if row["size"] == scale), rel=1e-5)
+
+
+def test_a_callback_that_returns_nothing_stops_nothing(coarse_to_fine):
+    loss, photograph, scales = coarse_to_fine
+    _, trace = optimize_picture(photograph, loss, scales, iterations=1, on_iteration=lambda *_: None)
+    _, silent = optimize_picture(photograph, loss, scales, iterations=1)
+    assert [row["size"] for row in trace] == [row["size"] for row in silent] == [12, 12, 24, 24, 48, 48]
+
+
+def test_mistakes_at_any_scale_are_user_errors_in_one_line(coarse_to_fine):
+    loss, photograph, scales = coarse_to_fine
+    for wrong, words in (
+        ({"method": "sgd"}, "'sgd'.*lbfgs, adam"),
+        ({"iterations": -1}, "iterations is -1"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            optimize_picture(photograph, loss, scales, **wrong)
+        assert "\n" not in str(caught.value)
+    for poor in ({12: {}}, {12: scales[12], 24: {}}):
+        with pytest.raises(UserError, match=f"lack {LAYER}"):
+            optimize_picture(photograph, loss, poor, iterations=1)
 
 
 # White noise

@@ -14,21 +14,18 @@ from torchvision.models.vgg import cfgs, make_layers
 from torchvision.transforms.functional import normalize
 
 from nst_fast.assets import VGG19_SLIM
+from nst_fast.downloads import reachable
 from nst_fast.errors import UserError
-from nst_fast.loss import loss_network as module
-from nst_fast.loss.loss_network import (
-    VGG,
+from nst_fast.loss import pretrained as module
+from nst_fast.loss.loss_networks import VGG, MergedLossNetwork, NormalisedLossNetwork, SlimVGG, freeze
+from nst_fast.loss.pretrained import (
     VGG19_WIDTHS,
-    MergedLossNetwork,
-    NormalisedLossNetwork,
-    SlimVGG,
     choose_loss_network,
     create_loss_network,
     fetch_vgg19,
     load_converted_vgg,
     load_slim_vgg,
     load_torchvision_vgg19,
-    reachable,
     save_slim_vgg,
 )
 
@@ -245,7 +242,7 @@ def test_gradient_of_a_frozen_network_is_autograds_own(size):
     network, image = small_vgg().double(), picture(*size).double()
     gradients = []
     with torch.enable_grad():
-        for one in (network, module.freeze(copy.deepcopy(network))):
+        for one in (network, freeze(copy.deepcopy(network))):
             image = image.detach().requires_grad_()
             features = one(image, ["relu1_1", "relu2_1", "relu3_1"]).values()
             sum((f * torch.linspace(-1, 2, f.numel()).view_as(f)).sum() for f in features).backward()
@@ -516,14 +513,50 @@ def test_normalising_without_photographs_is_a_user_error(tmp_path, monkeypatch):
 
 def test_pooling_is_part_of_the_identity(tmp_path):
     """Style targets made with max pooling do not fit a network with average pooling."""
-    write_slim(tmp_path / "slim.safetensors", {"relu2_1": 7})
+    file = write_converted(small_vgg(), tmp_path / "small.safetensors")
     made = {
-        pooling: create_loss_network("vgg19_slim", weights=tmp_path / "slim.safetensors", pooling=pooling)
+        pooling: create_loss_network("teachers", shallow=file, deep=file, pooling=pooling)
         for pooling in ("max", "average")
     }
     taps = {pooling: network(picture(), ["relu2_1"])["relu2_1"] for pooling, network in made.items()}
     assert not torch.allclose(taps["max"], taps["average"])
     assert made["max"].identity != made["average"].identity
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_slim_network_refuses_average_pooling(tmp_path, normalise):
+    """It has learned what VGG-19 with max pooling sees, and nothing else."""
+    write_slim(tmp_path / "slim.safetensors", {"relu2_1": 7})
+    for weights in (tmp_path / "slim.safetensors", None):
+        with pytest.raises(UserError, match=r"loss\.pooling is average.*vgg19_slim") as caught:
+            create_loss_network("vgg19_slim", weights=weights, pooling="average", normalise=normalise)
+        assert "loss_network=vgg19 " in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="pooling is stochastic"):
+        create_loss_network("vgg19_slim", weights=tmp_path / "slim.safetensors", pooling="stochastic")
+
+
+@torch.no_grad()
+def test_the_slim_network_pools_the_largest(tmp_path):
+    write_slim(tmp_path / "slim.safetensors", {"relu2_1": 7})
+    network, image = create_loss_network("vgg19_slim", weights=tmp_path / "slim.safetensors"), picture()
+    assert network.trunk.pooling == "max"
+    before = network.trunk(image, ["relu1_2"])["relu1_2"]
+    pooled = before.reshape(1, 5, 20, 2, 24, 2).numpy().max((3, 5))
+    convolution = network.trunk.convolutions["2_1"]
+    expected = F.conv2d(torch.from_numpy(pooled), convolution.weight, convolution.bias, padding=1).relu()
+    torch.testing.assert_close(network(image, ["relu2_1"])["relu2_1"], expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_filter_that_the_slim_networks_photographs_left_dead_is_divided_by_a_thousandth_of_the_mean(tmp_path):
+    torch.manual_seed(0)
+    means = torch.tensor([0.5, 0.0, 1.0, 2.5])
+    save_slim_vgg(SlimVGG(SMALL_WIDTHS, {"relu2_1": 4}), tmp_path / "slim.safetensors", {}, {"relu2_1": means})
+    plain, normalised = (load_slim_vgg(tmp_path / "slim.safetensors", normalise) for normalise in (False, True))
+    ratio = plain.heads["relu2_1"].weight / normalised.heads["relu2_1"].weight
+    expected = torch.tensor([0.5, 1e-3, 1.0, 2.5])[:, None, None, None]  # the mean is 1
+    torch.testing.assert_close(ratio, expected.expand_as(ratio), rtol=1e-5, atol=0)
 
 
 def write_text(path):

@@ -6,27 +6,32 @@ import torch
 import torch.nn.functional as F
 
 from nst_fast.errors import UserError
-from nst_fast.loss.loss_network import VGG, NormalisedLossNetwork, SlimVGG
-from nst_fast.loss.losses import (
+from nst_fast.loss.loss_networks import VGG, NormalisedLossNetwork, SlimVGG
+from nst_fast.loss.perceptual_loss import (
     CONTENT_FLOOR,
+    ENERGY,
     LOSSES,
-    QUANTILES,
-    SLICED,
     SLICED_FLOOR,
-    SLICES,
-    SLICES_A_PICTURE,
-    WEAVE_FLOOR,
     BalancedLoss,
     GatysLoss,
     JohnsonLoss,
     StructureLoss,
+    blend,
+    gather,
+    split_name,
+    style_target,
+)
+from nst_fast.loss.terms import (
+    QUANTILES,
+    SLICES,
+    SLICES_A_PICTURE,
+    WEAVE_FLOOR,
     content_representation,
     gram_matrix,
     layer_gram_matrix,
     pixel_grid,
     pixel_weave,
     saturated_share,
-    style_statistic,
     total_variation,
 )
 
@@ -45,11 +50,16 @@ def make_loss(kind=GatysLoss, weights=(1.0, 1.0, 1.0), content=CONTENT, style=ST
     return kind(network, content, style, *weights)
 
 
+def targets_of(loss, painting):
+    """Return all of the style targets that a loss needs of a painting (1, 3, H, W)."""
+    features = loss.loss_network(painting, loss.layers)
+    return {n: style_target(loss.loss_network, n, features[split_name(n)[1]]) for n in loss.style_target_names}
+
+
 def loss_with_style(kind=GatysLoss, weights=(1.0, 1.0, 1.0), **layers):
-    """Return a loss whose style is that of one random painting, and the painting."""
+    """Return a loss, a random painting and the painting's targets."""
     loss, painting = make_loss(kind, weights, **layers), random(1, 3, 20, 24, seed=9).sigmoid()
-    loss.set_style({layer: gram_matrix(f)[0] for layer, f in loss.loss_network(painting, loss.layers).items()})
-    return loss, painting
+    return loss, painting, targets_of(loss, painting)
 
 
 # Gram matrices
@@ -220,9 +230,7 @@ def test_loss_on_narrow_taps_is_that_on_the_estimates_which_they_stand_for(kind)
     loss = kind(narrow, {"relu2_1": 1.0}, {"relu1_1": 0.5, "relu2_1": 0.5}, 1.0, 1.0, 0.0)
     seen, photograph, painted = (narrow.estimates(x, loss.layers) for x in (picture, content, painting))
     targets = {layer: gram_matrix(f) for layer, f in painted.items()}
-    features = narrow(painting, loss.layers)
-    loss.set_style({layer: layer_gram_matrix(narrow, layer, f)[0] for layer, f in features.items()})
-    result = loss(picture, loss.content_features(content))
+    result = loss(picture, loss.content_targets(content), targets_of(loss, painting))
     energy = targets["relu2_1"].diagonal(dim1=1, dim2=2).sum(1)  # in `forward` a mean over 6 channels, here over 20
     expected = loss.content_term(seen["relu2_1"], photograph["relu2_1"], energy / 20)
     torch.testing.assert_close(result["content"], expected[0], rtol=1e-3, atol=0)
@@ -243,9 +251,7 @@ def test_loss_at_an_octave_is_that_of_smaller_pictures(kind, narrow):
     for suffix in ("@4", ""):
         image, content, painting = pictures
         loss = kind(network, {"relu2_1" + suffix: 1.0}, {"relu1_1" + suffix: 0.5, "relu2_1" + suffix: 2.0}, 3, 5, 0)
-        features = network(painting, loss.layers)
-        loss.set_style({layer: layer_gram_matrix(network, layer, f)[0] for layer, f in features.items()})
-        results.append(loss(image, loss.content_features(content)))
+        results.append(loss(image, loss.content_targets(content), targets_of(loss, painting)))
         pictures = [F.interpolate(x, scale_factor=1 / 4, mode="area") for x in pictures]
     for term in ("content", "style", "total"):
         torch.testing.assert_close(results[0][term], results[1][term])
@@ -347,7 +353,7 @@ def test_fine_detail_is_measured_in_float32_under_autocast(term):
 def balanced_terms(features, target, painting):
     """Return content and style term with the painting's mean square as energy."""
     loss, style = make_loss(BalancedLoss), gram_matrix(painting)
-    content = loss.content_term(features, target, painting.square().mean())
+    content = loss.content_term(features, target, painting.square().mean()[None])
     return content, loss.style_term(gram_matrix(features), style)
 
 
@@ -398,20 +404,21 @@ def test_content_floor_keeps_the_loss_of_a_flat_picture_finite():
 
 
 def test_balanced_content_energy_in_forward_is_the_paintings_mean_square():
-    loss, painting = loss_with_style(BalancedLoss, content={"relu2_1": 1.0, "conv3_1": 0.5}, style={"relu1_1": 1.0})
+    layers = {"content": {"relu2_1": 1.0, "conv3_1": 0.5}, "style": {"relu1_1": 1.0}}
+    loss, painting, style = loss_with_style(BalancedLoss, **layers)
     image, content = random(1, 3, 16, 16, seed=1).sigmoid(), random(1, 3, 16, 16, seed=2).sigmoid()
     expected = 0.0
     for layer, weight in {"relu2_1": 1.0, "conv3_1": 0.5}.items():
         f, p, s = (loss.loss_network(x, [layer])[layer] for x in (image, content, painting))
         expected += weight * (f - p).square().mean() / (p.square().mean() + CONTENT_FLOOR * s.square().mean())
-    torch.testing.assert_close(loss(image, loss.content_features(content))["content"], expected)
+    torch.testing.assert_close(loss(image, loss.content_targets(content), style)["content"], expected)
 
 
 # Structure
 
 
 def structure_term(features, target, energy):
-    return make_loss(StructureLoss).content_term(features, target, torch.tensor(energy).double())
+    return make_loss(StructureLoss).content_term(features, target, torch.tensor([energy]).double())
 
 
 def test_structure_content_term_is_that_of_a_hand_loop():
@@ -432,7 +439,7 @@ def test_structure_does_not_see_brightness_and_contrast_of_a_channel():
     factors, shifts = torch.tensor([0.2, 3.0, 40.0]).view(3, 1, 1), torch.tensor([5.0, -1.0, 0.0]).view(3, 1, 1)
     changed = factors * target + shifts
     assert structure_term(changed, target, 1e-12).item() < 1e-10
-    assert make_loss(BalancedLoss).content_term(changed, target, torch.tensor(0.0)).item() > 1
+    assert make_loss(BalancedLoss).content_term(changed, target, torch.zeros(1)).item() > 1
 
 
 def test_structure_content_term_is_2_less_twice_the_correlation():
@@ -458,9 +465,9 @@ KINDS = list(LOSSES.values())
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_total_is_the_weighted_sum_of_layers_and_terms(kind):
-    loss, painting = loss_with_style(kind, weights=(3.0, 5.0, 7.0))
+    loss, painting, style = loss_with_style(kind, weights=(3.0, 5.0, 7.0))
     image, content = random(1, 3, 16, 16, seed=1).sigmoid(), random(1, 3, 16, 16, seed=2).sigmoid()
-    result = loss(image, loss.content_features(content))
+    result = loss(image, loss.content_targets(content), style)
     assert set(result) == {"content", "style", "tv", "total"}
     expected_style = 0.0
     for layer, weight in STYLE.items():
@@ -475,18 +482,18 @@ def test_total_is_the_weighted_sum_of_layers_and_terms(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_perfect_matches_cost_nothing(kind):
-    loss, painting = loss_with_style(kind)
+    loss, painting, style = loss_with_style(kind)
     content = random(1, 3, 16, 16, seed=2).sigmoid()
-    assert loss(content, loss.content_features(content))["content"].item() == 0
-    assert loss(painting, loss.content_features(painting))["style"].item() == pytest.approx(0, abs=1e-20)
+    assert loss(content, loss.content_targets(content), style)["content"].item() == 0
+    assert loss(painting, loss.content_targets(painting), style)["style"].item() == pytest.approx(0, abs=1e-20)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_terms_are_means_over_the_batch(kind):
-    loss, _ = loss_with_style(kind)
+    loss, _, style = loss_with_style(kind)
     image, content = random(2, 3, 16, 16, seed=1).sigmoid(), random(2, 3, 16, 16, seed=2).sigmoid()
-    both = loss(image, loss.content_features(content))
-    single = [loss(image[n : n + 1], loss.content_features(content[n : n + 1])) for n in range(2)]
+    both = loss(image, loss.content_targets(content), style)
+    single = [loss(image[n : n + 1], loss.content_targets(content[n : n + 1]), style) for n in range(2)]
     for name, value in both.items():
         torch.testing.assert_close(value, (single[0][name] + single[1][name]) / 2)
         assert single[0][name] != single[1][name]
@@ -494,35 +501,35 @@ def test_terms_are_means_over_the_batch(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_of_the_total_equals_finite_differences(kind):
-    loss, _ = loss_with_style(kind)
+    loss, _, style = loss_with_style(kind)
     image, content = random(1, 3, 8, 8, seed=1).sigmoid().requires_grad_(), random(1, 3, 8, 8, seed=2).sigmoid()
-    targets = loss.content_features(content)
-    loss(image, targets)["total"].backward()
+    targets = loss.content_targets(content)
+    loss(image, targets, style)["total"].backward()
     direction, step = random(1, 3, 8, 8, seed=3), 1e-6
     with torch.no_grad():
-        ahead, behind = (loss(image + s * step * direction, targets)["total"] for s in (1, -1))
+        ahead, behind = (loss(image + s * step * direction, targets, style)["total"] for s in (1, -1))
     torch.testing.assert_close((image.grad * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-9)
 
 
 def test_content_targets_carry_no_gradient():
-    loss, _ = loss_with_style()
-    features = loss.content_features(random(1, 3, 8, 8).sigmoid().requires_grad_())
+    loss, _, _ = loss_with_style()
+    features = loss.content_targets(random(1, 3, 8, 8).sigmoid().requires_grad_())
     assert set(features) == set(CONTENT)
     assert not any(f.requires_grad for f in features.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_terms_of_bfloat16_features_are_computed_in_float32(kind):
-    loss, _ = loss_with_style(kind)
-    loss = loss.float()
+    loss, _, style = loss_with_style(kind)
+    loss, style = loss.float(), {name: target.float() for name, target in style.items()}
     image, content = random(1, 3, 16, 16, seed=1).sigmoid().float(), random(1, 3, 16, 16, seed=2).sigmoid().float()
     with torch.autocast("cpu", torch.bfloat16):
-        features, targets = loss.loss_network(image, loss.layers), loss.content_features(content)
-        result = loss(image, targets)
+        features, targets = loss.loss_network(image, loss.layers), loss.content_targets(content)
+        result = loss(image, targets, style)
     assert features["conv3_1"].dtype == targets["relu2_1"].dtype == torch.bfloat16
     assert all(value.dtype == torch.float32 for value in result.values())
-    style = {layer: loss.get_buffer("style_" + layer).double() for layer in STYLE}
-    energy = style["relu2_1"][0].trace() / 6
+    style = {name: target.double() for name, target in style.items()}
+    energy = style["relu2_1"].diagonal(dim1=1, dim2=2).mean(1)
     expected_content = loss.content_term(features["relu2_1"].double(), targets["relu2_1"].double(), energy)[0]
     terms = [w * loss.style_term(gram_matrix(features[layer].double()), style[layer])[0] for layer, w in STYLE.items()]
     torch.testing.assert_close(result["content"].double(), expected_content, rtol=1e-5, atol=0)
@@ -546,47 +553,43 @@ def sliced_by_hand(features: np.ndarray, painted: np.ndarray, start: int) -> flo
 
 
 def sliced_loss(layers, kind=BalancedLoss):
-    """Return a loss whose style is the distribution alone, and the painting, 32 × 64."""
+    """Return a loss whose style is the distribution alone, a painting, 32 × 64, and its targets."""
     torch.manual_seed(0)
     network = VGG(((4, 4), (6,), (5,))).double().requires_grad_(False)
     loss, painting = kind(network, CONTENT, {}, 1.0, 10.0, 0.0, layers), random(1, 3, 32, 64, seed=9).sigmoid()
-    names = {name: name.removeprefix(SLICED) for name in loss.statistics}
-    features = network(painting, list(names.values()))
-    loss.set_style({name: style_statistic(network, name, features[layer]) for name, layer in names.items()})
-    return loss, painting
+    return loss, painting, targets_of(loss, painting)
 
 
 @pytest.mark.parametrize("kind", LOSSES.values())
 def test_sliced_style_equals_a_loop_over_sorted_projections(kind):
-    loss, painting = sliced_loss({"rgb@2": 0.5, "relu1_1": 2.0}, kind)
+    loss, painting, style = sliced_loss({"rgb@2": 0.5, "relu1_1": 2.0}, kind)
     image, content = random(1, 3, 32, 32, seed=1).sigmoid(), random(1, 3, 32, 32, seed=2).sigmoid()
     start = int(np.round(255 * content.numpy()).astype(int).sum()) % SLICES
     smaller = [x.reshape(3, 16, 2, -1, 2).mean((2, 4)) for x in (image[0], painting[0])]
     seen = [loss.loss_network(x, ["relu1_1"])["relu1_1"][0] for x in (image, painting)]
     colours, features = ([x.reshape(len(x), -1).numpy() for x in pair] for pair in (smaller, seen))
     expected = 0.5 * sliced_by_hand(*colours, start) + 2 * sliced_by_hand(*features, start)
-    terms = loss(image, loss.content_features(content))
+    terms = loss(image, loss.content_targets(content), style)
     assert float(terms["style"]) == pytest.approx(expected, rel=1e-9)
     assert float(terms["total"] - terms["content"]) == pytest.approx(10 * expected, rel=1e-9)
 
 
 def test_sliced_style_does_not_see_where_colours_are_and_sees_mixtures_that_gram_matrices_do_not():
-    loss, painting = sliced_loss({"rgb": 1.0})
-    content = loss.content_features(painting)
+    loss, painting, style = sliced_loss({"rgb": 1.0})
+    content = loss.content_targets(painting)
     order = torch.randperm(32 * 64, generator=torch.Generator().manual_seed(0))
     shuffled = painting.flatten(2)[:, :, order].reshape(painting.shape)
-    assert float(loss(shuffled, content)["style"]) == pytest.approx(0, abs=1e-20)
+    assert float(loss(shuffled, content, style)["style"]) == pytest.approx(0, abs=1e-20)
 
     # Half black and half white; a grey with the same mean square.
     halves, grey = torch.zeros(1, 3, 16, 32, dtype=torch.float64), torch.full((1, 3, 16, 32), 0.5**0.5).double()
     halves[..., 16:] = 1
     torch.testing.assert_close(gram_matrix(halves), gram_matrix(grey))
-    statistics = {name: style_statistic(loss.loss_network, name, halves) for name in [SLICED + "rgb"]}
-    loss.set_style({**statistics, "relu2_1": torch.eye(6).double()})
-    assert float(loss(halves, content | {"relu2_1": random(1, 6, 8, 16)})["style"]) == pytest.approx(0, abs=1e-20)
+    style, content = targets_of(loss, halves), content | {"relu2_1": random(1, 6, 8, 16)}
+    assert float(loss(halves, content, style)["style"]) == pytest.approx(0, abs=1e-20)
     # Along any direction it is the distance of √½ from 0 and from 1, over the variance of ½ and ½ and the floor.
     distance = (0.5 * 0.5 + 0.5 * (1 - 0.5**0.5) ** 2) / (0.25 + SLICED_FLOOR * 0.5)
-    found = float(loss(grey, content | {"relu2_1": random(1, 6, 8, 16)})["style"])
+    found = float(loss(grey, content, style)["style"])
     start = content["slices"] + torch.arange(SLICES_A_PICTURE)
     sums = np.random.default_rng(0).standard_normal((SLICES, 3))
     sums = ((sums / np.linalg.norm(sums, axis=1, keepdims=True)).sum(1)) ** 2
@@ -594,50 +597,46 @@ def test_sliced_style_does_not_see_where_colours_are_and_sees_mixtures_that_gram
 
 
 def test_pictures_of_a_batch_are_compared_in_directions_of_their_own_and_always_the_same():
-    loss, _ = sliced_loss({"relu2_1": 1.0})
+    loss, _, style = sliced_loss({"relu2_1": 1.0})
     image, content = random(2, 3, 32, 32, seed=1).sigmoid(), random(2, 3, 32, 32, seed=2).sigmoid()
-    targets = loss.content_features(content)
+    targets = loss.content_targets(content)
     assert len(set(targets["slices"].tolist())) == 2
-    alone = [loss(i[None], loss.content_features(c[None]))["style"] for i, c in zip(image, content, strict=True)]
-    torch.testing.assert_close(loss(image, targets)["style"], sum(alone) / 2)
-    assert torch.equal(loss(image, targets)["style"], loss(image, loss.content_features(content))["style"])
+    alone = [loss(i[None], loss.content_targets(c[None]), style)["style"] for i, c in zip(image, content, strict=True)]
+    together = loss(image, targets, style)["style"]
+    torch.testing.assert_close(together, sum(alone) / 2)
+    assert torch.equal(together, loss(image, loss.content_targets(content), style)["style"])
 
 
 def test_gradient_of_sliced_style_equals_finite_differences():
-    loss, _ = sliced_loss({"rgb@2": 0.5, "relu2_1": 1.0})
-    image, targets = random(1, 3, 12, 16, seed=1).sigmoid(), loss.content_features(random(1, 3, 12, 16).sigmoid())
-    assert torch.autograd.gradcheck(lambda x: loss(x, targets)["style"], image.requires_grad_(True), fast_mode=True)
+    loss, _, style = sliced_loss({"rgb@2": 0.5, "relu2_1": 1.0})
+    image, targets = random(1, 3, 12, 16, seed=1).sigmoid(), loss.content_targets(random(1, 3, 12, 16).sigmoid())
+    image.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: loss(x, targets, style)["style"], image, fast_mode=True)
 
 
 @pytest.mark.parametrize("brightness", [0.0, 0.5])
 def test_sliced_style_of_a_painting_of_one_colour_is_finite_and_0_for_that_colour(brightness):
-    loss, painting = sliced_loss({"rgb": 1.0, "relu2_1": 1.0})
+    loss, painting, _ = sliced_loss({"rgb": 1.0, "relu2_1": 1.0})
     painting[:] = brightness
-    features = loss.loss_network(painting, ["rgb", "relu2_1"])
-    names = {SLICED + layer: features[layer] for layer in features}
-    grams = {name: style_statistic(loss.loss_network, name, f) for name, f in names.items()}
-    loss.set_style({**grams, "relu2_1": torch.eye(6).double()})
-    content = loss.content_features(painting)
-    assert float(loss(painting, content)["style"]) == pytest.approx(0, abs=1e-12)
+    style, content = targets_of(loss, painting), loss.content_targets(painting)
+    assert float(loss(painting, content, style)["style"]) == pytest.approx(0, abs=1e-12)
     image = random(1, 3, 32, 64, seed=1).sigmoid().requires_grad_(True)
-    terms = loss(image, content)
+    terms = loss(image, content, style)
     terms["style"].backward()
     assert terms["style"] > 0
     assert image.grad.isfinite().all()
 
 
 def test_descent_on_sliced_style_gives_a_picture_the_paintings_colours():
-    loss, painting = sliced_loss({"rgb": 1.0})
+    loss, painting, _ = sliced_loss({"rgb": 1.0})
     painting[:] = (painting > 0.6).double()  # eight colours, in shares of their own
-    loss.set_style(
-        {"relu2_1": torch.eye(6).double(), SLICED + "rgb": style_statistic(loss.loss_network, SLICED + "rgb", painting)}
-    )
+    style = targets_of(loss, painting)
     image = random(1, 3, 32, 64, seed=1).sigmoid().requires_grad_(True)
     optimizer = torch.optim.Adam([image], 0.02)
     for step in range(300):
         content = {"relu2_1": random(1, 6, 16, 32), "slices": torch.tensor([37 * step % SLICES])}
         optimizer.zero_grad()
-        loss(image, content)["style"].backward()
+        loss(image, content, style)["style"].backward()
         optimizer.step()
     near = (image - image.round()).abs().max(1).values < 0.15
     assert near.double().mean() > 0.9
@@ -647,15 +646,162 @@ def test_descent_on_sliced_style_gives_a_picture_the_paintings_colours():
     assert (counts[0] - counts[1]).abs().sum() < 0.1 * 32 * 64
 
 
+# A painting for each picture, and mixtures
+
+MANY = {"rgb@2": 0.5, "relu1_1": 2.0}  # sliced
+
+
+def loss_by_hand(kind, network, image, content, painting):
+    """Return content and style of one picture by loops over channels, as the formulas of the four losses say."""
+
+    def seen(picture, layer):
+        if layer == "rgb@2":
+            return picture[0].reshape(3, picture.shape[2] // 2, 2, -1, 2).mean((2, 4)).flatten(1).numpy()
+        return network(picture, [layer])[layer][0].flatten(1).numpy()
+
+    def gram(f):
+        return np.array([[np.dot(f[i], f[j]) / f.shape[1] for j in range(len(f))] for i in range(len(f))])
+
+    content_loss = style_loss = 0.0
+    for layer, weight in CONTENT.items():
+        f, p, s = (seen(x, layer) for x in (image, content, painting))
+        floor = CONTENT_FLOOR * (s**2).mean()
+        if kind is StructureLoss:
+            variances = np.array([p_i.var() for p_i in p])
+            deviations = [
+                ((f_i - f_i.mean()) / np.sqrt(f_i.var() + floor) - (p_i - p_i.mean()) / np.sqrt(p_i.var() + floor))
+                for f_i, p_i in zip(f, p, strict=True)
+            ]
+            term = (
+                sum(v * (d**2).mean() for v, d in zip(variances, deviations, strict=True)) / (variances + floor).sum()
+            )
+        else:
+            term = {
+                GatysLoss: 0.5 * ((f - p) ** 2).sum(),
+                JohnsonLoss: ((f - p) ** 2).mean(),
+                BalancedLoss: ((f - p) ** 2).mean() / ((p**2).mean() + floor),
+            }[kind]
+        content_loss += weight * term
+    for layer, weight in STYLE.items():
+        g, a = (gram(seen(x, layer)) for x in (image, painting))
+        error, n = ((g - a) ** 2).sum(), len(g)
+        scale = {GatysLoss: 4 * n**2, JohnsonLoss: n**4}.get(kind, (a**2).sum())
+        style_loss += weight * error / scale
+    start = int(np.round(255 * content.numpy()).astype(int).sum()) % SLICES
+    for layer, weight in MANY.items():
+        style_loss += weight * sliced_by_hand(seen(image, layer), seen(painting, layer), start)
+    return content_loss, style_loss
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_with_a_painting_for_each_picture_is_the_mean_of_its_pictures(kind):
+    torch.manual_seed(0)
+    network = VGG(((4, 4), (6,), (5,))).double().requires_grad_(False)
+    loss = kind(network, CONTENT, STYLE, 3.0, 5.0, 7.0, MANY)
+    images, contents = (random(4, 3, 16, 16, seed=s).sigmoid() for s in (1, 2))
+    # Of unlike contrasts, so that a painting taken for another would show.
+    paintings = [((1 + n) * random(1, 3, 32, 32, seed=9 + n)).sigmoid() for n in range(3)]
+    targets, chosen = [targets_of(loss, x) for x in paintings], [2, 0, 2, 1]
+    style = gather(targets, torch.tensor(chosen))
+    assert {name: target.shape for name, target in style.items()} == {
+        name: (4, *target.shape[1:]) for name, target in targets[0].items()
+    }
+    result = loss(images, loss.content_targets(contents), style)
+
+    pairs = list(zip(images.split(1), contents.split(1), chosen, strict=True))
+    single = [loss(i, loss.content_targets(c), targets[n]) for i, c, n in pairs]
+    for name, value in result.items():
+        torch.testing.assert_close(value, sum(one[name] for one in single) / 4, rtol=1e-10, atol=0)
+    by_hand = [loss_by_hand(kind, network, i, c, paintings[n]) for i, c, n in pairs]
+    assert float(result["content"]) == pytest.approx(np.mean([content for content, _ in by_hand]), rel=1e-9)
+    assert float(result["style"]) == pytest.approx(np.mean([style for _, style in by_hand]), rel=1e-9)
+    wrong = loss(images, loss.content_targets(contents), gather(targets, torch.tensor([0, 2, 2, 1])))
+    assert abs(float(wrong["style"] / result["style"]) - 1) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_a_batch_with_a_painting_for_each_picture_are_those_of_its_pictures(kind):
+    torch.manual_seed(0)
+    network = VGG(((4, 4), (6,), (5,))).double().requires_grad_(False)
+    loss = kind(network, CONTENT, STYLE, 3.0, 5.0, 7.0, MANY)
+    images, contents = (random(3, 3, 16, 16, seed=s).sigmoid() for s in (1, 2))
+    targets, chosen = [targets_of(loss, random(1, 3, 32, 32, seed=9 + n).sigmoid()) for n in range(2)], [1, 0, 1]
+    images.requires_grad_()
+    loss(images, loss.content_targets(contents), gather(targets, torch.tensor(chosen)))["total"].backward()
+    for number, painting in enumerate(chosen):
+        alone = images[number : number + 1].detach().requires_grad_()
+        loss(alone, loss.content_targets(contents[number : number + 1]), targets[painting])["total"].backward()
+        torch.testing.assert_close(images.grad[number : number + 1], alone.grad / 3, rtol=1e-9, atol=1e-15)
+
+
+def test_gather_takes_whole_targets_in_the_order_asked_for():
+    paintings = [{"a": torch.full((1, 2, 2), float(n)), "energy:b": torch.tensor([10.0 + n])} for n in range(3)]
+    got = gather(paintings, torch.tensor([2, 2, 0, 1, 2]))
+    assert got["a"].shape == (5, 2, 2)
+    assert got["a"].mean((1, 2)).tolist() == [2, 2, 0, 1, 2]
+    assert got["energy:b"].tolist() == [12, 12, 10, 11, 12]
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0], [3.0, 1.0], [0.2, 0.0, 0.6]])
+def test_blend_is_the_weighted_mean(weights):
+    torch.manual_seed(0)
+    network = VGG(((4, 4), (6,), (5,))).double().requires_grad_(False)
+    loss = GatysLoss(network, CONTENT, STYLE, 1.0, 1.0, 1.0, {"rgb": 1.0})
+    paintings = [targets_of(loss, random(1, 3, 20, 24, seed=n).sigmoid()) for n in range(len(weights))]
+    mixed = blend(paintings, weights)
+    assert set(mixed) == set(loss.style_target_names)
+    for name, target in mixed.items():
+        expected = np.average([p[name].numpy() for p in paintings], axis=0, weights=weights)
+        np.testing.assert_allclose(target.numpy(), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_blend_needs_a_weight_for_each_painting():
+    painting = {"relu1_1": torch.eye(4)[None]}
+    with pytest.raises(ValueError, match="zip"):
+        blend([painting, painting], [1.0])
+
+
 # Targets
 
 
-def test_style_targets_that_lack_a_layer_are_a_user_error():
-    loss = make_loss()
-    with pytest.raises(UserError, match="conv3_1") as caught:
-        loss.set_style({"relu1_1": torch.eye(4), "relu2_1": torch.eye(6)})
-    assert "relu1_1, relu2_1" in str(caught.value)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("lost", ["conv3_1", "energy:relu2_1", "sliced:rgb"])
+def test_style_targets_that_lack_one_are_a_user_error(lost):
+    torch.manual_seed(0)
+    network = VGG(((4, 4), (6,), (5,))).double().requires_grad_(False)
+    loss = GatysLoss(network, CONTENT, STYLE, 1.0, 1.0, 1.0, {"rgb": 1.0})
+    painting = random(1, 3, 20, 24).sigmoid()
+    style = targets_of(loss, painting)
+    assert set(style) == {*STYLE, "energy:relu2_1", "sliced:rgb"}
+    del style[lost]
+    for refuse in (loss.check, lambda targets: loss(painting, loss.content_targets(painting), targets)):
+        with pytest.raises(UserError, match=f"lack {lost}; they have relu1_1, relu2_1") as caught:
+            refuse(style)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_layer_of_content_alone_needs_no_gram_matrix():
+    loss, painting, style = loss_with_style(content={"conv2_1": 1.0}, style={"relu1_1": 1.0})
+    assert set(style) == {"relu1_1", "energy:conv2_1"}
+    mean_square = np.mean(loss.loss_network(painting, ["conv2_1"])["conv2_1"].numpy() ** 2)
+    np.testing.assert_allclose(style["energy:conv2_1"].numpy(), [mean_square], rtol=1e-12)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_energy_of_a_target_is_the_mean_over_the_diagonal_of_its_gram_matrix(narrow):
+    torch.manual_seed(0)
+    network = SlimVGG(((4, 4), (6,)), {"relu2_1": 20}) if narrow else VGG(((4, 4), (6,)))
+    network.requires_grad_(False)
+    if narrow:
+        network.set_metrics()
+    features = network(random(1, 3, 16, 20, seed=1, dtype=torch.float32).sigmoid(), ["relu2_1"])["relu2_1"]
+    gram = style_target(network, "relu2_1", features)
+    energy = style_target(network, ENERGY + "relu2_1", features)
+    assert gram.shape == (1, 6, 6)
+    assert energy.shape == (1,)
+    metric = network.metric("relu2_1") if narrow else torch.eye(6)
+    seen = metric.numpy() @ features[0].flatten(1).numpy()
+    np.testing.assert_allclose(energy.numpy(), [np.mean(seen**2)], rtol=1e-4)
+    np.testing.assert_allclose(np.trace(gram[0].numpy()) / 6, energy.item(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("where", ["content", "style"])
@@ -666,32 +812,27 @@ def test_layer_that_the_network_lacks_is_a_user_error(where):
     assert "\n" not in str(caught.value)
 
 
-def test_style_buffers_are_not_saved_but_move_with_the_loss():
-    loss, _ = loss_with_style()
-    assert not any("style" in name for name in loss.state_dict())
-    buffers = {name for name, _ in loss.named_buffers()}
-    assert {"style_relu1_1", "style_relu2_1", "style_conv3_1"} <= buffers
-    assert loss.float().get_buffer("style_relu1_1").dtype == torch.float32
-
-
-def test_setting_another_style_replaces_the_first():
-    loss, _ = loss_with_style()
-    image, targets = random(1, 3, 16, 16, seed=1).sigmoid(), loss.content_features(random(1, 3, 16, 16).sigmoid())
-    features = loss.loss_network(image, loss.layers)
-    assert loss(image, targets)["style"] > 0
-    loss.set_style({layer: gram_matrix(f)[0] for layer, f in features.items()})
-    assert loss(image, targets)["style"].item() == pytest.approx(0, abs=1e-20)
+def test_a_loss_keeps_nothing_of_a_painting():
+    loss, _, style = loss_with_style()
+    own, before = {name for name, _ in loss.named_buffers()}, set(loss.state_dict())
+    image, targets = random(1, 3, 16, 16, seed=1).sigmoid(), loss.content_targets(random(1, 3, 16, 16).sigmoid())
+    first, other = loss(image, targets, style), loss(image, targets, targets_of(loss, image))
+    assert first["style"] > 0
+    assert other["style"].item() == pytest.approx(0, abs=1e-20)
+    torch.testing.assert_close(loss(image, targets, style), first, rtol=0, atol=0)
+    assert {name for name, _ in loss.named_buffers()} == own
+    assert set(loss.state_dict()) == before
+    assert not any("style" in name for name in before | own)
 
 
 def test_balanced_loss_is_the_same_on_a_normalised_network():
     """Terms are relative, so one factor for all filters of a layer cancels."""
-    plain, painting = loss_with_style(BalancedLoss)
+    plain, painting, _ = loss_with_style(BalancedLoss)
     widths = {"relu1_1": 4, "relu2_1": 6, "relu3_1": 5}
     factors = {layer: torch.full((n,), 0.1 * n, dtype=torch.float64) for layer, n in widths.items()}
     scaled = BalancedLoss(NormalisedLossNetwork(plain.loss_network, factors), CONTENT, STYLE, 1.0, 1.0, 1.0)
-    scaled.set_style({k: gram_matrix(f)[0] for k, f in scaled.loss_network(painting, scaled.layers).items()})
     image, content = random(1, 3, 16, 16, seed=1).sigmoid(), random(1, 3, 16, 16, seed=2).sigmoid()
-    expected, result = (x(image, x.content_features(content)) for x in (plain, scaled))
+    expected, result = (x(image, x.content_targets(content), targets_of(x, painting)) for x in (plain, scaled))
     torch.testing.assert_close(result, expected)
 
 

@@ -8,11 +8,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from nst_fast.loss.loss_network import VGG, freeze
-from nst_fast.loss.losses import BalancedLoss, gram_matrix
+from nst_fast.loss.loss_networks import VGG, freeze
+from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
 from nst_fast.training.content_images import BundledImages, ContentImages, Forever
 from nst_fast.training.networks import create_network
-from nst_fast.training.style_transfer import StyleTransfer
+from nst_fast.training.style_transfer import Recipe, StyleTransfer
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning")
 
@@ -50,8 +50,10 @@ def train_in_float64(folder: Path, processes: int, batch_size: int) -> list[list
     loss_network = freeze(VGG([[8], [12]]))
     loss = BalancedLoss(loss_network, {"relu2_1": 1.0}, LAYERS, 1.0, 10.0, 1.0)
     painting = torch.rand(1, 3, 48, 40)
-    loss.set_style({layer: gram_matrix(f)[0] for layer, f in loss_network(painting, list(LAYERS)).items()})
-    module = StyleTransfer(create_network("fast", 8, 1), loss, 1e-2, STEPS, 1e30, 500.0, 20.0, {"config": {}})
+    features = loss_network(painting, loss.layers)
+    targets = {n: style_target(loss_network, n, features[split_name(n)[1]]) for n in loss.style_target_names}
+    recipe = Recipe(STEPS, 1e-2, 1e30, 500.0, 20.0)
+    module = StyleTransfer(create_network("fast", 8, 1), loss, targets, recipe, {"config": {}})
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=processes,

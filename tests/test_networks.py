@@ -1,5 +1,7 @@
 """The transformation networks: sizes, norms, padding and names."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nst_fast.errors import UserError
+from nst_fast.training.checkpoints import upgraded
 from nst_fast.training.networks import (
     NETWORKS,
     Contrast,
@@ -232,31 +235,48 @@ def test_contrast_brings_a_faint_pattern_up_to_nearly_a_strong_one_s_level_and_l
 
 
 @pytest.mark.parametrize("name", ["fast", "johnson"])
-def test_strokes_follow_a_faint_pattern_where_contrast_is_the_grain(name):
-    """A faint pattern in the left half of a picture changes it more than where noise is the grain."""
+def test_strokes_follow_a_faint_pattern_where_they_grow_from_contrast(name):
+    """A faint pattern in the left half of a picture changes it more than where strokes grow from grain."""
     pattern = np.random.default_rng(0).standard_normal((1, 1, 6, 6)).repeat(16, 2).repeat(16, 3)  # as large as strokes
     image = torch.full((1, 3, 96, 192), 0.5)
     image[..., 96:] += 0.3 * torch.from_numpy(pattern).float()
     faint = image.clone()
     faint[..., :96] += 0.02 * torch.from_numpy(pattern).float()
 
-    def moved(grain: str) -> float:
+    def moved(grown_from: str) -> float:
         """Mean over six networks, whose scales are drawn at random as before training."""
         changes = []
         for seed in range(6):
             torch.manual_seed(seed)
-            network = create_network(name, 16, 1, grain=grain).eval()
+            options = {"grain": grown_from == "grain", "contrast": grown_from == "contrast"}
+            network = create_network(name, 16, 1, **options).eval()
             with torch.no_grad():
-                network.grain.scale.copy_(torch.randn(network.grain.scale.shape))
+                scale = network.get_parameter(f"{grown_from}.scale")
+                scale.copy_(torch.randn(scale.shape))
                 changes.append(float((network(faint) - network(image))[..., 16:80].std()))
         return float(np.mean(changes))
 
-    assert moved("contrast") > 3 * moved("noise")
+    assert moved("contrast") > 3 * moved("grain")
 
 
-def test_unknown_grain_is_a_user_error_that_names_the_nearest():
-    with pytest.raises(UserError, match=r"'contrasts'.*did you mean contrast\?.*noise"):
-        create_network("fast", 16, 1, grain="contrasts")
+def test_strokes_may_grow_from_both_or_from_neither():
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pictures = {}
+    for options in ((False, False), (True, False), (False, True), (True, True)):
+        torch.manual_seed(0)
+        network = create_network("fast", 16, 1, grain=options[0], contrast=options[1]).eval()
+        names = {name.partition(".")[0] for name in network.state_dict()} - {"stem", "body"}
+        assert names == {name for name, on in zip(("grain", "contrast"), options, strict=True) if on}
+        with torch.no_grad():
+            pictures[options] = network(image)
+    for a, b in itertools.combinations(pictures.values(), 2):
+        assert (a - b).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("option", "kept"), [("noise", {"grain"}), ("contrast", {"contrast"}), ("none", set())])
+def test_a_network_of_an_earlier_version_says_what_its_strokes_grow_from(option, kept):
+    network = upgraded({"network": {"name": "fast", "width": 16, "blocks": 1, "grain": option}})["network"]
+    assert {key for key in ("grain", "contrast") if network[key]} == kept
 
 
 @pytest.mark.parametrize("name", ["fast", "tiny"])

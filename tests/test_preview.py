@@ -1,4 +1,4 @@
-"""`nst-preview`: a sheet of strengths and brush sizes, and the short training behind it."""
+"""`nst-preview`: a sheet of content distances and brush sizes, and the short training behind it."""
 
 import itertools
 import sys
@@ -10,11 +10,13 @@ from PIL import Image
 
 from nst_fast.commands import preview
 from nst_fast.commands.configuration import load_config
-from nst_fast.loss.loss_network import create_loss_network
-from nst_fast.loss.losses import BalancedLoss, layer_gram_matrix
-from nst_fast.loss.strength import rehearse
+from nst_fast.loss.perceptual_loss import BalancedLoss
+from nst_fast.loss.pretrained import create_loss_network
+from nst_fast.loss.style_targets import painting_targets
+from nst_fast.loss.tensors import to_image
 from nst_fast.training.content_images import BundledImages
 from nst_fast.training.networks import create_network
+from nst_fast.training.preview import rehearse
 from nst_fast.training.sheet import draw_sheet
 
 LAYERS = ["relu1_1", "relu2_1"]
@@ -22,14 +24,11 @@ LAYERS = ["relu1_1", "relu2_1"]
 
 def small_loss(painting):
     loss = BalancedLoss(create_loss_network("vgg19_slim"), {"relu2_1": 1.0}, dict.fromkeys(LAYERS, 0.5), 1.0, 7.0, 0.0)
-    with torch.no_grad():
-        features = loss.loss_network(painting, loss.layers)
-        loss.set_style({k: layer_gram_matrix(loss.loss_network, k, f)[0] for k, f in features.items()})
-    return loss
+    return loss, painting_targets(to_image(painting), loss.loss_network, loss.style_target_names, 128)
 
 
 def test_a_rehearsal_brings_a_network_to_a_content_distance_and_is_the_same_each_time():
-    loss = small_loss(BundledImages(128, 1, 1.0)[0][None] / 255)
+    loss, style_targets = small_loss(BundledImages(128, 1, 1.0)[0][None] / 255)
     batches = torch.stack([BundledImages(64, 0, 0.0)[number] for number in range(16)]).split(4)
     content = torch.cat(batches) / 255
     weights = []
@@ -37,11 +36,12 @@ def test_a_rehearsal_brings_a_network_to_a_content_distance_and_is_the_same_each
         torch.manual_seed(0)
         network = create_network("fast", 16, 1)
         state = torch.get_rng_state()
-        weights.append(rehearse(network, distance, 7.0, 150, loss=loss, batches=itertools.cycle(batches)))
+        given = {"loss": loss, "style_targets": style_targets, "batches": itertools.cycle(batches)}
+        weights.append(rehearse(network, distance, 7.0, 150, **given))
         assert torch.equal(torch.get_rng_state(), state)
         assert not network.training
         with torch.no_grad():
-            came = loss(network(content), loss.content_features(content))["content"]
+            came = loss(network(content), loss.content_targets(content), style_targets)["content"]
         assert float(came) == pytest.approx(distance, rel=0.15)
     assert weights[0] == weights[1]
     assert weights[0] < 0.5 * weights[2]
@@ -72,7 +72,7 @@ def run(arguments, monkeypatch, capsys):
 
 def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    options = ["style=starry_night", "strengths=[strong,0.2]", "brushes=[256,384]", "size=48"]
+    options = ["style=starry_night", "content_distances=[strong,0.2]", "brushes=[256,384]", "size=48"]
     options += ["settling_steps=2", "steps=2"]
     code, told = run([*options, "loss_network=vgg19_slim", "device=cpu"], monkeypatch, capsys)
     assert code == 0, told.err
@@ -86,11 +86,11 @@ def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("strengths=medium", "a list is needed"),
-        ("strengths=[]", "1 to 16"),
-        ("strengths=[huge]", "strengths is 'huge'"),
+        ("content_distances=medium", "a list is needed"),
+        ("content_distances=[]", "1 to 16"),
+        ("content_distances=[huge]", "content_distances is 'huge'"),
         ("brushes=[1]", "brushes is 1"),
-        ("style.strength=medium", "strengths="),
+        ("style.content_distance=medium", "content_distances="),
         ("output=sheet.xyz", "xyz"),
         ("loss=gatys", "loss.name"),
         ("content=nothing.jpg", "nothing.jpg"),

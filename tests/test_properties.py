@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from nst_fast.commands.configuration import literal, load_config, stored
-from nst_fast.loss.losses import gram_matrix
 from nst_fast.loss.style_targets import StyleTargets
-from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.loss.terms import gram_matrix
+from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
 from nst_fast.training.networks import NETWORKS, create_network
-from nst_fast.training.onnx_export import METADATA_PREFIX, export
+from nst_fast.training.onnx_export import export
 from nst_fast.weights import read_safetensors
 
 same = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))

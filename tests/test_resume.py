@@ -23,8 +23,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nst_fast.commands import train as train_command
 from nst_fast.errors import UserError
-from nst_fast.loss.loss_network import VGG
-from nst_fast.training.style_transfer import StyleTransfer, read_checkpoint
+from nst_fast.loss.loss_networks import VGG
+from nst_fast.training.checkpoints import read_checkpoint
+from nst_fast.training.style_transfer import StyleTransfer
 from nst_fast.weights import read_torch
 
 pytestmark = [
@@ -36,7 +37,7 @@ STYLE = "style=starry_night"
 SMALL = ["network.width=8", "network.blocks=1", "data.size=32", "data.batch_size=2", "data.num_workers=0"]
 MACHINE = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
 STEPS = 6
-FIRST = [*SMALL, *MACHINE, "style.strength=medium", f"trainer.max_steps={STEPS}", "trainer.validate_every=2"]
+FIRST = [*SMALL, *MACHINE, "style.content_distance=medium", f"trainer.max_steps={STEPS}", "trainer.validate_every=2"]
 
 
 def assert_one_line(result: Result, *words: str) -> None:

@@ -16,9 +16,10 @@ from PIL import Image
 from nst_fast.assets import ASSETS, shipped_models
 from nst_fast.commands.configuration import load_config
 from nst_fast.downloads import file_hash
-from nst_fast.loss.loss_network import create_loss_network
-from nst_fast.loss.losses import layer_gram_matrix, pixel_weave
-from nst_fast.loss.style_targets import StyleTargets, to_tensor
+from nst_fast.loss.pretrained import create_loss_network
+from nst_fast.loss.style_targets import StyleTargets
+from nst_fast.loss.tensors import to_tensor
+from nst_fast.loss.terms import layer_gram_matrix, pixel_weave
 from nst_fast.stylizing.images import resize_short_side
 from nst_fast.stylizing.stylizer import Stylizer
 

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 from nst_fast.errors import UserError
-from nst_fast.loss.loss_network import VGG, freeze
-from nst_fast.loss.losses import BalancedLoss, gram_matrix, pixel_grid, pixel_weave
-from nst_fast.loss.strength import StyleWeightControl
+from nst_fast.loss.loss_networks import VGG, freeze
+from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
+from nst_fast.loss.style_weight import StyleWeightControl
+from nst_fast.loss.terms import pixel_grid, pixel_weave
+from nst_fast.training.checkpoints import CHECKPOINT_KEY, read_checkpoint
 from nst_fast.training.content_images import BundledImages, ContentImages
 from nst_fast.training.networks import create_network
-from nst_fast.training.style_transfer import (
-    CHECKPOINT_KEY,
-    LOG_EVERY,
-    MOST_SKIPPED_IN_A_ROW,
-    StyleTransfer,
-    read_checkpoint,
-)
+from nst_fast.training.style_transfer import LOG_EVERY, MOST_SKIPPED_IN_A_ROW, Recipe, StyleTransfer
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning")
 
@@ -41,11 +38,13 @@ def make_module(max_steps: int, seed: int = 0, network: str = "fast") -> StyleTr
     loss_network = freeze(VGG([[8], [12]]))
     loss = BalancedLoss(loss_network, {"relu2_1": 1.0}, LAYERS, 1.0, 10.0, 1.0)
     painting = torch.rand(1, 3, 48, 40)
-    loss.set_style({layer: gram_matrix(f)[0] for layer, f in loss_network(painting, list(LAYERS)).items()})
+    features = loss_network(painting, loss.layers)
+    targets = {n: style_target(loss_network, n, features[split_name(n)[1]]) for n in loss.style_target_names}
     torch.manual_seed(seed)
     config = {"network": {"name": network, "width": 8, "blocks": 1}, "note": None}
     description = {"config": config, "image_sha256": "0" * 64, "loss_network": loss_network.identity}
-    return StyleTransfer(create_network(network, 8, 1), loss, 1e-2, max_steps, 1.0, 0.0, 0.0, description)
+    recipe = Recipe(max_steps, 1e-2, 1.0, 0.0, 0.0)
+    return StyleTransfer(create_network(network, 8, 1), loss, targets, recipe, description)
 
 
 def make_trainer(folder: Path, max_steps: int, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
@@ -117,11 +116,16 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
     return len(first) == len(second) and all(map(torch.equal, first, second))
 
 
+def perceptual_terms(module: StyleTransfer, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
+    loss = module.perceptual_loss
+    return loss(stylized, loss.content_targets(content), module.style_targets)
+
+
 def total_loss(module: StyleTransfer, batch: Tensor) -> float:
     content = batch.float() / 255
     with torch.no_grad():
         stylized = module.network(content)
-        return float(module.perceptual_loss(stylized, module.perceptual_loss.content_features(content))["total"])
+        return float(perceptual_terms(module, stylized, content)["total"])
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +150,7 @@ def test_training_lowers_the_loss_on_a_fixed_batch(trained):
 @pytest.mark.parametrize(("pictures", "threads"), [(1, 4), (2, 4), (3, 2), (5, 1)])
 def test_pictures_shared_among_threads_have_the_gradient_and_the_losses_of_the_whole_batch(pictures, threads, tmp_path):
     module = make_module(1)
-    module.gradient_clip, module.grid_weight, module.weave_weight = 1e9, 10.0, 5.0
+    module.recipe = replace(module.recipe, gradient_clip=1e9, grid_weight=10.0, weave_weight=5.0)
     network = copy.deepcopy(module.network)
     batch = torch.randint(0, 256, (pictures, 3, SIZE, SIZE), dtype=torch.uint8)
     before = torch.get_num_threads()
@@ -158,7 +162,7 @@ def test_pictures_shared_among_threads_have_the_gradient_and_the_losses_of_the_w
         torch.set_num_threads(before)
     content = batch.float() / 255
     stylized = network(content)
-    terms = module.perceptual_loss(stylized, module.perceptual_loss.content_features(content))
+    terms = perceptual_terms(module, stylized, content)
     total = terms["total"] + 10.0 * pixel_grid(stylized, network.stride).mean() + 5.0 * pixel_weave(stylized).mean()
     whole = torch.autograd.grad(total, list(network.parameters()))
     largest = max(float(gradient.abs().max()) for gradient in whole)
@@ -182,7 +186,7 @@ def test_steps_are_those_of_plain_adam(name, tmp_path):
     content = (torch.stack(images.pictures).float() / 255).contiguous(memory_format=torch.channels_last)
     for _ in range(steps):
         optimizer.zero_grad()
-        module.perceptual_loss(network(content), module.perceptual_loss.content_features(content))["total"].backward()
+        perceptual_terms(module, network(content), content)["total"].backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -194,7 +198,7 @@ def test_steps_are_those_of_plain_adam(name, tmp_path):
 
 def test_gradients_are_cut_and_the_rate_falls_to_nothing(tmp_path):
     module, seen = make_module(20), []
-    module.gradient_clip = 1e-4
+    module.recipe = replace(module.recipe, gradient_clip=1e-4)
 
     class Look(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, module: StyleTransfer, *_: Any) -> None:
@@ -240,7 +244,7 @@ def test_validation_losses_are_those_of_the_clamped_pictures(trained):
     content = next(iter(make_data().val_dataloader())).float() / 255
     with torch.no_grad():
         stylized = module.network.eval()(content).clamp(0, 1)
-        terms = module.perceptual_loss(stylized, module.perceptual_loss.content_features(content))
+        terms = perceptual_terms(module, stylized, content)
         terms |= {"grid": pixel_grid(stylized).mean(), "weave": pixel_weave(stylized).mean()}
     assert module.validation_losses == pytest.approx({f"val/{k}_loss": float(v) for k, v in terms.items()}, rel=1e-4)
 

@@ -147,8 +147,10 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "johnson, opset 11": lambda: exported(seeded(lambda: create_network("johnson", 8, 1)), 11),
     "johnson, opset 17": lambda: exported(seeded(lambda: create_network("johnson", 8, 1)), 17),
     "uint8": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1)), {"min_size": "16"}),
-    "contrast": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1, grain="contrast")), {"min_size": "16"}),
-    "johnson, contrast": lambda: exported(seeded(lambda: create_network("johnson", 8, 1, grain="contrast"))),
+    "contrast": lambda: to_onnx(
+        seeded(lambda: create_network("fast", 16, 1, grain=False, contrast=True)), {"min_size": "16"}
+    ),
+    "johnson, contrast": lambda: exported(seeded(lambda: create_network("johnson", 8, 1, contrast=True))),
     **{name: lambda create=create: exported(seeded(create)) for name, create in NETWORKS.items()},
 }
 

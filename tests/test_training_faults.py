@@ -16,7 +16,8 @@ import torch
 from conftest import Result
 from PIL import Image
 
-from nst_fast.training.style_transfer import MOST_SKIPPED_IN_A_ROW, StyleTransfer, read_checkpoint
+from nst_fast.training.checkpoints import read_checkpoint
+from nst_fast.training.style_transfer import MOST_SKIPPED_IN_A_ROW, StyleTransfer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),

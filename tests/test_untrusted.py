@@ -24,9 +24,9 @@ from nst_fast.assets import VGG19_SLIM, shipped_models
 from nst_fast.commands import compare, export, optimize, stylize, train
 from nst_fast.commands.configuration import load_config, stored
 from nst_fast.errors import UserError
+from nst_fast.training.checkpoints import CHECKPOINT_KEY
 from nst_fast.training.networks import create_network, for_inference
 from nst_fast.training.onnx_export import export as export_network
-from nst_fast.training.style_transfer import CHECKPOINT_KEY
 from nst_fast.weights import MOST_UNPACKED, read_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse:UserWarning")

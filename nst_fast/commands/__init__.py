@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nst_fast import __version__
 from nst_fast.errors import UserError
@@ -62,6 +63,25 @@ def tune_torch() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def show_warnings(console: Any) -> None:
+    """Let the library's warnings appear on a console, and Lightning's advice not at all."""
+    logging.getLogger("nst_fast").handlers = [Lines(console)]
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class Lines(logging.Handler):
+    """Print each warning as a yellow line."""
+
+    def __init__(self, console: Any) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a warning."""
+        self.console.print(printable(record.getMessage()), style="yellow", soft_wrap=True)
 
 
 def printable(text: str) -> str:

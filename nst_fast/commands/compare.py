@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
-import html
-import io
 import json
 import platform
-import statistics
+from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,123 +46,6 @@ examples:
 """
 
 
-def picture_html(image: Any, caption: str) -> str:
-    """Return a figure element that carries its picture within it."""
-    encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=88, subsampling=0)
-    data = base64.b64encode(encoded.getvalue()).decode()
-    return f'<figure><img src="data:image/jpeg;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-
-
-def curve_svg(comparison: Any, judged: dict[str, Any]) -> str:
-    """Return the optimisers' curves and the models' levels as SVG."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["svg.hashsalt"] = "nst_fast"  # the same report twice is the same file
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for name, result in comparison.optimizers.items():
-        axes.plot([r["iteration"] for r in result.trace], [r["total"] for r in result.trace], label=name)
-    for number, (name, result) in enumerate(judged.items()):
-        axes.axhline(result.losses["total"], linestyle="--", color=f"C{4 + number}", label=name)
-    axes.set(xlabel="iterations", ylabel="total loss", yscale="log")
-    axes.legend()
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
-
-
-def spread(values: list[float | None], ceiling: float) -> dict[str, Any]:
-    """Return median, least and most of some figures; None counts as more than the ceiling."""
-    known = [ceiling if v is None else v for v in values]
-    return {
-        "median": statistics.median(known),
-        "least": min(known),
-        "most": max(known),
-        "not_reached": sum(v is None for v in values),
-    }
-
-
-def told(iterations: dict[str, Any], count: int) -> str:
-    """Return the median of so many figures as text, which is a bound where it hangs on some that were not reached."""
-    return f"{'at least ' if 2 * iterations['not_reached'] >= count else ''}{iterations['median']:g}"
-
-
-def summarise(comparisons: dict[str, Any], judged: list[str], iterations: int) -> dict[str, Any]:
-    """Return for each model its mean losses and, for each optimiser, the iterations and seconds that pass it."""
-    summary: dict[str, Any] = {}
-    every = list(comparisons.values())
-    for model in every[0].models:
-        results = [c.models[model] for c in every]
-        entry: dict[str, Any] = {"seconds": statistics.median(r.seconds for r in results)}
-        if model in judged:
-            entry["losses"] = {k: statistics.mean(r.losses[k] for r in results) for k in results[0].losses}
-            entry["passed_by"] = {}
-            for name in every[0].optimizers:
-                rows = [c.optimizers[name].passes(c.models[model].losses["total"]) for c in every]
-                ceilings = [c.optimizers[name].trace[-1]["seconds"] for c in every]
-                seconds = [c if r is None else r["seconds"] for r, c in zip(rows, ceilings, strict=True)]
-                entry["passed_by"][name] = {
-                    "iterations": spread([None if r is None else r["iteration"] for r in rows], iterations),
-                    "seconds": statistics.median(seconds),
-                    "times_faster": statistics.median(s / r.seconds for s, r in zip(seconds, results, strict=True)),
-                }
-        summary[model] = entry
-    return summary
-
-
-def report_html(report: dict[str, Any], comparisons: dict[str, Any], judged: list[str]) -> str:
-    """Return the report as one page that needs nothing else."""
-    rows = []
-    for model, entry in report["models"].items():
-        for name, passed in entry.get("passed_by", {}).items():
-            n = passed["iterations"]
-            more = f", not reached on {n['not_reached']}" if n["not_reached"] else ""
-            rows.append(
-                f"<tr><td>{html.escape(model)}<td>{name}<td><b>{told(n, len(comparisons))}</b> "
-                f"({n['least']:g}–{n['most']:g}{more})"
-                f"<td>{entry['seconds']:.3f}<td>{passed['seconds']:.2f}<td>{passed['times_faster']:.0f}</tr>"
-            )
-    sections = []
-    for photograph, comparison in comparisons.items():
-        figures = [picture_html(comparison.photograph, "photograph")]
-        for name, result in comparison.models.items():
-            loss = f", total {result.losses['total']:.3f}" if name in judged else ""
-            figures.append(picture_html(result.image, f"{name}: {result.seconds:.3f} s{loss}"))
-        for name, optimizer in comparison.optimizers.items():
-            last = optimizer.trace[-1]
-            caption = f"{name}: {last['iteration']} iterations, {last['seconds']:.1f} s, total {last['total']:.3f}"
-            figures.append(picture_html(optimizer.image, caption))
-        terms = list(next(iter(comparison.models.values())).losses)
-        head = "".join(f"<th>{t}" for t in terms)
-        lines = [
-            f"<tr><td>{html.escape(n)}" + "".join(f"<td>{comparison.models[n].losses[t]:.4f}" for t in terms)
-            for n in judged
-        ] + [
-            f"<tr><td>{n}, last" + "".join(f"<td>{o.trace[-1][t]:.4f}" for t in terms)
-            for n, o in comparison.optimizers.items()
-        ]
-        curve = curve_svg(comparison, {n: comparison.models[n] for n in judged})
-        sections.append(
-            f"<h2>{html.escape(photograph)}</h2><div>{''.join(figures)}</div>{curve}"
-            f"<table><tr><th>{head}</tr>{''.join(lines)}</table>"
-        )
-    conditions = {k: v for k, v in report.items() if k not in ("models", "photographs")}
-    return f"""<!doctype html><meta charset="utf-8"><title>fast against slow: {html.escape(report["style"])}</title>
-<style>body{{font:15px sans-serif;max-width:75em;margin:2em auto;padding:0 1em}}table{{border-collapse:collapse}}
-td,th{{padding:.2em .8em;border-bottom:1px solid #ccc;text-align:left}}figure{{display:inline-block;margin:.3em}}
-img{{max-width:22em}}figcaption{{max-width:22em;font-size:85%}}svg{{max-width:44em;height:auto}}</style>
-<h1>Fast against slow: {html.escape(report["style"])}</h1>
-<p>The model makes its picture in one forward pass. The optimiser starts over for every picture, on the same loss, and
-passes the model's loss after so many iterations: median (least–most) over {len(comparisons)} photographs.</p>
-<table><tr><th>model<th>optimiser<th>iterations<th>model, s<th>optimiser to there, s<th>times faster</tr>
-{"".join(rows)}</table>
-{"".join(sections)}
-<h2>Conditions</h2><pre>{html.escape(json.dumps(conditions, indent=1))}</pre>
-"""
-
-
 # What a loss is made of, beside its layers.
 LOSS_OPTIONS = ("content_weight", "style_weight", "tv_weight", "pooling", "normalise")
 
@@ -193,8 +74,10 @@ def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list
 
     Raises UserError where the config in the model has been tampered with.
     """
+    from nst_fast.training.checkpoints import upgraded
+
     try:
-        trained: dict[str, Any] = json.loads(stylizer.metadata.get("config", "{}"))
+        trained: dict[str, Any] = upgraded(json.loads(stylizer.metadata.get("config", "{}")))
         if trained.get("style", {}).get("name") != style:
             return [f"style={style}", *overrides]
         known = {path.stem for path in (shipped("configs") / "style").glob("*.yaml")}
@@ -205,9 +88,9 @@ def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list
         network = plain(trained["loss_network"]["name"])
         network = "vgg19_slim" if network == "teachers" and not given else network
         arguments += [f"loss={plain(trained['loss']['name'])}", f"loss_network={network}"]
-        arguments += [f"style.{key}={plain(trained['style'][key])}" for key in ("size", "weight")]
-        if trained["style"].get("strength") is not None:  # the weight that training arrived at
-            trained["loss"]["style_weight"] = float(stylizer.metadata["style_weight"]) / trained["style"]["weight"]
+        arguments.append(f"style.size={plain(trained['style']['size'])}")
+        if trained["style"].get("content_distance") is not None:  # the weight that training arrived at
+            trained["loss"]["style_weight"] = float(stylizer.metadata["style_weight"])
         arguments += [f"loss.{key}={plain(trained['loss'][key])}" for key in LOSS_OPTIONS]
         trained["loss"].setdefault("sliced_layers", {})  # models from before it have none
         for key in ("content_layers", "style_layers", "sliced_layers"):
@@ -225,8 +108,8 @@ def place(text: str) -> Path:
     return Path(text)
 
 
-def compare_models(arguments: list[str]) -> int:
-    """Run the comparison that a command line asks for and write its report; return 1 where a picture is not in it."""
+def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of a command line, and those of the loss; UserError for values out of range."""
     parser = argparse.ArgumentParser(
         "nst-compare", usage=USAGE.split("\n\n")[0].removeprefix("\nusage: "), add_help=False
     )
@@ -262,21 +145,11 @@ def compare_models(arguments: list[str]) -> int:
     for name, least, most in (("size", 32, 32768), ("count", 1, 10**6), ("iterations", 1, 10**6)):
         if not least <= getattr(options, name) <= most:
             raise UserError(f"--{name} is {getattr(options, name)}; at least {least} and at most {most} is needed")
-    try:
-        import torch
-        from omegaconf import OmegaConf
-        from rich.progress import Progress
+    return options, overrides
 
-        from nst_fast.commands.configuration import load_config
-        from nst_fast.commands.export import source_commit
-        from nst_fast.commands.optimize import resolve
-        from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
-        from nst_fast.commands.progress import download_progress
-        from nst_fast.reference.comparison import compare
-    except ModuleNotFoundError as error:
-        require_training_packages(error)
 
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+def load_models(options: argparse.Namespace) -> tuple[dict[str, Stylizer], str, list[str]]:
+    """Return the models by name, the style, and the names of those that are of that style."""
     models: dict[str, Stylizer] = {}
     for given in options.model:
         path = find_model(given)
@@ -285,27 +158,26 @@ def compare_models(arguments: list[str]) -> int:
     style = options.style or next((m.metadata["style"] for m in models.values() if "style" in m.metadata), None)
     if style is None:
         raise UserError("no model says what its style is: give --style NAME")
-    judged = [name for name, model in models.items() if model.metadata.get("style") == style]
-    first = models[judged[0]] if judged else next(iter(models.values()))
-    cfg = load_config("optimize", ["content=photograph", *loss_arguments(first, style, overrides)])
-    resolve(cfg, console)
-    with download_progress(console) as fetching:
-        perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
-        targets, sha256 = find_style(cfg.style, perceptual_loss, progress=fetching)
-    perceptual_loss.set_style({name: target.to(cfg.device) for name, target in targets.items()})
+    return models, style, [name for name, model in models.items() if model.metadata.get("style") == style]
 
-    if judged and first.metadata.get("image_sha256", sha256) != sha256:
-        console.print(
-            f"{judged[0]} was trained on another picture of {style}; style.image=FILE gives it", style="yellow"
-        )
 
+def choose_photographs(options: argparse.Namespace) -> list[Path]:
+    """Return the photographs to compare on, once the report's folder is there; raises UserError."""
     paths = find_pictures(options.content)
     try:  # before hours of work
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write into {options.output}: {error.strerror}") from error
     count = min(options.count, len(paths))
-    paths = [paths[round(i * (len(paths) - 1) / max(count - 1, 1))] for i in range(count)]
+    return [paths[round(i * (len(paths) - 1) / max(count - 1, 1))] for i in range(count)]
+
+
+def compare_photographs(
+    paths: list[Path], options: argparse.Namespace, compare: Callable[..., Any], console: Console
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the comparison of each photograph by name, and why others are left out; Ctrl-C ends with what is there."""
+    from rich.progress import Progress
+
     comparisons, left_out = {}, []
     optimizations = len(options.methods) * len(options.starts)
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -321,17 +193,8 @@ def compare_models(arguments: list[str]) -> int:
                 progress.update(bar, completed=completed, description=f"{path.name}: {name}")
 
             try:
-                comparisons[str(path.relative_to(options.content))] = compare(
-                    resize_long_side(load_image(path), options.size),
-                    models,
-                    perceptual_loss,
-                    methods=options.methods,
-                    starts=options.starts,
-                    iterations=options.iterations,
-                    learning_rate=cfg.learning_rate,
-                    seed=cfg.seed,
-                    on_progress=show,
-                )
+                photograph = resize_long_side(load_image(path), options.size)
+                comparisons[str(path.relative_to(options.content))] = compare(photograph, on_progress=show)
             except UserError as error:  # the others count without it
                 left_out.append(str(error) if str(path) in str(error) else f"{path}: {error}")
                 continue
@@ -342,6 +205,62 @@ def compare_models(arguments: list[str]) -> int:
                 break
             if not console.is_terminal:
                 console.print(f"{path.name}: {number + 1} of {len(paths)}")
+    return comparisons, left_out
+
+
+def write_report(report: dict[str, Any], comparisons: dict[str, Any], judged: list[str], output: Path) -> None:
+    """Write report.json and report.html into a folder; raises UserError where that is not possible."""
+    from nst_fast.reference.report import report_html
+
+    try:
+        (output / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        (output / "report.html").write_text(report_html(report, comparisons, judged), "utf-8", "replace")
+    except OSError as error:
+        raise UserError(f"cannot write into {output}: {error.strerror}") from error
+
+
+def compare_command(arguments: list[str]) -> int:
+    """Run the comparison that a command line asks for and write its report; return 1 where a picture is not in it."""
+    options, overrides = parse(arguments)
+    try:
+        import torch
+        from omegaconf import OmegaConf
+
+        from nst_fast.commands.configuration import load_config
+        from nst_fast.commands.optimize import resolve
+        from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
+        from nst_fast.commands.progress import download_progress
+        from nst_fast.reference.comparison import compare
+        from nst_fast.reference.report import summarise, told
+        from nst_fast.training.onnx_export import source_commit
+    except ModuleNotFoundError as error:
+        require_training_packages(error)
+
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    models, style, judged = load_models(options)
+    first = models[judged[0]] if judged else next(iter(models.values()))
+    cfg = load_config("optimize", ["content=photograph", *loss_arguments(first, style, overrides)])
+    resolve(cfg, console)
+    with download_progress(console) as fetching:
+        perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
+        style_targets, sha256 = find_style(cfg.style, perceptual_loss, progress=fetching)
+    if judged and first.metadata.get("image_sha256", sha256) != sha256:
+        console.print(
+            f"{judged[0]} was trained on another picture of {style}; style.image=FILE gives it", style="yellow"
+        )
+    paths = choose_photographs(options)
+    compare_one = partial(
+        compare,
+        models=models,
+        perceptual_loss=perceptual_loss,
+        style_targets=style_targets,
+        methods=options.methods,
+        starts=options.starts,
+        iterations=options.iterations,
+        learning_rate=cfg.learning_rate,
+        seed=cfg.seed,
+    )
+    comparisons, left_out = compare_photographs(paths, options, compare_one, console)
     if not comparisons:
         with contextlib.suppress(OSError):
             options.output.rmdir()
@@ -360,23 +279,9 @@ def compare_models(arguments: list[str]) -> int:
         "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "commit": source_commit(),
         "date": date.today().isoformat(),
-        "models": summarise(comparisons, judged, options.iterations),
-        "photographs": {
-            name: {
-                "models": {
-                    k: {"seconds": m.seconds} | ({"losses": m.losses} if k in judged else {})
-                    for k, m in c.models.items()
-                },
-                "optimizers": {k: list(o.trace) for k, o in c.optimizers.items()},
-            }
-            for name, c in comparisons.items()
-        },
+        **summarise(comparisons, judged, options.iterations),
     }
-    try:
-        (options.output / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        (options.output / "report.html").write_text(report_html(report, comparisons, judged), "utf-8", "replace")
-    except OSError as error:
-        raise UserError(f"cannot write into {options.output}: {error.strerror}") from error
+    write_report(report, comparisons, judged, options.output)
     trained_on = first.metadata.get("loss_network") if judged else None
     if trained_on not in (None, perceptual_loss.loss_network.identity):
         used = perceptual_loss.loss_network.identity.partition("@")[0]
@@ -393,7 +298,7 @@ def compare_models(arguments: list[str]) -> int:
 def main() -> None:
     """Entry point."""
     tune_torch()
-    run(lambda arguments: compare_models(arguments), "nst-compare", USAGE)
+    run(lambda arguments: compare_command(arguments), "nst-compare", USAGE)
 
 
 if __name__ == "__main__":

@@ -60,58 +60,21 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
     Raises UserError, one line, for an unknown choice or option (naming the nearest), a value that Hydra cannot read and
     a required value that is missing.
     """
-    folder = shipped("configs")
-    groups = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    choices, values, paths = [], [], {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not argument.isascii() and argument != argument.encode(errors="replace").decode():
-            raise UserError(f"cannot read {argument!r}: it is no UTF-8; rename the file")
-        if not equals:
-            raise UserError(f"cannot read {argument!r}: options are written key=value; --help has examples")
-        if key in groups:
-            known = [p.stem for p in (folder / key).glob("*.yaml")]
-            if value not in known and (value, key) != ("null", "experiment"):
-                raise UserError(f"unknown {key} {value!r}: {nearest(value, known)}")
-            choices.append(argument)
-        elif key in PATH_OPTIONS and not value:
-            raise UserError(f"{key} is empty; a path is needed, or null")
-        elif key in PATH_OPTIONS:
-            models = () if os.path.lexists(value) else shipped_models() | shipped_models(int8=True)
-            names = {"resume": ("last",), "init_from": models}.get(key, ())
-            absolute = os.path.abspath(os.path.expanduser(value))
-            paths[key] = None if value == "null" else value if value in names else absolute
-        else:
-            values.append(argument)
-    # A strength is a content distance as loss=balanced measures it; structure is free to take any.
-    strong = [a for a in values if a.startswith("style.strength=") and a != "style.strength=null"]
-    if root == "train" and strong and not any(choice.startswith(("loss=", "experiment=")) for choice in choices):
+    choices, values, paths = sort_arguments(arguments)
+    # loss=balanced measures content distances; structure is free to take any.
+    aimed = [a for a in values if a.startswith("style.content_distance=") and a != "style.content_distance=null"]
+    if root == "train" and aimed and not any(choice.startswith(("loss=", "experiment=")) for choice in choices):
         choices.append("loss=balanced")
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        try:
-            cfg = compose(root, choices)
-        except HydraException as error:
-            line = str(error).strip().splitlines()[0]
-            group = line.partition("You must specify '")[2].partition("'")[0]
-            if group:
-                known = sorted(p.stem for p in (folder / group).glob("*.yaml"))
-                refuse_unknown(values, compose(root, [*choices, f"{group}={known[0]}"]))  # it may be misspelt
-                raise UserError(f"{group} is missing: say {group}=NAME; there are {', '.join(known)}") from error
-            raise UserError(line) from error
-        experiment = next((choice for choice in choices if choice.startswith("experiment=")), "")
-        foreign = set(cfg) - set(compose(root, [choice for choice in choices if choice != experiment]))
-        if foreign:
-            raise UserError(f"{experiment} is no experiment of this command, which has no {', '.join(sorted(foreign))}")
-        refuse_unknown([*values, *(f"{key}=" for key in paths)], cfg)
-        # Hydra merges a mapping into the one that is there; a user who names layers means these and no others.
-        whole = [a for a in values if "={" in a and isinstance(OmegaConf.select(cfg, a.partition("=")[0]), DictConfig)]
-        try:
-            replaced = {o.get_key_element(): o.value() for o in OverridesParser.create().parse_overrides(whole)}
-            cfg = compose(root, [*choices, *(a for a in values if a not in whole)])
-            for name, mapping in replaced.items():
-                OmegaConf.update(cfg, name, mapping, merge=False, force_add=True)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(f"cannot read {' '.join(values)}: {str(error).strip().splitlines()[0]}") from error
+    cfg = compose_choices(root, choices, values)
+    refuse_unknown([*values, *(f"{key}=" for key in paths)], cfg)
+    try:
+        for override in OverridesParser.create().parse_overrides(values):
+            if override.is_sweep_override():
+                raise UserError(f"cannot read {override.input_line}: one value is needed; quotes keep a comma in it")
+            # A mapping takes the place of the one that is there: a user who names layers means these and no others.
+            OmegaConf.update(cfg, override.get_key_element(), override.value(), merge=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"cannot read {' '.join(values)}: {str(error).strip().splitlines()[0]}") from error
     for key in paths:
         OmegaConf.update(cfg, key, None)
     try:
@@ -124,6 +87,61 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
         raise UserError(f"cannot read {key}: {(str(error).strip() or 'endless').splitlines()[0]}") from error
     for key, path in paths.items():
         OmegaConf.update(cfg, key, literal(path))
+    return cfg
+
+
+def groups() -> dict[str, list[str]]:
+    """Return the choices of every config group."""
+    folders = sorted(path for path in shipped("configs").iterdir() if path.is_dir())
+    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+
+
+def sort_arguments(arguments: list[str]) -> tuple[list[str], list[str], dict[str, str | None]]:
+    """Return the choices of groups, the values and the paths, absolute, among arguments; UserError for what is none."""
+    known, choices, values, paths = groups(), [], [], dict[str, str | None]()
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not argument.isascii() and argument != argument.encode(errors="replace").decode():
+            raise UserError(f"cannot read {argument!r}: it is no UTF-8; rename the file")
+        if not equals:
+            raise UserError(f"cannot read {argument!r}: options are written key=value; --help has examples")
+        if key in known:
+            if value not in known[key] and (value, key) != ("null", "experiment"):
+                raise UserError(f"unknown {key} {value!r}: {nearest(value, known[key])}")
+            choices.append(argument)
+        elif key in PATH_OPTIONS and not value:
+            raise UserError(f"{key} is empty; a path is needed, or null")
+        elif key in PATH_OPTIONS:
+            models = () if os.path.lexists(value) else shipped_models() | shipped_models(int8=True)
+            names = {"resume": ("last",), "init_from": models}.get(key, ())
+            absolute = os.path.abspath(os.path.expanduser(value))
+            paths[key] = None if value == "null" else value if value in names else absolute
+        else:
+            values.append(argument)
+    return choices, values, paths
+
+
+def compose_choices(root: str, choices: list[str], values: list[str]) -> DictConfig:
+    """Return what a root and choices of its groups compose to; UserError where a choice is missing or not its own."""
+    folder = shipped("configs")
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        try:
+            cfg = compose(root, choices)
+        except HydraException as error:
+            line = str(error).strip().splitlines()[0]
+            group = line.partition("You must specify '")[2].partition("'")[0]
+            if group:
+                known = groups()[group]
+                refuse_unknown(values, compose(root, [*choices, f"{group}={known[0]}"]))  # it may be misspelt
+                raise UserError(f"{group} is missing: say {group}=NAME; there are {', '.join(known)}") from error
+            raise UserError(line) from error
+    own: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{root}.yaml"))
+    foreign = (
+        set(cfg) - set(own) - {group for default in own["defaults"] if isinstance(default, dict) for group in default}
+    )
+    if foreign:
+        experiment = next(choice for choice in choices if choice.startswith("experiment="))
+        raise UserError(f"{experiment} is no experiment of this command, which has no {', '.join(sorted(foreign))}")
     return cfg
 
 

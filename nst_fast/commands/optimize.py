@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   format=png|jpg
   loss=NAME                structure, balanced, gatys, johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
   loss_network=NAME        vgg19_slim, vgg19 or teachers
-  experiment=gatys2016_figure2   the paper's presets: figure1_content, figure1_style, figure2, figure3
+  experiment=gatys2016   the paper's presets: figure1_content, figure1_style, figure2, figure3
   output=FOLDER            (default: runs/optimize/<style>/<time>)
   --cfg                    print the resolved config and stop
   --version                print the version
@@ -68,8 +69,8 @@ def resolve(cfg: Any, console: Console) -> None:
     require_choice(cfg, "format", ("png", "jpg"))
     require_choice(cfg, "keep_colors", (True, False))
     require_weights(cfg, "blend", optional=True)
-    if cfg.style.strength is not None:
-        raise UserError("style.strength is for train and nst-preview; here say loss.style_weight=W")
+    if cfg.style.content_distance is not None:
+        raise UserError("style.content_distance is for train and nst-preview; here say loss.style_weight=W")
     resolve_device(cfg)
     resolve_perceptual_loss(cfg, cfg.device == "cuda", console)
 
@@ -77,47 +78,32 @@ def resolve(cfg: Any, console: Console) -> None:
 def optimize(cfg: Any) -> Path:
     """Optimise as a config says, leave the run's folder behind and return the path of the picture."""
     import torch
-    import torch.nn.functional as F
-    from omegaconf import OmegaConf
     from PIL import Image
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from torch.utils.tensorboard import SummaryWriter
 
-    from nst_fast.commands.configuration import literal
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_blend
     from nst_fast.commands.progress import download_progress
-    from nst_fast.loss.style_targets import to_image, to_tensor
-    from nst_fast.reference.image_optimizer import Iteration, optimize_image, white_noise
+    from nst_fast.loss.tensors import to_image, to_tensor
+    from nst_fast.reference.image_optimizer import optimize_picture
     from nst_fast.stylizing.images import keep_colors, load_image, resize_long_side, save_image
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     resolve(cfg, console)
     photograph = load_image(cfg.content)
     size = cfg.size or max(photograph.size)
-    start_image = None if cfg.start_image is None else load_image(cfg.start_image)
+    start = cfg.start if cfg.start_image is None else load_image(cfg.start_image)
+    sizes = [max(16, round(size / 2**octave)) for octave in reversed(range(cfg.scales))]
     with download_progress(console) as fetching:
         perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
-    sizes = [max(16, round(size / 2**octave)) for octave in reversed(range(cfg.scales))]
-    # Before anything is written: a picture too small or a painting that cannot be had ends the command here.
-    with torch.no_grad():
-        smallest = to_tensor(resize_long_side(photograph, sizes[0])).to(cfg.device)
-        perceptual_loss.loss_network(smallest, [*perceptual_loss.layers, *perceptual_loss.sliced_layers])
-    blend, paintings = dict(cfg.blend or {}), [round(cfg.style.size * s / size) for s in sizes]
-    with download_progress(console) as fetching:
-        targets = [find_blend(cfg, blend, perceptual_loss, painting, fetching) for painting in paintings]
-
-    started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    output = Path(cfg.output or Path("runs", "optimize", cfg.style.name, started))
-    cfg.output = literal(str(output))
+        # Before anything is written: a picture too small or a painting that cannot be had ends the command here.
+        with torch.no_grad():
+            smallest = to_tensor(resize_long_side(photograph, sizes[0])).to(cfg.device)
+            perceptual_loss.loss_network(smallest, perceptual_loss.layers)
+        brushes = [round(cfg.style.size * s / size) for s in sizes]
+        found = [find_blend(cfg, dict(cfg.blend or {}), perceptual_loss, brush, fetching) for brush in brushes]
     name = f"{Path(cfg.content).stem}.{cfg.style.name}"
     if len(os.fsencode(name)) > LONGEST_NAME:  # before minutes of work
         raise UserError(f"the picture would be called {name}, which is too long; rename the photograph")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, output / "config.yaml")
-        board = SummaryWriter(str(output / "tensorboard"))
-    except OSError as error:
-        raise UserError(f"cannot write into {output}: {error.strerror}; output=FOLDER moves it") from error
+    output = start_folder(cfg)
 
     def finish(image: torch.Tensor, path: Path) -> Path:
         picture = to_image(image)
@@ -126,77 +112,113 @@ def optimize(cfg: Any) -> Path:
         save_image(picture, path)
         return path
 
-    stopped = False
-
-    def stop(*_: Any) -> None:
-        nonlocal stopped
-        stopped = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one stops at once
-
     console.print(
         f"style {cfg.style.name} at {cfg.style.size} px, loss {cfg.loss.name}, loss network "
         f"{perceptual_loss.loss_network.identity[:30]}, {cfg.method} on {cfg.device} at {sizes} px → {output}",
         soft_wrap=True,
     )
-    earlier = signal.signal(signal.SIGINT, stop)
-    trace: list[dict[str, float]] = []
-    image: torch.Tensor | None = None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"))
-    try:
-        with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-            for scale, (statistics, _) in zip(sizes, targets, strict=True):
-                perceptual_loss.set_style({k: v.to(cfg.device) for k, v in statistics.items()})
-                content = to_tensor(resize_long_side(photograph, scale)).to(cfg.device)
-                if image is not None:
-                    start = F.interpolate(image, content.shape[2:], mode="bicubic", align_corners=False)
-                elif start_image is not None:
-                    height, width = content.shape[2:]
-                    start = to_tensor(start_image.resize((width, height), Image.Resampling.LANCZOS)).to(cfg.device)
-                else:
-                    start = content if cfg.start == "content" else white_noise(content, cfg.seed)
-                bar = progress.add_task(f"{scale} px", total=cfg.iterations, losses="")
-                done = len(trace)
-
-                def show(iteration: Iteration, bar: Any = bar, done: int = done, scale: int = scale) -> bool:
-                    terms = "  ".join(f"{k} {v:.4g}" for k, v in iteration.losses.items())
-                    progress.update(bar, completed=iteration.number, losses=terms)
-                    if not console.is_terminal and iteration.number % 50 == 0:
-                        told = f"{scale} px, iteration {iteration.number} of {cfg.iterations}  {terms}"
-                        console.print(told, soft_wrap=True)
-                    for term, value in iteration.losses.items():
-                        board.add_scalar(f"optimize/{term}_loss", value, done + iteration.number)
-                    if cfg.snapshot_every and iteration.number % cfg.snapshot_every == 0:
-                        finish(iteration.image, output / "snapshots" / f"{scale}px_{iteration.number:05d}.{cfg.format}")
-                    return stopped
-
-                image, part = optimize_image(
-                    content,
-                    perceptual_loss,
-                    start=start,
-                    method=cfg.method,
-                    iterations=cfg.iterations,
-                    learning_rate=cfg.learning_rate,
-                    on_iteration=show,
-                )
-                trace += [{"size": scale, **row} for row in part]
-                if stopped:
-                    break
-    finally:
-        signal.signal(signal.SIGINT, earlier)
-        board.close()
-    assert image is not None
+    with Follower(cfg, output, console, finish) as follower:
+        image, trace = optimize_picture(
+            photograph,
+            perceptual_loss,
+            {scale: targets for scale, (targets, _) in zip(sizes, found, strict=True)},
+            start=start,
+            method=cfg.method,
+            iterations=cfg.iterations,
+            learning_rate=cfg.learning_rate,
+            seed=cfg.seed,
+            on_iteration=follower.follow,
+        )
     report = {
         "content": Path(cfg.content).name,
         "style": cfg.style.name,
-        "image_sha256": targets[-1][1],
+        "image_sha256": found[-1][1],
         "loss_network": perceptual_loss.loss_network.identity,
-        "stopped_early": stopped,
+        "stopped_early": follower.stopped,
         "trace": trace,
     }
     (output / "trace.json").write_text(json.dumps(report, indent=1) + "\n")
-    if stopped:
+    if follower.stopped:
         console.print(f"interrupted at {trace[-1]['size']} px: this is the best picture so far", style="yellow")
     return finish(image, output / f"{name}.{cfg.format}")
+
+
+def start_folder(cfg: Any) -> Path:
+    """Make the folder that a config names and write the config into it; UserError where that is not possible."""
+    from omegaconf import OmegaConf
+
+    from nst_fast.commands.configuration import literal
+
+    started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    output = Path(cfg.output or Path("runs", "optimize", cfg.style.name, started))
+    cfg.output = literal(str(output))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, output / "config.yaml")
+    except OSError as error:
+        raise UserError(f"cannot write into {output}: {error.strerror}; output=FOLDER moves it") from error
+    return output
+
+
+class Follower:
+    """Show how an optimisation goes, log it to TensorBoard, keep snapshots, and end it where Ctrl-C comes."""
+
+    def __init__(self, cfg: Any, output: Path, console: Console, finish: Callable[[Any, Path], Path]) -> None:
+        self.cfg, self.output, self.console, self.finish = cfg, output, console, finish
+        self.stopped = False
+        self.bars: dict[int, Any] = {}
+        self.before = self.done = 0  # iterations, of earlier scales and in all
+
+    def __enter__(self) -> Follower:
+        """Draw the bar, open the log and take Ctrl-C over; UserError where the log cannot be written."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            self.board = SummaryWriter(str(self.output / "tensorboard"))
+        except OSError as error:
+            raise UserError(f"cannot write into {self.output}: {error.strerror}; output=FOLDER moves it") from error
+        shown = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[losses]}"),
+        )
+        self.progress = Progress(
+            *shown, TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal
+        )
+        self.progress.start()
+        self.earlier = signal.signal(signal.SIGINT, self.stop)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Leave everything as it was."""
+        signal.signal(signal.SIGINT, self.earlier)
+        self.progress.stop()
+        self.board.close()
+
+    def stop(self, *_: Any) -> None:
+        """End after this iteration; a second Ctrl-C ends at once."""
+        self.stopped = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def follow(self, scale: int, iteration: Any) -> bool:
+        """Take note of an iterate, and return whether to end."""
+        cfg, number = self.cfg, iteration.number
+        if scale not in self.bars:
+            self.before = 0 if not self.bars else self.done + 1
+            self.bars[scale] = self.progress.add_task(f"{scale} px", total=cfg.iterations, losses="")
+        self.done = self.before + number
+        terms = "  ".join(f"{k} {v:.4g}" for k, v in iteration.losses.items())
+        self.progress.update(self.bars[scale], completed=number, losses=terms)
+        if not self.console.is_terminal and number % 50 == 0:
+            told = f"{scale} px, iteration {number} of {cfg.iterations}  {terms}"
+            self.console.print(told, soft_wrap=True)
+        for term, value in iteration.losses.items():
+            self.board.add_scalar(f"optimize/{term}_loss", value, self.done)
+        if cfg.snapshot_every and number % cfg.snapshot_every == 0:
+            self.finish(iteration.image, self.output / "snapshots" / f"{scale}px_{number:05d}.{cfg.format}")
+        return self.stopped
 
 
 def main() -> None:

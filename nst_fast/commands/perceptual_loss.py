@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from nst_fast.assets import nearest
 from nst_fast.commands.configuration import (
@@ -23,10 +22,10 @@ from nst_fast.commands.configuration import (
 )
 from nst_fast.downloads import Progress
 from nst_fast.errors import UserError
-from nst_fast.loss.loss_network import LOSS_NETWORKS, choose_loss_network, create_loss_network
-from nst_fast.loss.losses import LOSSES, PerceptualLoss
-from nst_fast.loss.strength import STRENGTHS, StyleWeightControl, content_distance
-from nst_fast.loss.style_targets import style_statistics
+from nst_fast.loss.perceptual_loss import LOSSES, PerceptualLoss, Targets, blend
+from nst_fast.loss.pretrained import LOSS_NETWORKS, choose_loss_network, create_loss_network
+from nst_fast.loss.style_targets import find_style_targets
+from nst_fast.loss.style_weight import DISTANCES, StyleWeightControl, content_distance
 
 LONGEST_NAME = 200  # bytes of a style's name: file systems take 255, suffixes among them
 
@@ -40,18 +39,18 @@ def resolve_device(cfg: Any) -> None:
         cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check_strength(name: str, strength: Any) -> None:
-    """Raise UserError unless a strength is a known word or a content distance."""
-    if isinstance(strength, str) and strength not in STRENGTHS:
-        raise UserError(f"{name} is {strength!r}; {nearest(strength, STRENGTHS)}, or a content distance")
-    if strength not in STRENGTHS:
-        check_number(name, strength, 0.01, 10, whole=False)
+def check_content_distance(name: str, distance: Any) -> None:
+    """Raise UserError unless a content distance is a known word or a number."""
+    if isinstance(distance, str) and distance not in DISTANCES:
+        raise UserError(f"{name} is {distance!r}; {nearest(distance, DISTANCES)}, or a content distance")
+    if distance not in DISTANCES:
+        check_number(name, distance, 0.01, 10, whole=False)
 
 
 def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
     """Check the values of the groups style, loss and loss_network, and replace what is automatic."""
     require_number(cfg, "style.size", 16, 16384)  # px
-    for key in ("loss.content_weight", "loss.style_weight", "loss.tv_weight", "style.weight"):
+    for key in ("loss.content_weight", "loss.style_weight", "loss.tv_weight"):
         require_number(cfg, key, 0, whole=False)
     require_weights(cfg, "loss.content_layers")
     require_weights(cfg, "loss.style_layers")
@@ -60,10 +59,10 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
     require_choice(cfg, "loss.pooling", ("max", "average"))
     require_choice(cfg, "loss.normalise", (True, False))
     require_choice(cfg, "loss_network.name", ("auto", *LOSS_NETWORKS))
-    if cfg.style.strength is not None:
-        check_strength("style.strength", cfg.style.strength)
+    if cfg.style.content_distance is not None:
+        check_content_distance("style.content_distance", cfg.style.content_distance)
         if cfg.loss.name != "balanced":
-            raise UserError(f"style.strength needs loss=balanced, whose content distance it is; got {cfg.loss.name}")
+            raise UserError(f"style.content_distance needs loss=balanced, which measures it; got loss={cfg.loss.name}")
     for key in ("name", "title", "artist", "year", "licence", "url", "sha256"):
         require_text(cfg, f"style.{key}")
     if None not in (cfg.style.url, cfg.style.sha256):
@@ -90,10 +89,10 @@ def style_name(style: Any) -> str:
 
 
 def create_perceptual_loss(cfg: Any, progress: Progress | None = None) -> PerceptualLoss:
-    """Return the perceptual loss of a config, without style targets."""
+    """Return the perceptual loss of a config."""
     from PIL import Image
 
-    from nst_fast.training.content_images import bundled_photographs, centre_crop
+    from nst_fast.training.photographs import bundled_photographs, centre_crop
 
     photographs = (centre_crop(Image.fromarray(p), 256)[None].float() / 255 for p in bundled_photographs())
     loss_network = create_loss_network(
@@ -108,46 +107,48 @@ def create_perceptual_loss(cfg: Any, progress: Progress | None = None) -> Percep
         dict(cfg.loss.content_layers),
         dict(cfg.loss.style_layers),
         cfg.loss.content_weight,
-        cfg.loss.style_weight * cfg.style.weight,
+        cfg.loss.style_weight,
         cfg.loss.tv_weight,
         dict(cfg.loss.sliced_layers),
     )
 
 
 def create_control(cfg: Any, rate: float) -> StyleWeightControl | None:
-    """Return what steers the style weight of a config whose style has a strength; None where it has none."""
-    if cfg.style.strength is None:
+    """Return what steers the style weight of a config that asks for a content distance; None where it does not."""
+    if cfg.style.content_distance is None:
         return None
-    distance = content_distance(cfg.style.strength, cfg.loss_network.name)
-    return StyleWeightControl(distance, cfg.loss.style_weight * cfg.style.weight, rate)
+    distance = content_distance(cfg.style.content_distance, cfg.loss_network.name)
+    return StyleWeightControl(distance, cfg.loss.style_weight, rate)
 
 
 def find_style(
     style: Any, loss: PerceptualLoss, size: int | None = None, progress: Progress | None = None
-) -> tuple[Mapping[str, Tensor], str]:
-    """Return the statistics of a style config, at its own size unless told, and its picture's sha256."""
+) -> tuple[Targets, str]:
+    """Return the style targets of a style config, at its own size unless told, and its picture's sha256.
+
+    They are on the loss's device.
+    """
     options = {key: style[key] for key in ("name", "image", "targets", "url", "sha256")}
-    return style_statistics(loss.loss_network, loss.statistics, size=size or style.size, progress=progress, **options)
+    names, device = loss.style_target_names, next(loss.loss_network.parameters()).device
+    targets, sha256 = find_style_targets(
+        loss.loss_network, names, size=size or style.size, progress=progress, **options
+    )
+    loss.check(targets)
+    return {name: targets[name].to(device) for name in names}, sha256
 
 
 def find_blend(
-    cfg: Any, blend: Mapping[str, float], loss: PerceptualLoss, size: int, progress: Progress | None = None
-) -> tuple[dict[str, Tensor], str]:
-    """Return the mean of several paintings' statistics: the config's style with weight 1 and those of ``blend``.
+    cfg: Any, others: Mapping[str, float], loss: PerceptualLoss, size: int, progress: Progress | None = None
+) -> tuple[Targets, str]:
+    """Return the mean of several paintings' style targets: the config's style with weight 1 and ``others``.
 
-    ``blend`` maps names of shipped styles or files to weights, relative to 1. Raises UserError for an unknown name.
+    ``others`` maps names of shipped styles or files to weights, relative to 1. Raises UserError for an unknown name.
     """
-    styles = [(cfg.style, 1.0)]
-    for name, weight in blend.items():
+    styles = [cfg.style]
+    for name in others:
         path = Path(name).expanduser()
         arguments = ["style=custom", f"style.image={path}"] if path.is_file() else [f"style={name}"]
-        styles.append((load_config("optimize", ["content=none", *arguments]).style, weight))
-    total = sum(weight for _, weight in styles)
-    mixed: dict[str, Tensor] = {}
-    hashes = []
-    for style, weight in styles:
-        statistics, sha256 = find_style(style, loss, size, progress)
-        hashes.append(sha256)
-        for name, statistic in statistics.items():
-            mixed[name] = mixed.get(name, torch.zeros_like(statistic)) + statistic * (weight / total)
-    return mixed, "+".join(hashes)
+        styles.append(load_config("optimize", ["content=none", *arguments]).style)
+    found = [find_style(style, loss, size, progress) for style in styles]
+    mixed = blend([targets for targets, _ in found], [1.0, *others.values()])
+    return mixed, "+".join(sha256 for _, sha256 in found)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from nst_fast.assets import shipped
 from nst_fast.commands.configuration import PATH_OPTIONS, literal, load_config, stored
 from nst_fast.commands.perceptual_loss import style_name
 from nst_fast.errors import UserError
-from nst_fast.training.style_transfer import CHECKPOINT_KEY, LAST, PREVIOUS, last_checkpoint, read_checkpoint
+from nst_fast.training.checkpoints import (
+    CHECKPOINT_KEY,
+    LAST,
+    PREVIOUS,
+    last_checkpoint,
+    newest_run,
+    upgraded,
+    whole_checkpoint,
+)
+
+log = logging.getLogger(__name__)
 
 RUNS = Path("runs", "train")
 # Where things lie, who reads them and what computes may change in the middle of a run; what is trained may not.
 MAY_CHANGE = PATH_OPTIONS - {"init_from"} | {"data.num_workers", "trainer.accelerator"}
 
 
-def resume_run(arguments: list[str], console: Console) -> DictConfig:
+def resume_run(arguments: list[str]) -> DictConfig:
     """Return the recorded config of an earlier run, its ``resume`` the checkpoint to go on from, None to start over.
 
     Raises UserError where there is no such run, none of its checkpoints can be read, or an option contradicts it.
@@ -29,16 +39,15 @@ def resume_run(arguments: list[str], console: Console) -> DictConfig:
     if "style" not in typed:
         arguments = ["style=custom", *arguments]
     style = [a for a in arguments if a.partition("=")[0].partition(".")[0] == "style"]
-    notes: list[str] = []
     wanted = load_config("train", [*style, *(a for a in arguments if a.startswith(("resume=", "output=")))])
     folder, checkpoint = find_checkpoint(wanted, typed)
     if checkpoint:
-        checkpoint, config = whole_checkpoint(checkpoint, notes)
-        recorded: Any = stored(config)
+        checkpoint, content = whole_checkpoint(checkpoint)
+        recorded: Any = stored(content[CHECKPOINT_KEY]["config"])
     elif folder:
-        notes.append(f"{folder} has no checkpoint yet: starting over")
+        log.warning("%s has no checkpoint yet: starting over", folder)
         try:
-            recorded = stored(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+            recorded = stored(upgraded(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
         except Exception as error:  # a damaged file can fail in any way
             raise UserError(f"{folder / 'config.yaml'} cannot be read ({type(error).__name__}); start anew") from error
     run = checkpoint or folder
@@ -63,13 +72,11 @@ def resume_run(arguments: list[str], console: Console) -> DictConfig:
         if value != was and str(value) != str(was):
             if name not in MAY_CHANGE:
                 raise UserError(f"the run of {run} has {name}={was}, this command {value}")
-            notes.append(f"{name} was {was} and is now {value}")
+            log.warning("%s was %s and is now %s", name, was, value)
             OmegaConf.update(recorded, name, literal(value) if isinstance(value, str) else value)
     for name, value in options(usual):  # an option that came after the run takes its default
         if not name.startswith(("data.", "style.")) and OmegaConf.select(recorded, name) is None:
             OmegaConf.update(recorded, name, value, force_add=True)
-    for note in notes:
-        console.print(note, style="yellow", soft_wrap=True)
     recorded.resume = None if checkpoint is None else literal(str(checkpoint))
     recorded.output = None if folder is None else literal(str(folder))
     return recorded
@@ -88,27 +95,6 @@ def find_checkpoint(cfg: DictConfig, typed: set[str]) -> tuple[Path | None, Path
         raise UserError(f"no run in {folder}: it has no config.yaml; leave out resume=last to start one")
     kept = [folder / "checkpoints" / name for name in (LAST, PREVIOUS)]
     return folder, kept[0] if any(path.exists() for path in kept) else None
-
-
-def newest_run(root: Path) -> Path:
-    """Return the folder of the run in ``root`` that was started or resumed last."""
-    configs = sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
-    if not configs:
-        raise UserError(f"no run in {root}; leave out resume=last to start one")
-    return configs[-1].parent
-
-
-def whole_checkpoint(path: Path, notes: list[str]) -> tuple[Path, dict[str, Any]]:
-    """Return a checkpoint and its config; those of the one before, noting so, where it is damaged or missing."""
-    previous = path.with_name(PREVIOUS)
-    try:
-        return path, read_checkpoint(path)[CHECKPOINT_KEY]["config"]
-    except UserError as error:
-        if path.name != LAST or not previous.exists():
-            raise
-        config = read_checkpoint(previous)[CHECKPOINT_KEY]["config"]
-        notes.append(f"{error}; going on from {previous}")
-        return previous, config
 
 
 def options(cfg: DictConfig) -> Iterator[tuple[str, Any]]:

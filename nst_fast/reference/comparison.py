@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nst_fast.loss.losses import PerceptualLoss
-from nst_fast.loss.style_targets import to_image, to_tensor
+from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
+from nst_fast.loss.tensors import to_image, to_tensor
 from nst_fast.reference.image_optimizer import METHODS, STARTS, optimize_image, white_noise
 
 TIMED_RUNS = 3  # of a model, after one to warm up; the median counts
@@ -59,9 +59,11 @@ class Comparison:
 
 
 @torch.no_grad()
-def perceptual_losses(perceptual_loss: PerceptualLoss, image: Tensor, content: Tensor) -> dict[str, float]:
+def perceptual_losses(
+    perceptual_loss: PerceptualLoss, style_targets: Targets, image: Tensor, content: Tensor
+) -> dict[str, float]:
     """Return the loss terms of an image (1, 3, H, W) in [0, 1] for a content image of its shape."""
-    terms = perceptual_loss(image, perceptual_loss.content_features(content))
+    terms = perceptual_loss(image, perceptual_loss.content_targets(content), style_targets)
     return {name: float(term) for name, term in terms.items()}
 
 
@@ -69,6 +71,7 @@ def compare(
     photograph: Image.Image,
     models: Mapping[str, Callable[[Image.Image], Image.Image]],
     perceptual_loss: PerceptualLoss,
+    style_targets: Targets,
     *,
     methods: Sequence[str] = METHODS,
     starts: Sequence[str] = STARTS,
@@ -82,7 +85,8 @@ def compare(
     Args:
         photograph: RGB; it is compared at the size it has.
         models: by name, from picture to picture of the same size.
-        perceptual_loss: with its style set.
+        perceptual_loss: what they are compared on.
+        style_targets: of the painting, on its device.
         methods: of `optimize_image`.
         starts: content or noise.
         iterations: of each optimisation.
@@ -100,7 +104,7 @@ def compare(
             began = time.perf_counter()
             image = model(photograph)
             seconds.append(time.perf_counter() - began)
-        losses = perceptual_losses(perceptual_loss, to_tensor(image).to(device), content)
+        losses = perceptual_losses(perceptual_loss, style_targets, to_tensor(image).to(device), content)
         results[name] = ModelResult(image, sorted(seconds)[TIMED_RUNS // 2], losses)
     optimizers = {}
     for start in starts:
@@ -109,6 +113,7 @@ def compare(
             optimized, trace = optimize_image(
                 content,
                 perceptual_loss,
+                style_targets,
                 start=content if start == "content" else white_noise(content, seed),
                 method=method,
                 iterations=iterations,

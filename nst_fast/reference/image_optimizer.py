@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from nst_fast.errors import UserError
-from nst_fast.loss.losses import PerceptualLoss
+from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
+from nst_fast.loss.tensors import to_tensor
+from nst_fast.stylizing.images import resize_long_side
 
 METHODS = ("lbfgs", "adam")
 STARTS = ("content", "noise")
@@ -45,6 +49,7 @@ def white_noise(like: Tensor, seed: int) -> Tensor:
 def optimize_image(
     content: Tensor,
     perceptual_loss: PerceptualLoss,
+    style_targets: Targets,
     *,
     start: Tensor | None = None,
     method: str = "lbfgs",
@@ -56,7 +61,8 @@ def optimize_image(
 
     Args:
         content: RGB (N, 3, H, W), float32 or float64 in [0, 1].
-        perceptual_loss: with its style set, on the content's device.
+        perceptual_loss: on the content's device.
+        style_targets: of the painting, there too.
         start: where to start, the content's shape; the content itself unless given.
         method: ``lbfgs`` (projected L-BFGS: the total never rises) or ``adam``.
         iterations: at most so many; L-BFGS may converge earlier.
@@ -78,12 +84,12 @@ def optimize_image(
         raise UserError(
             f"the start has shape {tuple(start.shape)}, the content {tuple(content.shape)}; they must agree"
         )
-    targets = perceptual_loss.content_features(content.contiguous(memory_format=torch.channels_last))
+    targets = perceptual_loss.content_targets(content.contiguous(memory_format=torch.channels_last))
 
     def objective(pixels: Tensor) -> tuple[dict[str, float], Tensor]:
         pixels = pixels.detach().requires_grad_(True)
         with torch.enable_grad():
-            terms = perceptual_loss(pixels, targets)
+            terms = perceptual_loss(pixels, targets, style_targets)
             (gradient,) = torch.autograd.grad(terms["total"], pixels)
         losses = dict(zip(terms, torch.stack([t.detach() for t in terms.values()]).tolist(), strict=True))
         return losses, gradient.contiguous(memory_format=torch.channels_last)
@@ -102,6 +108,61 @@ def optimize_image(
         if (on_iteration is not None and on_iteration(iteration)) or number == iterations:
             break
     return best.contiguous(), trace
+
+
+def optimize_picture(
+    photograph: Image.Image,
+    perceptual_loss: PerceptualLoss,
+    scales: Mapping[int, Targets],
+    *,
+    start: str | Image.Image = "content",
+    method: str = "lbfgs",
+    iterations: int = 500,
+    learning_rate: float = 0.06,
+    seed: int = 0,
+    on_iteration: Callable[[int, Iteration], bool | None] | None = None,
+) -> tuple[Tensor, list[dict[str, float]]]:
+    """Optimise a photograph coarse to fine, each scale from the one before.
+
+    Args:
+        photograph: RGB.
+        perceptual_loss: on the device to compute on.
+        scales: {long side in pixels: style targets of the painting for it}, in order.
+        start: content, noise or a picture, of the first scale.
+        method: of `optimize_image`, as are ``iterations`` and ``learning_rate``, at each scale.
+        seed: of the noise.
+        on_iteration: called with the scale and every iterate; returning True ends it all.
+
+    Returns:
+        The image (1, 3, H, W) of the last scale, and the trace: `optimize_image`'s rows with their scale as ``size``.
+    """
+    device = next(perceptual_loss.loss_network.parameters()).device
+    image: Tensor | None = None
+    trace: list[dict[str, float]] = []
+    stopped = False
+
+    for scale, style_targets in scales.items():
+        content = to_tensor(resize_long_side(photograph, scale)).to(device)
+        height, width = content.shape[2:]
+        if image is not None:
+            begin = F.interpolate(image, (height, width), mode="bicubic", align_corners=False)
+        elif isinstance(start, Image.Image):
+            begin = to_tensor(start.resize((width, height), Image.Resampling.LANCZOS)).to(device)
+        else:
+            begin = content if start == "content" else white_noise(content, seed)
+
+        def tell(iteration: Iteration, scale: int = scale) -> bool:
+            nonlocal stopped
+            stopped = bool(on_iteration and on_iteration(scale, iteration))
+            return stopped
+
+        options = {"method": method, "iterations": iterations, "learning_rate": learning_rate, "on_iteration": tell}
+        image, rows = optimize_image(content, perceptual_loss, style_targets, start=begin, **options)  # type: ignore[arg-type]
+        trace += [{"size": scale, **row} for row in rows]
+        if stopped:
+            break
+    assert image is not None
+    return image, trace
 
 
 def adam(

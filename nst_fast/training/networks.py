@@ -232,35 +232,11 @@ class Contrast(nn.Module):
         return x
 
 
-class NoGrain(nn.Module):
-    """Leave features as they are."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        """Return x."""
-        return x
-
-
-GRAINS: dict[str, type[Grain] | type[Contrast] | type[NoGrain]] = {
-    "noise": Grain,
-    "contrast": Contrast,
-    "none": NoGrain,
-}
-
-
-def create_grain(name: str, channels: int) -> nn.Module:
-    """Return a new module (x, image) → x; UserError names the nearest where a name is unknown."""
-    if name not in GRAINS:
-        raise UserError(f"unknown grain {name!r}: {nearest(name, GRAINS)}")
-    return GRAINS[name](channels)
-
-
 class TransformationNetwork(nn.Module):
     """A fully convolutional network: a stem down to a quarter of the resolution, what strokes grow from, a body.
 
-    Sizes that are no multiple of the stride are continued by reflection, the margin too, and cut off again.
+    Strokes grow from `Grain`, from the photograph's own `Contrast`, from both or from neither. Sizes that are no
+    multiple of the stride are continued by reflection, the margin too, and cut off again.
 
     Attributes:
         stride: total down-sampling.
@@ -272,7 +248,8 @@ class TransformationNetwork(nn.Module):
     min_size: ClassVar[int] = 16
     margin: ClassVar[int] = 0
     stem: nn.Sequential
-    grain: nn.Module
+    grain: Grain | None
+    contrast: Contrast | None
     body: nn.Sequential
 
     def forward(self, image: Tensor) -> Tensor:
@@ -281,7 +258,10 @@ class TransformationNetwork(nn.Module):
         margin = 0 if self.training else self.margin
         around = (margin, margin + -width % self.stride, margin, margin + -height % self.stride)
         seen = F.pad(image, around, mode="reflect")
-        return self.body(self.grain(self.stem(seen), seen))[:, :, margin : margin + height, margin : margin + width]
+        x = self.stem(seen)
+        for grown_from in (self.grain, self.contrast):
+            x = x if grown_from is None else grown_from(x, seen)
+        return self.body(x)[:, :, margin : margin + height, margin : margin + width]
 
 
 class JohnsonNetwork(TransformationNetwork):
@@ -291,7 +271,7 @@ class JohnsonNetwork(TransformationNetwork):
     instance norm replaces batch norm. ``width=32`` is the published one, with 1,679,235 parameters.
     """
 
-    def __init__(self, width: int = 32, blocks: int = 5, grain: str = "none") -> None:
+    def __init__(self, width: int = 32, blocks: int = 5, grain: bool = False, contrast: bool = False) -> None:
         super().__init__()
         w1, w2, w4 = width, 2 * width, 4 * width
         self.stem = nn.Sequential(
@@ -299,7 +279,7 @@ class JohnsonNetwork(TransformationNetwork):
             *(conv(w1, w2, 3, stride=2), norm(w2), nn.ReLU()),
             *(conv(w2, w4, 3, stride=2), norm(w4), nn.ReLU()),
         )
-        self.grain = create_grain(grain, w4)
+        self.grain, self.contrast = Grain(w4) if grain else None, Contrast(w4) if contrast else None
         self.body = nn.Sequential(
             *(Residual(w4) for _ in range(blocks)),
             *(nn.Upsample(scale_factor=2), conv(w4, w2, 3), norm(w2), nn.ReLU()),
@@ -318,11 +298,11 @@ class FastNetwork(TransformationNetwork):
 
     margin: ClassVar[int] = 8  # px; instance norms see it, which training has not
 
-    def __init__(self, width: int = 48, blocks: int = 4, grain: str = "noise") -> None:
+    def __init__(self, width: int = 48, blocks: int = 4, grain: bool = True, contrast: bool = False) -> None:
         super().__init__()
         half, full = width // 2, width // 4
         self.stem = nn.Sequential(nn.Conv2d(3, width, 12, 4, 4, padding_mode="reflect"), norm(width), nn.ReLU())
-        self.grain = create_grain(grain, width)
+        self.grain, self.contrast = Grain(width) if grain else None, Contrast(width) if contrast else None
         self.body = nn.Sequential(
             *(Residual(width) for _ in range(blocks)),
             *(UpsampleConv(width, half), PhaseNorm(half), nn.ReLU(), PhasePixels(half)),
@@ -334,8 +314,8 @@ class FastNetwork(TransformationNetwork):
 class TinyNetwork(FastNetwork):
     """`FastNetwork` without its last convolution: the last upsampling gives the picture."""
 
-    def __init__(self, width: int = 16, blocks: int = 3, grain: str = "noise") -> None:
-        super().__init__(width, blocks, grain)
+    def __init__(self, width: int = 16, blocks: int = 3, grain: bool = True, contrast: bool = False) -> None:
+        super().__init__(width, blocks, grain, contrast)
         last = max(index for index, module in enumerate(self.body) if isinstance(module, UpsampleConv))
         self.body = nn.Sequential(*self.body[:last], UpsampleConv(width // 2, 3), PhasePixels(3))
 
@@ -347,11 +327,17 @@ NETWORKS: dict[str, type[JohnsonNetwork] | type[FastNetwork]] = {
 }
 
 
-def create_network(name: str, width: int, blocks: int, **options: str) -> TransformationNetwork:
+def create_network(name: str, width: int, blocks: int, **options: bool) -> TransformationNetwork:
     """Return a new transformation network; UserError names the nearest where a name is unknown."""
     if name not in NETWORKS:
         raise UserError(f"unknown network {name!r}: {nearest(name, NETWORKS)}")
     return NETWORKS[name](width, blocks, **options)
+
+
+def in_words(config: Mapping[str, Any]) -> str:
+    """Return what `create_network` was given as text: fast, width 48, blocks 4, grain."""
+    told = [key if value is True else f"{key} {value}" for key, value in config.items() if value is not False]
+    return ", ".join(told).removeprefix("name ")
 
 
 def for_inference(network: Network) -> Network:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,12 +19,17 @@ from onnx import numpy_helper
 from onnxscript import optimizer
 from torch import Tensor, nn
 
+from nst_fast import __version__
+from nst_fast.assets import PACKAGE
 from nst_fast.errors import UserError
 from nst_fast.files import write_atomically
 from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
-from nst_fast.training.networks import TransformationNetwork, for_inference, read_network
+from nst_fast.training.checkpoints import CHECKPOINT_KEY, trained_network, upgraded
+from nst_fast.training.networks import TransformationNetwork, for_inference, in_words, read_network
 
 OPSET = 18
+# Options whose values are paths.
+PATHS = {"style": ("image", "targets"), "data": ("root", "validation"), "loss_network": ("weights", "shallow", "deep")}
 PARITY_SIZES = ((37, 53), (64, 64), (101, 75))  # height, width in pixels: odd ones on purpose
 
 
@@ -132,7 +140,7 @@ def import_network(path: str | Path) -> TransformationNetwork:
         )
     model = onnx.load_from_string(Path(path).read_bytes())
     try:
-        config = json.loads(metadata["config"])["network"]
+        config = upgraded(json.loads(metadata["config"]))["network"]
         weights = {
             tensor.name.removeprefix("network."): torch.from_numpy(numpy_helper.to_array(tensor).copy())
             for tensor in model.graph.initializer
@@ -141,3 +149,79 @@ def import_network(path: str | Path) -> TransformationNetwork:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} does not say what its network is; a model that `train` wrote is needed") from error
     return read_network(config, weights, path, folded=True)
+
+
+def source_commit() -> str:
+    """Return the commit of the clone that runs, or ``unknown`` for an installed wheel."""
+    if not (PACKAGE.parent / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(PACKAGE.parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a run's config belongs into a model that is handed on: where its user keeps files does not."""
+    told = {key: dict(config[key]) for key in ("style", "loss", "loss_network", "network", "data", "trainer")}
+    for group, key in ((group, key) for group, keys in PATHS.items() for key in keys):
+        if told[group].get(key) is not None:
+            told[group][key] = Path(told[group][key]).name
+    return {**told, "seed": config["seed"]}
+
+
+def describe(checkpoint: dict[str, Any]) -> dict[str, str]:
+    """Return everything that a checkpoint says of its network, as a model's metadata.
+
+    Raises KeyError, TypeError, ValueError or AttributeError where it has been tampered with.
+    """
+    ours = checkpoint[CHECKPOINT_KEY]
+    config = ours["config"]
+    style, network = config["style"], config["network"]
+    metadata = {
+        "version": __version__,
+        "style": style["name"],
+        "title": style["title"],
+        "artist": style["artist"],
+        "licence": style["licence"],
+        "image_sha256": ours["image_sha256"],
+        "style_size": style["size"],
+        "style_weight": f"{ours['style_weight']:.6g}",
+        **({} if style["content_distance"] is None else {"content_distance": style["content_distance"]}),
+        "loss": config["loss"]["name"],
+        "loss_network": ours["loss_network"],
+        "network": in_words(network),
+        "data": config["data"]["name"],
+        "steps": ours["step"],
+        **{k.replace("/", "_"): f"{v:.6g}" for k, v in ours["validation_losses"].items()},
+        "config": json.dumps(without_folders(config)),
+        "commit": source_commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+    return {k: str(v) for k, v in metadata.items()}
+
+
+def model_name(style: str, kind: str, source: str | Path) -> str:
+    """Return what a style's model of a kind is called; UserError, which names its source, where that is no file's."""
+    if Path(style).name != style:
+        raise UserError(f"{source} has a style called {style!r}, which names no file here: say -o FILE")
+    return f"{style}{kind}.onnx"
+
+
+def export_checkpoint(
+    checkpoint: dict[str, Any], path: str | Path | None = None, float_nchw: bool = False, source: str | Path = "it"
+) -> Path:
+    """Write a checkpoint's network as ONNX with everything that is known of it in the metadata, and return its path.
+
+    Without a path it is called as its style, in the folder where the command is typed. Raises UserError, which names
+    the ``source`` of the checkpoint, where that is not as `train` wrote it.
+    """
+    network = trained_network(checkpoint, source)
+    try:
+        metadata = describe(checkpoint)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{source} is not as `train` wrote it, its config cannot be read ({reason})") from error
+    path = path or model_name(metadata["style"], ".float" if float_nchw else "", source)
+    return export(network, path, metadata, float_nchw)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,20 +13,19 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from nst_fast import __version__
 from nst_fast.errors import UserError
-from nst_fast.loss.losses import PerceptualLoss, pixel_grid, pixel_weave, saturated_share
-from nst_fast.loss.strength import StyleWeightControl
+from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
+from nst_fast.loss.style_weight import StyleWeightControl
+from nst_fast.loss.terms import pixel_grid, pixel_weave, saturated_share
 from nst_fast.stylizing.images import save_image
-from nst_fast.training.networks import TransformationNetwork, read_network
-from nst_fast.weights import damage, read_torch
+from nst_fast.training.checkpoints import CHECKPOINT_KEY
+from nst_fast.training.networks import TransformationNetwork
 
-CHECKPOINT_KEY = "nst_fast"
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 LOG_EVERY = 10  # steps
+STYLE_TARGET = "style_target_"  # before a style target's name, the name of its buffer
 MOST_SKIPPED_IN_A_ROW = 20  # steps; past this the run is broken, not unlucky
 
 
@@ -38,17 +35,33 @@ def share_pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a network learns.
+
+    Attributes:
+        max_steps: optimiser steps; the learning rate's one cycle is as long.
+        learning_rate: Adam's, the peak of the cycle.
+        gradient_clip: largest gradient norm.
+        grid_weight: of `pixel_grid`, beside the perceptual loss: it is the network's fault, not the picture's.
+        weave_weight: of `pixel_weave`, likewise.
+    """
+
+    max_steps: int
+    learning_rate: float = 2e-3
+    gradient_clip: float = 1.0
+    grid_weight: float = 3000.0
+    weave_weight: float = 20.0
+
+
 class StyleTransfer(pl.LightningModule):
     """Train a transformation network against a frozen perceptual loss.
 
     Args:
         network: the transformation network.
-        perceptual_loss: with its style targets set; never stored in checkpoints.
-        learning_rate: Adam's, the peak of one cycle.
-        max_steps: length of the cycle.
-        gradient_clip: largest gradient norm.
-        grid_weight: of `pixel_grid`, beside the perceptual loss: it is the network's fault, not the picture's.
-        weave_weight: of `pixel_weave`, likewise.
+        perceptual_loss: never stored in checkpoints.
+        style_targets: of the painting, as the perceptual loss names them; not stored either.
+        recipe: how it learns.
         description: plain types to store in checkpoints: the resolved config and what was chosen.
         control: sets the perceptual loss's style weight while training; None leaves it as it is.
     """
@@ -57,20 +70,18 @@ class StyleTransfer(pl.LightningModule):
         self,
         network: TransformationNetwork,
         perceptual_loss: PerceptualLoss,
-        learning_rate: float,
-        max_steps: int,
-        gradient_clip: float,
-        grid_weight: float,
-        weave_weight: float,
+        style_targets: Targets,
+        recipe: Recipe,
         description: dict[str, Any],
         control: StyleWeightControl | None = None,
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
         self.perceptual_loss = perceptual_loss
-        self.learning_rate, self.max_steps, self.gradient_clip = learning_rate, max_steps, gradient_clip
-        self.grid_weight, self.weave_weight = grid_weight, weave_weight
-        self.description, self.control = description, control
+        self.style_target_names = list(style_targets)
+        for name, target in style_targets.items():  # buffers, so that they go where the module goes
+            self.register_buffer(STYLE_TARGET + name, target, persistent=False)
+        self.recipe, self.description, self.control = recipe, description, control
         self.automatic_optimization = False  # a non-finite step is skipped: no update, no momentum
         self.strict_loading = False  # the frozen loss network is not in checkpoints
         self.batches_seen = 0
@@ -85,13 +96,18 @@ class StyleTransfer(pl.LightningModule):
         self.samples_folder: Path | None = None
         self.validation_losses: dict[str, float] = {}
 
+    @property
+    def style_targets(self) -> dict[str, Tensor]:
+        """The painting's style targets, on the module's device."""
+        return {name: self.get_buffer(STYLE_TARGET + name) for name in self.style_target_names}
+
     def configure_optimizers(self) -> Any:
         """Return Adam on one cycle: warm-up over the first tenth, then down to nothing."""
-        optimizer = torch.optim.Adam(self.network.parameters(), self.learning_rate, fused=True)
-        total = self.max_steps + 1
+        optimizer = torch.optim.Adam(self.network.parameters(), self.recipe.learning_rate, fused=True)
+        total = self.recipe.max_steps + 1
         warm_up = 0.1 if total != 10 else 0.2  # torch divides by warm_up · total − 1
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=total, pct_start=warm_up
+            optimizer, self.recipe.learning_rate, total_steps=total, pct_start=warm_up
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -101,10 +117,11 @@ class StyleTransfer(pl.LightningModule):
 
     def losses(self, content: Tensor, stylized: Tensor) -> dict[str, Tensor]:
         """Return the perceptual loss's terms for a batch, with ``grid`` and ``weave`` beside them and in the total."""
-        terms = self.perceptual_loss(stylized, self.perceptual_loss.content_features(content))
+        content_targets = self.perceptual_loss.content_targets(content)
+        terms = self.perceptual_loss(stylized, content_targets, self.style_targets)
         grid = pixel_grid(stylized, self.network.stride).mean()
         weave = pixel_weave(stylized).mean()
-        total = terms["total"] + self.grid_weight * grid + self.weave_weight * weave
+        total = terms["total"] + self.recipe.grid_weight * grid + self.recipe.weave_weight * weave
         return terms | {"grid": grid, "weave": weave, "total": total}
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
@@ -122,7 +139,7 @@ class StyleTransfer(pl.LightningModule):
             terms = self.losses(content, self.stylize(content))
             self.manual_backward(terms["total"])
         scale = 1.0 if scaler is None else scaler.get_scale()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.gradient_clip * scale) / scale
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip * scale) / scale
         self.batches_seen += 1
         skip = ~torch.isfinite(norm)
         optimizer.optimizer.found_inf = skip.float()  # what a gradient scaler tells Adam: leave everything as it is
@@ -154,7 +171,7 @@ class StyleTransfer(pl.LightningModule):
     def check_steps(self) -> None:
         """Raise UserError where the newest steps were all without effect."""
         in_a_row = int(self.skipped[1])
-        if in_a_row >= min(MOST_SKIPPED_IN_A_ROW, self.max_steps):
+        if in_a_row >= min(MOST_SKIPPED_IN_A_ROW, self.recipe.max_steps):
             raise UserError(
                 f"{in_a_row} steps in a row gave no finite gradient at step {self.global_step}; "
                 "try a lower trainer.learning_rate, or trainer.precision=32-true"
@@ -263,79 +280,3 @@ class StyleTransfer(pl.LightningModule):
         self.skipped.copy_(torch.tensor([ours["skipped_steps"], ours.get("skipped_in_a_row", 0)]))
         self.seconds = self.earlier_seconds = ours["seconds"]
         self.validation_losses = ours["validation_losses"]
-
-
-class Checkpoints(TorchCheckpointIO):
-    """Write checkpoints so that whatever happens meanwhile the newest or the one before is whole on the disk."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a file beside the target, flush it to the disk, keep the target as `PREVIOUS`, rename.
-
-        Raises UserError where the place cannot be written.
-        """
-        path = Path(path)
-        unfinished = path.with_name(f".{path.name}.unfinished")  # one name: what a killed run left is written over
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            if path.exists() and damage(path) is None:  # a damaged one must not take a good one's place
-                path.replace(path.with_name(PREVIOUS))
-            unfinished.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # where nothing can be written nothing can be removed
-                unfinished.unlink(missing_ok=True)
-            kept = "; the checkpoint before it is whole" if path.exists() else ""
-            raise UserError(f"cannot write {path}: {error.strerror}{kept}") from error
-
-
-# What a checkpoint says beside its weights, and must say for a run to go on or a model to be exported.
-STORED = {
-    "config": dict,
-    "loss_network": str,
-    "step": int,
-    "batches_seen": int,
-    "skipped_steps": int,
-    "seconds": float,
-    "style_weight": float,
-    "validation_losses": dict,
-}
-
-
-def last_checkpoint(path: str | Path) -> Path:
-    """Return the newest checkpoint of a run, given its folder; any other path is a checkpoint's own."""
-    return Path(path) / "checkpoints" / LAST if os.path.isdir(path) else Path(path)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Return a checkpoint of ours, loaded without unpickling code.
-
-    Raises UserError where it is missing, damaged or another project's.
-    """
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise UserError(f"no checkpoint at {path}")
-    checkpoint = read_torch(path)
-    ours = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
-    if not isinstance(ours, dict) or not {"config", "step", "loss_network"} <= ours.keys():
-        raise UserError(f"{path} is a checkpoint of another project; one that `train` wrote is needed")
-    for key, kind in STORED.items():
-        if not isinstance(ours.get(key), kind) or (kind is int and ours[key] < 0):
-            raise UserError(f"{path} is not as `train` wrote it: nothing that can be used for {key}")
-    if not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"{path} is not as `train` wrote it: it has no weights")
-    return checkpoint
-
-
-def trained_network(checkpoint: dict[str, Any], path: str | Path) -> TransformationNetwork:
-    """Return the network of a checkpoint that was read from a path.
-
-    Raises UserError where its weights are not those of the network that its config names.
-    """
-    config = checkpoint[CHECKPOINT_KEY]["config"].get("network")
-    weights = {k[8:]: v for k, v in checkpoint["state_dict"].items() if isinstance(k, str) and k.startswith("network.")}
-    return read_network(config, weights, path)

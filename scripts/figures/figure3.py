@@ -1,6 +1,6 @@
 """Figure 3 of Gatys et al. 2016: style layers against the ratio of content to style weight, from white noise.
 
-python scripts/figures/figure3.py                       # on vgg19_slim → docs/images/gatys2016_figure3.jpg
+python scripts/figures/figure3.py                       # on vgg19_slim → docs/images/gatys2016.jpg
 python scripts/figures/figure3.py loss_network=vgg19    # where its weights are
 """
 
@@ -16,7 +16,7 @@ def main() -> None:
     cells = [
         [
             [
-                "experiment=gatys2016_figure3",
+                "experiment=gatys2016",
                 f"loss.style_layers={{{', '.join(f'{name}: {1 / depth}' for name in STYLE_LAYERS[:depth])}}}",
                 f"loss.content_weight={float(ratio) * SCALE}",
             ]
@@ -26,7 +26,7 @@ def main() -> None:
     ]
     print(
         make_sheet(
-            "gatys2016_figure3",
+            "gatys2016",
             "Style layers against α/β (Gatys et al. 2016, figure 3; here α/β = 0.001 × the figure above a column)",
             cells,
             [f"up to {layer}" for layer in STYLE_LAYERS],

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from nst_fast.commands.configuration import load_config
-from nst_fast.loss.strength import STRENGTHS, StyleWeightControl, content_distance
+from nst_fast.loss.style_weight import DISTANCES, StyleWeightControl, content_distance
 from nst_fast.stylizing.stylizer import Stylizer
-from nst_fast.training.style_transfer import read_checkpoint
+from nst_fast.training.checkpoints import read_checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),
@@ -22,7 +22,7 @@ MACHINE = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.vali
 
 
 @pytest.mark.parametrize("painting", [0.05, 0.2, 0.5])
-@pytest.mark.parametrize("target", STRENGTHS.values())
+@pytest.mark.parametrize("target", DISTANCES.values())
 def test_the_weight_settles_where_the_distance_is_the_target(painting, target):
     """A painting whose distance is p·√w, which training approaches by a thirtieth a step, with noise of 20 %."""
     rng = torch.Generator().manual_seed(0)
@@ -43,7 +43,7 @@ def test_one_step_of_the_weight_by_hand():
     assert float(control.log_weight) == pytest.approx(math.log(7) - 0.1 * 0.5, abs=1e-6)
 
 
-def test_a_strength_is_the_distance_that_its_loss_network_shows():
+def test_a_content_distance_is_what_its_loss_network_shows_of_it():
     assert content_distance("medium", "vgg19@abc") == 0.45
     assert (
         content_distance("medium", "vgg19_slim") == content_distance("medium", "vgg19_slim@abc") == pytest.approx(0.36)
@@ -64,33 +64,33 @@ def test_a_start_that_is_no_weight_is_brought_within_bounds(start, least, most):
     assert least < float(StyleWeightControl(0.45, start, rate=0.1).style_weight) < most
 
 
-def test_training_with_a_strength_records_the_weight_it_found(train, tmp_path):
+def test_training_with_a_content_distance_records_the_weight_it_found(train, tmp_path):
     Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / "mine.png")
     options = ["style=custom", "style.image=mine.png", "style.size=64", *SMALL, *MACHINE, "trainer.max_steps=30"]
     weights = {}
-    for strength in (0.05, 5):
-        result = train(*options, f"style.strength={strength}", f"output={strength}")
+    for distance in (0.05, 5):
+        result = train(*options, f"style.content_distance={distance}", f"output={distance}")
         assert result.code == 0, result.err
-        weights[strength] = json.loads((tmp_path / str(strength) / "summary.json").read_text())["style_weight"]
-        assert f"strength {strength}: style weight {weights[strength]:.3g}" in result.err
-        metadata = Stylizer(tmp_path / str(strength) / "mine.onnx").metadata
-        assert float(metadata["style_weight"]) == pytest.approx(weights[strength], rel=1e-4)
-        assert metadata["strength"] == str(strength)
-        stored = read_checkpoint(tmp_path / str(strength) / "checkpoints" / "last.ckpt")["nst_fast"]
-        assert stored["style_weight"] == weights[strength]
+        weights[distance] = json.loads((tmp_path / str(distance) / "summary.json").read_text())["style_weight"]
+        assert f"content_distance={distance}: a style weight of {weights[distance]:.3g} gives" in result.err
+        metadata = Stylizer(tmp_path / str(distance) / "mine.onnx").metadata
+        assert float(metadata["style_weight"]) == pytest.approx(weights[distance], rel=1e-4)
+        assert metadata["content_distance"] == str(distance)
+        stored = read_checkpoint(tmp_path / str(distance) / "checkpoints" / "last.ckpt")["nst_fast"]
+        assert stored["style_weight"] == weights[distance]
     assert weights[0.05] < 7 < weights[5]  # 7 is the default, from where both start
 
 
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("style.strength=huge", "style.strength is 'huge'"),
-        ("style.strength=0", "style.strength is 0"),
-        ("style.strength=nan", "style.strength is nan"),
-        ("style.strength=[1]", "style.strength is [1]"),
+        ("style.content_distance=huge", "style.content_distance is 'huge'"),
+        ("style.content_distance=0", "style.content_distance is 0"),
+        ("style.content_distance=nan", "style.content_distance is nan"),
+        ("style.content_distance=[1]", "style.content_distance is [1]"),
     ],
 )
-def test_a_strength_that_is_none_is_one_line(train, option, words):
+def test_a_content_distance_that_is_none_is_one_line(train, option, words):
     result = train("style=starry_night", option, *SMALL)
     assert result.code == 1
     assert words in result.err
@@ -98,16 +98,16 @@ def test_a_strength_that_is_none_is_one_line(train, option, words):
 
 
 @pytest.mark.parametrize("chosen", ["loss=johnson", "loss=structure", "experiment=johnson2016"])
-def test_a_strength_of_another_loss_is_one_line(train, chosen):
-    result = train("style=starry_night", "style.strength=medium", chosen, *SMALL)
+def test_a_content_distance_of_another_loss_is_one_line(train, chosen):
+    result = train("style=starry_night", "style.content_distance=medium", chosen, *SMALL)
     assert result.code == 1
     assert "loss=balanced" in result.err
 
 
-def test_a_strength_comes_with_the_loss_whose_distance_it_is():
+def test_a_content_distance_comes_with_the_loss_that_measures_it():
     chosen = {
-        strength: load_config("train", ["style=starry_night", f"style.strength={strength}"]).loss
-        for strength in ("medium", "0.4", "null")
+        distance: load_config("train", ["style=starry_night", f"style.content_distance={distance}"]).loss
+        for distance in ("medium", "0.4", "null")
     }
     assert [loss.name for loss in chosen.values()] == ["balanced", "balanced", "structure"]
     assert dict(chosen["medium"].content_layers) == {"relu4_2": 1.0}

@@ -7,28 +7,14 @@ a quarter of its size.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from nst_fast.assets import VGG19_SLIM, cache_folder, nearest
-from nst_fast.downloads import Progress, fetch, file_hash, reachable
 from nst_fast.errors import UserError
-from nst_fast.files import write_atomically
-from nst_fast.weights import fill, read_safetensors, read_torch
-
-VGG19_WIDTHS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
-# torchvision's own statistics: pixels in [0, 1], RGB.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Widths = Sequence[Sequence[int]]
 OCTAVES = (2, 4, 8)  # how many times smaller the picture may be made for a layer
@@ -233,9 +219,9 @@ class SlimVGG(LossNetwork):
     of channels instead of hundreds, and `metric` gives R: exactly the distances in the wide network's channels.
     """
 
-    def __init__(self, widths: Widths, heads: Mapping[str, int], pooling: str = "max", identity: str = "slim") -> None:
+    def __init__(self, widths: Widths, heads: Mapping[str, int], identity: str = "slim") -> None:
         super().__init__()
-        self.trunk = VGG(widths, pooling, identity)
+        self.trunk = VGG(widths, "max", identity)
         self.identity = self.trunk.identity
         self.layers = tuple(heads)
         self.trunk.check_layers(self.layers)
@@ -312,11 +298,6 @@ class NormalisedLossNetwork(LossNetwork):
         return {k: f / self.get_buffer("mean_relu" + k[4:]) for k, f in self.network.taps(image, wanted).items()}
 
 
-def file_identity(name: str, path: str | Path) -> str:
-    """Return ``name@sha256`` of a weights file."""
-    return f"{name}@{file_hash(path)}"
-
-
 def multiplies_bfloat16(device_type: str) -> bool:
     """Return whether a device multiplies bf16 natively: then it is about twice as fast as float32, else slower."""
     if device_type == "cuda":
@@ -331,204 +312,3 @@ def freeze(network: LossNetwork) -> LossNetwork:
         if isinstance(module, Convolution):
             module.freeze()
     return network
-
-
-def load_weights(network: VGG, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Fill a VGG with ``convN_M.weight|bias`` and ``preprocess.*``; UserError names the first misfit."""
-    state = {
-        key if key.startswith("preprocess") else "convolutions." + key.removeprefix("conv"): tensor
-        for key, tensor in tensors.items()
-    }
-    fill(network, state, path)
-
-
-def convolution_widths(tensors: Mapping[str, Tensor], path: str | Path) -> list[list[int]]:
-    """Return the channels of the convolutions ``convN_M``, block by block; UserError where they are none."""
-    widths: list[list[int]] = []
-    for name in sorted(k[4:-7] for k in tensors if k.startswith("conv") and k.endswith(".weight")):
-        if name.endswith("_1"):
-            widths.append([])
-        if not widths:
-            raise UserError(f"{path} has no conv1_1; a VGG with preprocess and convN_M tensors is needed")
-        widths[-1].append(channels(tensors, f"conv{name}.weight", path))
-    return widths
-
-
-def channels(tensors: Mapping[str, Tensor], name: str, path: str | Path) -> int:
-    """Return how many channels a convolution's weights have; UserError where they are none."""
-    shape = tuple(tensors[name].shape)
-    if len(shape) != 4 or 0 in shape:
-        raise UserError(f"{path} does not fit: it has shape {shape} for {name}, a convolution is needed")
-    return shape[0]
-
-
-def load_torchvision_vgg19(path: str | Path, pooling: str = "max") -> VGG:
-    """Return VGG-19 with weights in torchvision's format (``features.N.weight``), a state dict or safetensors."""
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise UserError(f"no weights file at {path}; give loss_network.weights=FILE in torchvision's VGG-19 format")
-    tensors = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch(path)
-    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise UserError(f"{path} holds no state dict; VGG-19 weights in torchvision's format are needed")
-    with torch.device("meta"):
-        network = VGG(VGG19_WIDTHS, pooling, file_identity("vgg19", path))
-    # torchvision numbers convolutions, rectifications and pools in one sequence.
-    position, renamed = 0, {}
-    for block, widths in enumerate(VGG19_WIDTHS, start=1):
-        for index in range(1, len(widths) + 1):
-            for kind in ("weight", "bias"):
-                key = f"features.{position}.{kind}"
-                if key in tensors:
-                    renamed[f"conv{block}_{index}.{kind}"] = tensors[key]
-            position += 2
-        position += 1
-    std = torch.tensor(IMAGENET_STD)
-    renamed["preprocess.weight"] = torch.diag(1 / std)[:, :, None, None]
-    renamed["preprocess.bias"] = -torch.tensor(IMAGENET_MEAN) / std
-    load_weights(network, renamed, path)
-    return network
-
-
-def load_converted_vgg(path: str | Path, pooling: str = "max") -> VGG:
-    """Return a VGG of any widths from safetensors with ``preprocess`` and ``convN_M`` (the teachers' format)."""
-    tensors, _ = read_safetensors(path)
-    widths = convolution_widths(tensors, path)
-    with torch.device("meta"):
-        network = VGG(widths, pooling, file_identity(Path(path).stem, path))
-    load_weights(network, tensors, path)
-    return network
-
-
-def save_slim_vgg(
-    network: SlimVGG, path: str | Path, metadata: Mapping[str, Any], factors: Mapping[str, Tensor]
-) -> None:
-    """Write trunk, heads and mean activations of the estimates as float16 safetensors that describe themselves."""
-    tensors = {"preprocess." + k: v for k, v in network.trunk.preprocess.state_dict().items()}
-    tensors |= {"conv" + k: v for k, v in network.trunk.convolutions.state_dict().items()}
-    tensors |= {"head_" + k: v for k, v in network.heads.state_dict().items()}
-    tensors |= {"mean_activation." + k: v for k, v in factors.items()}
-    described = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    write_atomically(Path(path), save({k: v.detach().half().contiguous() for k, v in tensors.items()}, described))
-
-
-def load_slim_vgg(
-    path: str | Path,
-    pooling: str = "max",
-    normalise: bool = False,
-    photographs: Iterable[Tensor] = (),
-) -> SlimVGG:
-    """Return the distilled network from a file that ``save_slim_vgg`` wrote.
-
-    ``normalise`` divides each estimated filter by its mean activation, as recorded for max pooling and computed from
-    photographs for average pooling.
-    """
-    tensors, _ = read_safetensors(path)
-    heads = {k[5:-7]: channels(tensors, k, path) for k in tensors if k.startswith("head_") and k.endswith(".weight")}
-    if not heads:
-        raise UserError(f"{path} is no distilled loss network: it has no heads")
-    widths = convolution_widths(tensors, path)
-    identity = file_identity("vgg19_slim", path) + (":normalised" if normalise else "")
-    with torch.device("meta"):
-        network = SlimVGG(widths, dict(sorted(heads.items(), key=lambda h: h[0][4:])), pooling, identity)
-    load_weights(network.trunk, {k: v for k, v in tensors.items() if not k.startswith(("head_", "mean_"))}, path)
-    fill(network.heads, {k[5:]: t for k, t in tensors.items() if k.startswith("head_")}, path)
-    if normalise:
-        if pooling == "average":
-            plain = load_slim_vgg(path, pooling)
-            factors = mean_activation_factors(plain.eval().requires_grad_(False), photographs)
-        else:
-            factors = {k[16:]: t for k, t in tensors.items() if k.startswith("mean_activation.")}
-            factors = {layer: factor.clamp_min(1e-3 * float(factor.mean())) for layer, factor in factors.items()}
-        for layer, head in network.heads.items():
-            if layer not in factors or factors[layer].shape != (heads[layer],):
-                raise UserError(f"{path} does not fit: {heads[layer]} mean activations of {layer} are needed")
-            head.state_dict()["weight"].div_(factors[layer][:, None, None, None])
-    network.set_metrics()
-    return network
-
-
-# torchvision's IMAGENET1K_V1
-VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
-VGG19_HASH = "sha256:dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44"
-
-
-def vgg19_file() -> Path:
-    """Return where torch keeps torchvision's VGG-19 once it is downloaded."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG19_URL).name
-
-
-def fetch_vgg19(progress: Progress | None = None) -> Path:
-    """Return torchvision's VGG-19 weights file, fetched on first use; raises UserError where it cannot be had."""
-    advice = "use loss_network=vgg19_slim, which ships with the package, or loss_network.weights=FILE"
-    return fetch(VGG19_URL, vgg19_file(), VGG19_HASH, advice, progress)
-
-
-def choose_loss_network(name: str, on_gpu: bool) -> tuple[str, str]:
-    """Return which network ``auto`` stands for, and a warning or nothing; other names stand for themselves."""
-    if name != "auto":
-        return name, ""
-    if not on_gpu:
-        return "vgg19_slim", ""
-    if vgg19_file().exists() or reachable(VGG19_URL):
-        return "vgg19", ""
-    return "vgg19_slim", "VGG-19 is neither cached nor to be fetched: training with vgg19_slim"
-
-
-LOSS_NETWORKS = ("vgg19", "vgg19_slim", "teachers")
-
-
-def create_loss_network(
-    name: str,
-    *,
-    weights: str | Path | None = None,
-    shallow: str | Path | None = None,
-    deep: str | Path | None = None,
-    pooling: str = "max",
-    normalise: bool = False,
-    photographs: Iterable[Tensor] = (),
-    progress: Progress | None = None,
-) -> LossNetwork:
-    """Return a frozen loss network by name: vgg19, vgg19_slim or teachers.
-
-    Args:
-        name: `LOSS_NETWORKS` has the names; ``auto`` is resolved by `choose_loss_network`.
-        weights: a file in place of the shipped or downloaded one.
-        shallow: for teachers, the file whose layers come first.
-        deep: for teachers, the file that has the other layers.
-        pooling: max or average.
-        normalise: divide each filter by its mean activation over photographs.
-        photographs: RGB (1, 3, H, W) in [0, 1], from which factors are computed where the weights record none.
-        progress: of the download of VGG-19.
-
-    Raises UserError where the name is unknown or a file is missing or does not fit.
-    """
-    if name not in LOSS_NETWORKS:
-        raise UserError(f"unknown loss network {name!r}: {nearest(name, LOSS_NETWORKS)}")
-    if name == "vgg19_slim":
-        return freeze(load_slim_vgg(weights or VGG19_SLIM, pooling, normalise, photographs=photographs))
-    network: VGG | MergedLossNetwork
-    if name == "vgg19":
-        network = load_torchvision_vgg19(weights or fetch_vgg19(progress), pooling)
-    else:
-        if shallow is None or deep is None:
-            raise UserError("loss_network=teachers needs loss_network.shallow=FILE and loss_network.deep=FILE")
-        first, second = load_converted_vgg(shallow, pooling), load_converted_vgg(deep, pooling)
-        network = MergedLossNetwork(
-            [(first, first.layers), (second, [layer for layer in second.layers if layer not in first.layers])]
-        )
-    if normalise:
-        return freeze(NormalisedLossNetwork(network, mean_activation_factors(network, photographs)))
-    return freeze(network)
-
-
-def mean_activation_factors(network: LossNetwork, photographs: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return a network's mean activations, computed once and kept beside the downloads under its identity."""
-    digest = hashlib.sha256(network.identity.encode()).hexdigest()[:16]
-    path = cache_folder() / "mean_activations" / f"{digest}.safetensors"
-    if path.exists():
-        return read_safetensors(path)[0]
-    factors = network.mean_activations(photographs, [layer for layer in network.layers if layer.startswith("relu")])
-    if not factors:
-        raise UserError("normalising a loss network needs photographs")
-    write_atomically(path, save({k: v.contiguous() for k, v in factors.items()}))
-    return factors

@@ -1,0 +1,140 @@
+"""Checkpoints: written whole, read without unpickling code, and what they say of the run that they are of."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins import TorchCheckpointIO
+
+from nst_fast.errors import UserError
+from nst_fast.training.networks import TransformationNetwork, read_network
+from nst_fast.weights import damage, read_torch
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_KEY = "nst_fast"
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+class Checkpoints(TorchCheckpointIO):
+    """Write checkpoints so that whatever happens meanwhile the newest or the one before is whole on the disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a file beside the target, flush it to the disk, keep the target as `PREVIOUS`, rename.
+
+        Raises UserError where the place cannot be written.
+        """
+        path = Path(path)
+        unfinished = path.with_name(f".{path.name}.unfinished")  # one name: what a killed run left is written over
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists() and damage(path) is None:  # a damaged one must not take a good one's place
+                path.replace(path.with_name(PREVIOUS))
+            unfinished.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # where nothing can be written nothing can be removed
+                unfinished.unlink(missing_ok=True)
+            kept = "; the checkpoint before it is whole" if path.exists() else ""
+            raise UserError(f"cannot write {path}: {error.strerror}{kept}") from error
+
+
+# What a checkpoint says beside its weights, and must say for a run to go on or a model to be exported.
+STORED = {
+    "config": dict,
+    "loss_network": str,
+    "step": int,
+    "batches_seen": int,
+    "skipped_steps": int,
+    "seconds": float,
+    "style_weight": float,
+    "validation_losses": dict,
+}
+
+
+def last_checkpoint(path: str | Path) -> Path:
+    """Return the newest checkpoint of a run, given its folder; any other path is a checkpoint's own."""
+    return Path(path) / "checkpoints" / LAST if os.path.isdir(path) else Path(path)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return a checkpoint of ours, loaded without unpickling code.
+
+    Raises UserError where it is missing, damaged or another project's.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):
+        raise UserError(f"no checkpoint at {path}")
+    checkpoint = read_torch(path)
+    ours = checkpoint.get(CHECKPOINT_KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(ours, dict) or not {"config", "step", "loss_network"} <= ours.keys():
+        raise UserError(f"{path} is a checkpoint of another project; one that `train` wrote is needed")
+    for key, kind in STORED.items():
+        if not isinstance(ours.get(key), kind) or (kind is int and ours[key] < 0):
+            raise UserError(f"{path} is not as `train` wrote it: nothing that can be used for {key}")
+    if not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(f"{path} is not as `train` wrote it: it has no weights")
+    try:
+        ours["config"] = upgraded(ours["config"])
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not as `train` wrote it: its config cannot be read") from error
+    return checkpoint
+
+
+def newest_run(root: Path) -> Path:
+    """Return the folder of the run in ``root`` that was started or resumed last; UserError where there is none."""
+    configs = sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
+    if not configs:
+        raise UserError(f"no run in {root}; leave out resume=last to start one")
+    return configs[-1].parent
+
+
+def whole_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Return a checkpoint's path and content; those of the one before, noting so, where it is damaged or missing."""
+    previous = path.with_name(PREVIOUS)
+    try:
+        return path, read_checkpoint(path)
+    except UserError as error:
+        if path.name != LAST or not previous.exists():
+            raise
+        checkpoint = read_checkpoint(previous)
+        log.warning("%s; going on from %s", error, previous)
+        return previous, checkpoint
+
+
+def upgraded(config: Any) -> Any:
+    """Return the config of a run of an earlier version in today's options; what is none is returned as it is."""
+    if not isinstance(config, dict):
+        return config
+    config = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
+    style, loss, network, trainer = (config.get(key, {}) for key in ("style", "loss", "network", "trainer"))
+    if "strength" in style:
+        style["content_distance"] = style.pop("strength")
+    if "weight" in style:
+        loss["style_weight"] = loss["style_weight"] * style.pop("weight")
+    if network.get("grain") in ("noise", "contrast", "none"):
+        network["grain"], network["contrast"] = network["grain"] == "noise", network["grain"] == "contrast"
+    for key in ("cpu_steps", "gpu_steps"):
+        trainer.pop(key, None)
+    return config
+
+
+def trained_network(checkpoint: dict[str, Any], path: str | Path) -> TransformationNetwork:
+    """Return the network of a checkpoint that was read from a path.
+
+    Raises UserError where its weights are not those of the network that its config names.
+    """
+    config = checkpoint[CHECKPOINT_KEY]["config"].get("network")
+    weights = {k[8:]: v for k, v in checkpoint["state_dict"].items() if isinstance(k, str) and k.startswith("network.")}
+    return read_network(config, weights, path)

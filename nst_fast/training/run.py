@@ -1,0 +1,279 @@
+"""A training run, from a new network to its ONNX file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import shlex
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins import MixedPrecision
+from pytorch_lightning.utilities import rank_zero_only
+
+from nst_fast import __version__
+from nst_fast.errors import UserError
+from nst_fast.files import write_atomically
+from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
+from nst_fast.loss.style_weight import StyleWeightControl
+from nst_fast.training.checkpoints import CHECKPOINT_KEY, LAST, PREVIOUS, Checkpoints, read_checkpoint, trained_network
+from nst_fast.training.content_images import ContentImages
+from nst_fast.training.interruption import Interruption, interrupt_at_once
+from nst_fast.training.networks import TransformationNetwork
+from nst_fast.training.onnx_export import export_checkpoint
+from nst_fast.training.style_transfer import Recipe, StyleTransfer
+from nst_fast.weights import one_line
+
+log = logging.getLogger(__name__)
+
+STEPS = {"cpu": 2_200, "gpu": 40_000}  # minutes; the budget of Johnson et al. 2016
+LOSS_SCALE = 2.0**7  # of float16 at the start; from torch's 2**16 the first nine steps are lost
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What computes a run; all but ``validate_every`` are Lightning's own options.
+
+    Attributes:
+        validate_every: steps from a validation to the next, after each of which a checkpoint is written.
+    """
+
+    accelerator: str = "cpu"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    validate_every: int = 250
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a run leaves behind.
+
+    Attributes:
+        path: the ONNX file.
+        summary: steps, losses, seconds and so on, as in summary.json.
+        skipped_pictures: {path: reason} of those that could not be read.
+    """
+
+    path: Path
+    summary: Mapping[str, Any]
+    skipped_pictures: Mapping[str, str]
+
+
+def train(
+    network: TransformationNetwork,
+    perceptual_loss: PerceptualLoss,
+    style_targets: Targets,
+    data: ContentImages,
+    recipe: Recipe,
+    engine: Engine,
+    output: Path,
+    *,
+    config: dict[str, Any],
+    image_sha256: str,
+    control: StyleWeightControl | None = None,
+    resume: Path | None = None,
+    named: bool = True,
+    float_nchw: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> TrainedModel | None:
+    """Train a network on a style and export it; of several processes all but the first return None.
+
+    Args:
+        network: the one to train; a resumed run replaces its weights.
+        perceptual_loss: what it is trained on.
+        style_targets: of the painting.
+        data: the photographs.
+        recipe: how it learns.
+        engine: what computes.
+        output: folder of the run, for checkpoints, samples, TensorBoard's log, the model and summary.json.
+        config: plain types, what is to be known of the run: the groups of configs/train.yaml. The model is named
+            after its style.
+        image_sha256: of the painting's file.
+        control: steers the style weight; None leaves it as it is.
+        resume: the checkpoint to go on from.
+        named: whether somebody chose the folder; otherwise one that is there belongs to another run.
+        float_nchw: also export a model with float NCHW RGB in [0, 1].
+        callbacks: of Lightning's, to show progress.
+
+    Raises UserError where the folder cannot be written or holds another run, the run cannot go on from the checkpoint,
+    is stopped, runs out of memory or learns nothing.
+    """
+    began = time.perf_counter()
+    recorded = {"image_sha256": image_sha256, "loss_network": perceptual_loss.loss_network.identity}
+    earlier = {} if resume is None else earlier_run(resume, recorded, data.photographs)
+    skipped = earlier.get("skipped_pictures", {}) | data.skipped
+    description = {"config": config, **recorded, "photographs": data.photographs, "skipped_pictures": skipped}
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        start_folder(output, config, resume, named)
+    module = StyleTransfer(network, perceptual_loss, style_targets, recipe, description, control)
+    module.samples_folder = output / "samples"
+    trainer = create_trainer(recipe, engine, output, earlier.get("batches_seen", 0), callbacks)
+    last = output / "checkpoints" / LAST
+    with warnings.catch_warnings():
+        # Lightning's hints for other set-ups than this one: a frozen network, steps taken by hand, an endless loader.
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        fit(trainer, module, data, resume, earlier)
+        interrupt_at_once()
+        if trainer.global_step < recipe.max_steps:
+            if trainer.global_step == 0:  # otherwise Lightning has validated, and so saved, when it was told to stop
+                trainer.save_checkpoint(last)
+            if not trainer.is_global_zero:
+                raise SystemExit(1)
+            raise Stopped(trainer.global_step, last)
+        unvalidated = module.batches_seen % engine.validate_every != 0
+        if unvalidated:
+            trainer.validate(module, data, verbose=False)
+        if unvalidated or earlier.get("step") == recipe.max_steps:  # otherwise it has just been saved
+            trainer.save_checkpoint(last)
+    if not trainer.is_global_zero:
+        return None
+    checkpoint, style = read_checkpoint(last), config["style"]["name"]
+    model = export_checkpoint(checkpoint, output / f"{style}.onnx")
+    if float_nchw:
+        export_checkpoint(checkpoint, output / f"{style}.float.onnx", float_nchw=True)
+    summary = {
+        "style": style,
+        "steps": trainer.global_step,
+        "skipped_steps": module.skipped_steps,
+        "skipped_pictures": list(skipped),
+        "validation_losses": module.validation_losses,
+        "seconds": module.earlier_seconds + time.perf_counter() - began,
+        "images_per_second": trainer.global_step * data.batch_size * trainer.world_size / max(module.seconds, 1e-9),
+        "processes": trainer.world_size,
+        "device": device_name(engine),
+        "precision": engine.precision,
+        "loss_network": recorded["loss_network"],
+        "style_weight": float(perceptual_loss.style_weight),
+        "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    write_atomically(output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    return TrainedModel(model, summary, skipped)
+
+
+class Stopped(UserError):
+    """A run was told to stop, and can be gone on with."""
+
+    def __init__(self, step: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped at step {step}; go on with resume={shlex.quote(str(checkpoint))}")
+
+
+def start_folder(output: Path, config: dict[str, Any], resume: Path | None, named: bool) -> None:
+    """Make a run's folder and write config.yaml into it; UserError where it holds another run or cannot be written."""
+    last, own = output / "checkpoints" / LAST, in_place(output, resume)
+    if not own and (last.exists() or last.with_name(PREVIOUS).exists()):
+        raise UserError(f"{output} holds a run already; resume=last goes on with it, another output=FOLDER does not")
+    try:
+        output.mkdir(parents=True, exist_ok=named or own)
+        write_atomically(output / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+    except (OSError, UserError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write the run into {output}: {reason}; output=FOLDER moves it") from error
+
+
+def in_place(output: Path, resume: Path | None) -> bool:
+    """Return whether a checkpoint is of the run in a folder."""
+    return resume is not None and resume.parent.resolve() == (output / "checkpoints").resolve()
+
+
+def finished_model(output: Path, style: str, resume: Path | None) -> Path | None:
+    """Return the model of the run in a folder where that is finished, so that there is nothing to go on with."""
+    model = output / f"{style}.onnx"
+    return model if in_place(output, resume) and (output / "summary.json").exists() and model.exists() else None
+
+
+def earlier_run(resume: Path, recorded: Mapping[str, str], photographs: str) -> dict[str, Any]:
+    """Return what a checkpoint says of its run; UserError where it is of another painting or loss network."""
+    checkpoint = read_checkpoint(resume)
+    trained_network(checkpoint, resume)
+    earlier: dict[str, Any] = checkpoint[CHECKPOINT_KEY]
+    for key, value in recorded.items():
+        if earlier.get(key) != value:
+            raise UserError(f"{resume} was trained with {key} {earlier.get(key)}, this command has {value}")
+    if earlier.get("photographs", photographs) != photographs:
+        log.warning(
+            "the photographs are not those that the run began with; it goes on, to another model than without a break"
+        )
+    return earlier
+
+
+class RunLogger(TensorBoardLogger):
+    """Lightning's, which takes a $ in a path for a variable of the shell."""
+
+    @property
+    def log_dir(self) -> str:
+        """The run's folder of TensorBoard's log."""
+        return str(self.root_dir)
+
+
+def create_trainer(
+    recipe: Recipe, engine: Engine, output: Path, batches_seen: int, callbacks: Sequence[Callback]
+) -> pl.Trainer:
+    """Return Lightning's trainer of a run in a folder, which goes on after so many batches."""
+    if (engine.accelerator, engine.precision) == ("gpu", "bf16-mixed"):
+        torch.set_float32_matmul_precision("high")  # of Gram matrices: TF32 holds bf16 and adds in float32
+    checkpoints = ModelCheckpoint(
+        str(output / "checkpoints"),
+        filename=Path(LAST).stem,
+        save_on_train_epoch_end=False,  # but after each validation, whose losses are in it
+        enable_version_counter=False,
+    )
+    half = engine.precision == "16-mixed"
+    plugins: list[Any] = [Checkpoints()]
+    if half:
+        scaler = torch.amp.GradScaler(init_scale=LOSS_SCALE)
+        plugins.append(MixedPrecision("16-mixed", "cuda", scaler))
+    return pl.Trainer(
+        accelerator=engine.accelerator,
+        devices=engine.devices,
+        num_nodes=engine.num_nodes,
+        strategy=engine.strategy,
+        precision=None if half else engine.precision,  # type: ignore[arg-type]
+        max_steps=recipe.max_steps,
+        val_check_interval=engine.validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        callbacks=[checkpoints, *callbacks, Interruption()],
+        plugins=plugins,
+        use_distributed_sampler=False,  # the data know which share is whose
+        enable_progress_bar=False,
+        # What a killed session logged after its last checkpoint is logged again.
+        logger=RunLogger(output / "tensorboard", name="", version="", purge_step=batches_seen),
+        enable_model_summary=False,
+    )
+
+
+def fit(
+    trainer: pl.Trainer, module: StyleTransfer, data: ContentImages, resume: Path | None, earlier: Mapping[str, Any]
+) -> None:
+    """Let the trainer take its steps; UserError where memory runs out or the checkpoint cannot be gone on from."""
+    try:
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    except SystemExit as error:  # so Lightning leaves on a second Ctrl-C
+        raise KeyboardInterrupt from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory with {data.batch_size} pictures of {data.size} px a step on "
+            f"{module.device.type}; a smaller data.batch_size or data.size takes less"
+        ) from error
+    except Exception as error:  # what the engine keeps of itself may have been tampered with in any way
+        if isinstance(error, UserError) or not earlier or trainer.global_step > earlier["step"]:
+            raise
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{resume} cannot be gone on from ({reason}); the run starts anew without it") from error
+
+
+def device_name(engine: Engine) -> str:
+    """Return what computes, in words."""
+    return torch.cuda.get_device_name() if engine.accelerator == "gpu" else f"CPU, {torch.get_num_threads()} threads"
