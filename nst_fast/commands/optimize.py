@@ -31,7 +31,7 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   method=lbfgs|adam
   iterations=N             at most, at each scale (default 300)
   blend='{the_scream: 0.5}'  other paintings, by name or file, beside the style with weight 1
-  keep_colors=true         luminance of the result, colours of the photograph
+  keep_colours=true        luminance of the result, colours of the photograph
   snapshot_every=N         write the picture every N iterations
   format=png|jpg
   loss=NAME                structure, balanced, gatys, johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
@@ -66,7 +66,7 @@ def resolve(cfg: Any, console: Console) -> None:
     require_choice(cfg, "method", METHODS)
     require_choice(cfg, "start", STARTS)
     require_choice(cfg, "format", ("png", "jpg"))
-    require_choice(cfg, "keep_colors", (True, False))
+    require_choice(cfg, "keep_colours", (True, False))
     require_weights(cfg, "blend", optional=True)
     if cfg.style.strength is not None:
         raise UserError("style.strength is for train and nst-preview; here say loss.style_weight=W")
@@ -88,7 +88,7 @@ def optimize(cfg: Any) -> Path:
     from nst_fast.commands.progress import download_progress
     from nst_fast.loss.style_targets import to_image, to_tensor
     from nst_fast.reference.image_optimizer import Iteration, optimize_image, white_noise
-    from nst_fast.stylizing.images import keep_colors, load_image, resize_long_side, save_image
+    from nst_fast.stylizing.images import keep_colours, load_image, resize_long_side, save_image
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     resolve(cfg, console)
@@ -121,8 +121,8 @@ def optimize(cfg: Any) -> Path:
 
     def finish(image: torch.Tensor, path: Path) -> Path:
         picture = to_image(image)
-        if cfg.keep_colors:
-            picture = keep_colors(picture, photograph.resize(picture.size, Image.Resampling.LANCZOS))
+        if cfg.keep_colours:
+            picture = keep_colours(picture, photograph.resize(picture.size, Image.Resampling.LANCZOS))
         save_image(picture, path)
         return path
 
