@@ -20,8 +20,8 @@ from PIL import Image
 from nst_fast.errors import UserError
 from nst_fast.files import write_atomically
 from nst_fast.stylizing.images import resize_short_side
+from nst_fast.stylizing.receptive_field import attributes
 from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
-from nst_fast.stylizing.tiling import attributes
 
 LEVELS = 255
 # Of 127: two products with 255 then fit the 16 bits in which processors without VNNI add them, and saturate.
