@@ -7,12 +7,21 @@ import os
 import signal
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from nst_fast.commands import require_training_packages, run, tune_torch
 from nst_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
+
+    from nst_fast.loss.losses import PerceptualLoss
+    from nst_fast.reference.image_optimizer import Iteration
 
 LONGEST_NAME = 240  # bytes of a file's name without its suffix: it has more while it is written
 
@@ -76,127 +85,201 @@ def resolve(cfg: Any, console: Console) -> None:
 
 def optimize(cfg: Any) -> Path:
     """Optimise as a config says, leave the run's folder behind and return the path of the picture."""
-    import torch
-    import torch.nn.functional as F
-    from omegaconf import OmegaConf
-    from PIL import Image
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from torch.utils.tensorboard import SummaryWriter
 
-    from nst_fast.commands.configuration import literal
-    from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_blend
-    from nst_fast.commands.progress import download_progress
-    from nst_fast.loss.style_targets import to_image, to_tensor
-    from nst_fast.reference.image_optimizer import Iteration, optimize_image, white_noise
-    from nst_fast.stylizing.images import keep_colours, load_image, resize_long_side, save_image
+    from nst_fast.stylizing.images import load_image
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     resolve(cfg, console)
     photograph = load_image(cfg.content)
     size = cfg.size or max(photograph.size)
-    start_image = None if cfg.start_image is None else load_image(cfg.start_image)
-    with download_progress(console) as fetching:
-        perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
     sizes = [max(16, round(size / 2**octave)) for octave in reversed(range(cfg.scales))]
-    # Before anything is written: a picture too small or a painting that cannot be had ends the command here.
-    with torch.no_grad():
-        smallest = to_tensor(resize_long_side(photograph, sizes[0])).to(cfg.device)
-        perceptual_loss.loss_network(smallest, [*perceptual_loss.layers, *perceptual_loss.sliced_layers])
-    blend, paintings = dict(cfg.blend or {}), [round(cfg.style.size * s / size) for s in sizes]
-    with download_progress(console) as fetching:
-        targets = [find_blend(cfg, blend, perceptual_loss, painting, fetching) for painting in paintings]
-
-    started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    output = Path(cfg.output or Path("runs", "optimize", cfg.style.name, started))
-    cfg.output = literal(str(output))
+    start_image = None if cfg.start_image is None else load_image(cfg.start_image)
+    perceptual_loss, targets = prepare_loss(cfg, photograph, sizes, console)
     name = f"{Path(cfg.content).stem}.{cfg.style.name}"
     if len(os.fsencode(name)) > LONGEST_NAME:  # before minutes of work
         raise UserError(f"the picture would be called {name}, which is too long; rename the photograph")
+    output = create_output(cfg)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, output / "config.yaml")
         board = SummaryWriter(str(output / "tensorboard"))
     except OSError as error:
         raise UserError(f"cannot write into {output}: {error.strerror}; output=FOLDER moves it") from error
-
-    def finish(image: torch.Tensor, path: Path) -> Path:
-        picture = to_image(image)
-        if cfg.keep_colours:
-            picture = keep_colours(picture, photograph.resize(picture.size, Image.Resampling.LANCZOS))
-        save_image(picture, path)
-        return path
-
-    stopped = False
-
-    def stop(*_: Any) -> None:
-        nonlocal stopped
-        stopped = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one stops at once
-
     console.print(
         f"style {cfg.style.name} at {cfg.style.size} px, loss {cfg.loss.name}, loss network "
         f"{perceptual_loss.loss_network.identity[:30]}, {cfg.method} on {cfg.device} at {sizes} px → {output}",
         soft_wrap=True,
     )
-    earlier = signal.signal(signal.SIGINT, stop)
-    trace: list[dict[str, float]] = []
-    image: torch.Tensor | None = None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[losses]}"))
-    try:
-        with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-            for scale, (statistics, _) in zip(sizes, targets, strict=True):
-                perceptual_loss.set_style({k: v.to(cfg.device) for k, v in statistics.items()})
-                content = to_tensor(resize_long_side(photograph, scale)).to(cfg.device)
-                if image is not None:
-                    start = F.interpolate(image, content.shape[2:], mode="bicubic", align_corners=False)
-                elif start_image is not None:
-                    height, width = content.shape[2:]
-                    start = to_tensor(start_image.resize((width, height), Image.Resampling.LANCZOS)).to(cfg.device)
-                else:
-                    start = content if cfg.start == "content" else white_noise(content, cfg.seed)
-                bar = progress.add_task(f"{scale} px", total=cfg.iterations, losses="")
-                done = len(trace)
-
-                def show(iteration: Iteration, bar: Any = bar, done: int = done, scale: int = scale) -> bool:
-                    terms = "  ".join(f"{k} {v:.4g}" for k, v in iteration.losses.items())
-                    progress.update(bar, completed=iteration.number, losses=terms)
-                    if not console.is_terminal and iteration.number % 50 == 0:
-                        told = f"{scale} px, iteration {iteration.number} of {cfg.iterations}  {terms}"
-                        console.print(told, soft_wrap=True)
-                    for term, value in iteration.losses.items():
-                        board.add_scalar(f"optimize/{term}_loss", value, done + iteration.number)
-                    if cfg.snapshot_every and iteration.number % cfg.snapshot_every == 0:
-                        finish(iteration.image, output / "snapshots" / f"{scale}px_{iteration.number:05d}.{cfg.format}")
-                    return stopped
-
-                image, part = optimize_image(
-                    content,
-                    perceptual_loss,
-                    start=start,
-                    method=cfg.method,
-                    iterations=cfg.iterations,
-                    learning_rate=cfg.learning_rate,
-                    on_iteration=show,
-                )
-                trace += [{"size": scale, **row} for row in part]
-                if stopped:
-                    break
-    finally:
-        signal.signal(signal.SIGINT, earlier)
-        board.close()
-    assert image is not None
+    optimization = Optimization(cfg, photograph, start_image, output, board, console)
+    image = optimization.run(sizes, [statistics for statistics, _ in targets], perceptual_loss)
     report = {
         "content": Path(cfg.content).name,
         "style": cfg.style.name,
         "image_sha256": targets[-1][1],
         "loss_network": perceptual_loss.loss_network.identity,
-        "stopped_early": stopped,
-        "trace": trace,
+        "stopped_early": optimization.stopped,
+        "trace": optimization.trace,
     }
     (output / "trace.json").write_text(json.dumps(report, indent=1) + "\n")
-    if stopped:
-        console.print(f"interrupted at {trace[-1]['size']} px: this is the best picture so far", style="yellow")
-    return finish(image, output / f"{name}.{cfg.format}")
+    if optimization.stopped:
+        size = optimization.trace[-1]["size"]
+        console.print(f"interrupted at {size} px: this is the best picture so far", style="yellow")
+    return optimization.save(image, output / f"{name}.{cfg.format}")
+
+
+def prepare_loss(
+    cfg: Any, photograph: Image.Image, sizes: list[int], console: Console
+) -> tuple[PerceptualLoss, list[tuple[dict[str, Tensor], str]]]:
+    """Return the loss, and for each size of the result what the painting is compared by and its SHA-256.
+
+    Nothing is written before: a picture too small or a painting that cannot be had ends the command here.
+    """
+    import torch
+
+    from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_blend
+    from nst_fast.commands.progress import download_progress
+    from nst_fast.loss.style_targets import to_tensor
+    from nst_fast.stylizing.images import resize_long_side
+
+    with download_progress(console) as fetching:
+        perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
+    with torch.no_grad():
+        smallest = to_tensor(resize_long_side(photograph, sizes[0])).to(cfg.device)
+        perceptual_loss.loss_network(smallest, [*perceptual_loss.layers, *perceptual_loss.sliced_layers])
+    size = cfg.size or max(photograph.size)
+    blend, paintings = dict(cfg.blend or {}), [round(cfg.style.size * s / size) for s in sizes]
+    with download_progress(console) as fetching:
+        return perceptual_loss, [find_blend(cfg, blend, perceptual_loss, side, fetching) for side in paintings]
+
+
+def create_output(cfg: Any) -> Path:
+    """Make the run's folder, with the config in it; raises UserError where that is not possible."""
+    from omegaconf import OmegaConf
+
+    from nst_fast.commands.configuration import literal
+
+    started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    output = Path(cfg.output or Path("runs", "optimize", cfg.style.name, started))
+    cfg.output = literal(str(output))
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, output / "config.yaml")
+    except OSError as error:
+        raise UserError(f"cannot write into {output}: {error.strerror}; output=FOLDER moves it") from error
+    return output
+
+
+class Optimization:
+    """One picture from scale to scale, shown and written as it goes; Ctrl-C ends it early, a second one at once.
+
+    Attributes:
+        stopped: whether it was ended early.
+        trace: a row for the start of each scale and each iteration.
+    """
+
+    def __init__(
+        self,
+        cfg: Any,
+        photograph: Image.Image,
+        start_image: Image.Image | None,
+        output: Path,
+        board: SummaryWriter,
+        console: Console,
+    ) -> None:
+        self.cfg, self.photograph, self.start_image = cfg, photograph, start_image
+        self.output, self.board, self.console = output, board, console
+        self.stopped, self.trace = False, list[dict[str, float]]()
+
+    def stop(self, *_: Any) -> None:
+        """Remember the first Ctrl-C."""
+        self.stopped = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one stops at once
+
+    def save(self, image: Tensor, path: Path) -> Path:
+        """Write an image as the config says, and return its path."""
+        from nst_fast.loss.style_targets import to_image
+        from nst_fast.stylizing.images import keep_colours, save_image
+
+        picture = to_image(image)
+        if self.cfg.keep_colours:
+            picture = keep_colours(picture, self.photograph.resize(picture.size, Image.Resampling.LANCZOS))
+        save_image(picture, path)
+        return path
+
+    def start(self, content: Tensor, image: Tensor | None) -> Tensor:
+        """Return where a scale starts: from the picture of the one before, or as the config says."""
+        import torch.nn.functional as F
+
+        from nst_fast.loss.style_targets import to_tensor
+        from nst_fast.reference.image_optimizer import white_noise
+
+        height, width = content.shape[2:]
+        if image is not None:
+            return F.interpolate(image, (height, width), mode="bicubic", align_corners=False)
+        if self.start_image is not None:
+            return to_tensor(self.start_image.resize((width, height), Image.Resampling.LANCZOS)).to(content.device)
+        return content if self.cfg.start == "content" else white_noise(content, self.cfg.seed)
+
+    def show(self, iteration: Iteration, scale: int, done: int, progress: Progress, bar: TaskID) -> bool:
+        """Show and record an iteration, ``done`` being those of other scales; return whether it is the last."""
+        terms = "  ".join(f"{k} {v:.4g}" for k, v in iteration.losses.items())
+        progress.update(bar, completed=iteration.number, losses=terms)
+        if not self.console.is_terminal and iteration.number % 50 == 0:
+            told = f"{scale} px, iteration {iteration.number} of {self.cfg.iterations}  {terms}"
+            self.console.print(told, soft_wrap=True)
+        for term, value in iteration.losses.items():
+            self.board.add_scalar(f"optimize/{term}_loss", value, done + iteration.number)
+        if self.cfg.snapshot_every and iteration.number % self.cfg.snapshot_every == 0:
+            path = self.output / "snapshots" / f"{scale}px_{iteration.number:05d}.{self.cfg.format}"
+            self.save(iteration.image, path)
+        return self.stopped
+
+    def run(self, sizes: list[int], styles: list[dict[str, Tensor]], perceptual_loss: PerceptualLoss) -> Tensor:
+        """Return the best picture of the last scale, from coarse to fine; styles are for each size."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TimeRemainingColumn(),
+        )
+        earlier = signal.signal(signal.SIGINT, self.stop)
+        image: Tensor | None = None
+        try:
+            with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
+                for scale, statistics in zip(sizes, styles, strict=True):
+                    perceptual_loss.set_style({k: v.to(self.cfg.device) for k, v in statistics.items()})
+                    image = self.run_scale(scale, image, perceptual_loss, progress)
+                    if self.stopped:
+                        break
+        finally:
+            signal.signal(signal.SIGINT, earlier)
+            self.board.close()
+        assert image is not None
+        return image
+
+    def run_scale(
+        self, scale: int, image: Tensor | None, perceptual_loss: PerceptualLoss, progress: Progress
+    ) -> Tensor:
+        """Return the best picture with a long side of ``scale`` px, from that of the scale before."""
+        from nst_fast.loss.style_targets import to_tensor
+        from nst_fast.reference.image_optimizer import optimize_image
+        from nst_fast.stylizing.images import resize_long_side
+
+        cfg = self.cfg
+        content = to_tensor(resize_long_side(self.photograph, scale)).to(cfg.device)
+        bar = progress.add_task(f"{scale} px", total=cfg.iterations, losses="")
+        done = len(self.trace)
+        image, part = optimize_image(
+            content,
+            perceptual_loss,
+            start=self.start(content, image),
+            method=cfg.method,
+            iterations=cfg.iterations,
+            learning_rate=cfg.learning_rate,
+            on_iteration=lambda iteration: self.show(iteration, scale, done, progress, bar),
+        )
+        self.trace += [{"size": scale, **row} for row in part]
+        return image
 
 
 def main() -> None:
