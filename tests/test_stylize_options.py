@@ -698,9 +698,9 @@ def test_keep_colours_takes_luminance_from_one_and_chroma_from_the_other(stylize
 
 def test_colours_may_be_spelt_otherwise(stylize):
     save("photo.png")
-    for spelling in ("colours", "colors"):
+    for spelling in ("colours", "colors", "color", "c"):
         assert stylize("photo.png", f"--keep-{spelling}", "-o", f"{spelling}.png").returncode == 0
-    assert Path("colours.png").read_bytes() == Path("colors.png").read_bytes()
+        assert Path(f"{spelling}.png").read_bytes() == Path("colours.png").read_bytes()
 
 
 def test_a_grey_photograph_stays_grey_with_keep_colours(stylize):

@@ -58,7 +58,7 @@ examples:
 """
 
 FORMATS = {"jpg": ".jpg", "jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}
-FLAGS = ("--overwrite", "--keep-gps", "--huge", "--bgr", "--tile", "--json", "--list", "--info")
+FLAGS = ("--overwrite", "--keep-gps", "--keep-colours", "--huge", "--bgr", "--tile", "--json", "--list", "--info")
 
 
 def show_models() -> None:
@@ -89,7 +89,6 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pixel-range", type=int, choices=(1, 255))
-    parser.add_argument("--keep-colours", "--keep-colors", action="store_true")
     parser.add_argument("-r", "--recursive", action="store_true")
     for flag in FLAGS:
         parser.add_argument(flag, action="store_true")
@@ -102,6 +101,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if "--" in arguments:  # argparse knows it only where inputs are not mixed with options
         first = arguments.index("--")
         arguments = arguments[:first] + [f".{os.sep}{a}" if a.startswith("-") else a for a in arguments[first + 1 :]]
+    # Two names in argparse would make --keep-c ambiguous.
+    arguments = ["--keep-colours" if a in ("--keep-color", "--keep-colors") else a for a in arguments]
     options = parser.parse_intermixed_args(arguments)
     cores = os.cpu_count() or 1
     for name, value, least, most in (
