@@ -1,8 +1,8 @@
 """Whether a content distance means the same for any painting and loss network: python benchmarks/content_distance.py
 
 Each painting is trained at style.content_distance=medium with the same data, steps, network and seed, on vgg19_slim
-and on the two teachers together; an outside judge (a script that prints JSON for --model and --style) gives the content distance
-of photographs never seen. Wanted: within 15 % of each other.
+and on the two teachers together; an outside judge (a script that prints JSON for --model and --style) gives the
+content distance of photographs never seen. Wanted: within 15 % of each other.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--loss-networks", nargs="+", default=list(LOSS_NETWORKS), choices=LOSS_NETWORKS)
     parser.add_argument("--distance", default="medium")
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--runs", type=Path, default=Path("runs", "content_distance"), help="goes on with what is there")
+    parser.add_argument("--runs", type=Path, default=Path("runs", "content_distance"), help="goes on from there")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -36,7 +36,11 @@ def main() -> None:
         found[name] = {}
         for style in options.styles:
             image, run = SHARED / "styles" / f"{style}.jpg", options.runs / f"{name}_{style}_{options.distance}"
-            given = [f"style.content_distance={options.distance}", f"trainer.max_steps={options.steps}", *LOSS_NETWORKS[name]]
+            given = [
+                f"style.content_distance={options.distance}",
+                f"trainer.max_steps={options.steps}",
+                *LOSS_NETWORKS[name],
+            ]
             answer, summary, _ = judged(image, run, given)
             found[name][style] = {
                 "content": answer["content"],

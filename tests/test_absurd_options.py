@@ -25,7 +25,7 @@ TEXTS = {f"style.{key}" for key in ("name", "title", "artist", "year", "licence"
 FINE = {
     "loss.normalise": {"true"},
     "float_nchw": {"true"},
-    "keep_colors": {"true"},
+    "keep_colours": {"true"},
     "trainer.max_steps": {"null"},
     "size": {"null"},
     "style.content_distance": {"null"},

@@ -8,16 +8,16 @@ import struct
 import subprocess
 import sys
 import zlib
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from nst_fast.commands.stylize import Job, Looks, open_picture, stylize_picture
 from nst_fast.errors import UserError
 from nst_fast.stylizing.images import encode_image
+from nst_fast.stylizing.jobs import Job, open_picture
+from nst_fast.stylizing.looks import Looks, stylize_picture
 from nst_fast.stylizing.stylizer import Stylizer
 
 PICTURES, SECONDS, BYTES = 2000, 60, 4 << 30
@@ -93,7 +93,7 @@ def fuzz(model: str, folder: Path) -> None:
     import resource  # not on Windows
 
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    stylizer, looks, options = Stylizer(model, threads=1), Looks(max_side=20), Namespace(keep_gps=True, quality=95)
+    stylizer, looks = Stylizer(model, threads=1), Looks(max_side=20)
     sources, path = originals(), folder / "picture"
     with (folder / "errors").open("w", buffering=1) as errors:
         for number in range(PICTURES):
@@ -104,8 +104,8 @@ def fuzz(model: str, folder: Path) -> None:
             job, said = Job(path, path.with_suffix(suffix)), None
             try:
                 with open_picture(job) as image:
-                    stylized, saving = stylize_picture(job, image, stylizer, looks, suffix, options)
-                with Image.open(io.BytesIO(encode_image(stylized, **saving))) as result:
+                    stylized, options = stylize_picture(job.name, image, stylizer, looks, suffix, keep_gps=True)
+                with Image.open(io.BytesIO(encode_image(stylized, suffix, **options))) as result:
                     result.load()
             except UserError as error:
                 said = str(error)

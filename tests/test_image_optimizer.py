@@ -19,7 +19,7 @@ from nst_fast.loss.pretrained import create_loss_network
 from nst_fast.loss.style_targets import find_style_targets
 from nst_fast.loss.tensors import to_image, to_tensor
 from nst_fast.reference.image_optimizer import METHODS, adam, lbfgs, optimize_image, optimize_picture, white_noise
-from nst_fast.stylizing.images import keep_colors, resize_long_side
+from nst_fast.stylizing.images import keep_colours, resize_long_side
 
 LAYER = "relu2_1"
 FILTERS = 6  # of that layer
@@ -478,10 +478,10 @@ def test_white_noise_is_uniform_and_belongs_to_its_seed():
 # Pictures
 
 
-def test_keep_colors_takes_luminance_of_one_and_chroma_of_the_other():
+def test_keep_colours_takes_luminance_of_one_and_chroma_of_the_other():
     rng = np.random.default_rng(0)
     pixels = rng.integers(100, 156, (2, 30, 40, 3), dtype=np.uint8)  # mild: no colour leaves the gamut
-    got = np.asarray(keep_colors(*(Image.fromarray(p) for p in pixels)), float)
+    got = np.asarray(keep_colours(*(Image.fromarray(p) for p in pixels)), float)
     # ITU-R BT.601.
     luminance = pixels @ np.array([0.299, 0.587, 0.114])
     chroma = pixels[1].astype(float)[..., [2, 0]] - luminance[1][..., None]  # B − Y, R − Y
@@ -490,9 +490,9 @@ def test_keep_colors_takes_luminance_of_one_and_chroma_of_the_other():
     np.testing.assert_allclose(got, np.stack([red, green, blue], 2), atol=4)  # 8-bit chroma
 
 
-def test_keep_colors_of_a_picture_with_its_own_colours_changes_nothing_much():
+def test_keep_colours_of_a_picture_with_its_own_colours_changes_nothing_much():
     cat = Image.fromarray(skimage.data.chelsea())
-    difference = np.abs(np.asarray(keep_colors(cat, cat), int) - np.asarray(cat))
+    difference = np.abs(np.asarray(keep_colours(cat, cat), int) - np.asarray(cat))
     assert difference.max() <= 4
 
 

@@ -256,9 +256,9 @@ def test_weight_of_the_style_multiplies_that_of_the_loss(folder):
         assert row["total"] == pytest.approx(row["content"] + 6 * row["style"] + 3 * row["tv"], rel=1e-5)
 
 
-def test_keep_colors_gives_the_picture_the_photographs_chroma(folder):
+def test_keep_colours_gives_the_picture_the_photographs_chroma(folder):
     free, trace, _ = run(*PHOTO, "iterations=8", "output=free")
-    kept, same_trace, _ = run(*PHOTO, "iterations=8", "keep_colors=true", "snapshot_every=8", "output=kept")
+    kept, same_trace, _ = run(*PHOTO, "iterations=8", "keep_colours=true", "snapshot_every=8", "output=kept")
     assert [r["total"] for r in same_trace] == [r["total"] for r in trace]
     free, kept, photo = (np.asarray(p.convert("YCbCr"), float) for p in (free, kept, to_image(photograph_at(48, 32))))
     assert np.abs(kept - photo)[..., 1:].mean() < 2 < np.abs(free - photo)[..., 1:].mean()
@@ -410,7 +410,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown method": ([*PHOTO, "method=sgd"], ["method is 'sgd'", "adam, lbfgs"]),
     "unknown start": ([*PHOTO, "start=black"], ["start is 'black'", "content, noise"]),
     "unknown format": ([*PHOTO, "format=gif"], ["format is 'gif'", "jpg, png"]),
-    "keep_colors in words": ([*PHOTO, "keep_colors=yesterday"], ["keep_colors", "yesterday"]),
+    "keep_colours in words": ([*PHOTO, "keep_colours=yesterday"], ["keep_colours", "yesterday"]),
     "no iterations": ([*PHOTO, "iterations=0"], ["iterations is 0"]),
     "half an iteration": ([*PHOTO, "iterations=1.5"], ["iterations is 1.5"]),
     "no scales": ([*PHOTO, "scales=0"], ["scales is 0"]),

@@ -21,8 +21,10 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from nst_fast.commands.stylize import PixelBudget, main
+from nst_fast.commands.stylize import main
 from nst_fast.stylizing.images import fill_hidden
+from nst_fast.stylizing.jobs import Job, PixelBudget, Result, find_jobs, stylize_jobs
+from nst_fast.stylizing.looks import Looks, Saving
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.networks import create_network
 from nst_fast.training.onnx_export import export
@@ -685,18 +687,25 @@ def with_colors_of(stylized: np.ndarray, photograph: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("strength", [1, 0.6])
-def test_keep_colors_takes_luminance_from_one_and_chroma_from_the_other(stylize, by_hand, strength):
+def test_keep_colours_takes_luminance_from_one_and_chroma_from_the_other(stylize, by_hand, strength):
     save("photo.png")
-    assert stylize("photo.png", "--keep-colors", "--strength", strength).returncode == 0
+    assert stylize("photo.png", "--keep-colours", "--strength", strength).returncode == 0
     recoloured = with_colors_of(np.asarray(by_hand(PIXELS)).astype(float), PIXELS.astype(float))
     expected = strength * recoloured + (1 - strength) * PIXELS
     got = np.asarray(opened("photo.tiny.png"))
     np.testing.assert_allclose(got, expected, rtol=0, atol=0.51 if strength == 1 else 1.5)  # mixing rounds down
 
 
-def test_a_grey_photograph_stays_grey_with_keep_colors(stylize):
+def test_colours_may_be_spelt_otherwise(stylize):
+    save("photo.png")
+    for spelling in ("colours", "colors", "color", "c"):
+        assert stylize("photo.png", f"--keep-{spelling}", "-o", f"{spelling}.png").returncode == 0
+        assert Path(f"{spelling}.png").read_bytes() == Path("colours.png").read_bytes()
+
+
+def test_a_grey_photograph_stays_grey_with_keep_colours(stylize):
     save("photo.png", PIXELS[..., 0])
-    assert stylize("photo.png", "--keep-colors").returncode == 0
+    assert stylize("photo.png", "--keep-colours").returncode == 0
     assert np.ptp(np.asarray(opened("photo.tiny.png")).astype(int), axis=2).max() <= 1
 
 
@@ -726,7 +735,7 @@ def test_scale_stylizes_at_another_size_and_returns(stylize, by_hand, scale):
 
 def test_looks_go_together_and_into_every_frame(stylize, by_hand):
     save_animation("moving.png")
-    assert stylize("moving.png", "--max-side", 20, "--scale", 2, "--keep-colors", "--strength", 0.7).returncode == 0
+    assert stylize("moving.png", "--max-side", 20, "--scale", 2, "--keep-colours", "--strength", 0.7).returncode == 0
     for (_, pixels), frame in zip(frames_of(opened("moving.tiny.png")), FRAMES, strict=True):
         small = frame.resize((20, 13), Image.Resampling.LANCZOS)
         stylized = by_hand(small.resize((40, 26), Image.Resampling.LANCZOS)).resize((20, 13), Image.Resampling.LANCZOS)
@@ -959,6 +968,54 @@ def test_pictures_at_once_stay_within_the_pixels_and_larger_ones_run_alone():
         list(pool.map(work, [3, 5, 9, 40, 2, 2, 2, 2, 2, 10, 7, 3, 11] * 5))
     assert all(sum(together) <= 10 or len(together) == 1 for together in seen)
     assert max(map(len, seen)) > 1
+
+
+# In other programs
+
+
+def test_a_folder_is_stylized_without_a_command(stylize, exported, capfd):
+    save("holiday/a.png")
+    save("holiday/deep/c.jpg")
+    Path("holiday/b.png").write_text("no picture")
+    looks, saving = Looks(strength=0.6, keep_colours=True, max_side=20), Saving(suffix=".png")
+    jobs = find_jobs(["holiday"], "out/", "tiny", ".png", recursive=True)
+    results = list(stylize_jobs(jobs, Stylizer(exported, threads=1), looks, saving))
+    assert [(r.input, r.output, r.width, r.height) for r in results] == [
+        ("holiday/a.png", Path("out/a.png"), 20, 13),
+        ("holiday/b.png", None, 0, 0),
+        ("holiday/deep/c.jpg", Path("out/deep/c.png"), 20, 13),
+    ]
+    assert [r.error is None for r in results] == [True, False, True]
+    assert "holiday/b.png" in results[1].error
+    assert capfd.readouterr() == ("", "")
+    options = ("--strength", 0.6, "--keep-colours", "--max-side", 20, "--format", "png")
+    assert stylize("holiday", "-r", "-o", "again", *options).returncode == 1
+    assert names("out") == names("again") == {"a.png", "deep/c.png"}
+    for name in names("out"):
+        assert Path("out", name).read_bytes() == Path("again", name).read_bytes()
+
+
+def test_results_may_be_left_before_the_end(folder, exported):
+    save("a.png")
+    jobs = [Job(Path("a.png"), Path(f"{number}.png")) for number in range(200)]
+    results = stylize_jobs(jobs, Stylizer(exported, threads=1))
+    assert isinstance(next(results), Result)
+    results.close()
+    assert "199.png" not in names()
+
+
+def test_what_is_under_way_at_an_interruption_is_told_and_no_other_picture_is_begun(folder, exported):
+    save("a.png")
+    jobs = [Job(Path("a.png"), Path(f"{number}.png")) for number in range(200)]
+    results = stylize_jobs(jobs, Stylizer(exported, threads=1))
+    told = [next(results), next(results)]
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        told.append(results.throw(KeyboardInterrupt))
+        for result in results:
+            told.append(result)
+    assert [result.output for result in told] == [job.target for job in jobs[: len(told)]]
+    assert len(told) < len(jobs)
+    assert names() - {"a.png"} == {str(result.output) for result in told}
 
 
 # Models of other projects

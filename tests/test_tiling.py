@@ -640,7 +640,7 @@ def boxes(monkeypatch):
         ["--model", "peer.onnx", "--pixel-range", "255", "--bgr"],
         ["--model", "tiny.onnx", "--scale", "0.8"],
         ["--model", "tiny.onnx", "--strength", "0.4"],
-        ["--model", "tiny.onnx", "--keep-colors"],
+        ["--model", "tiny.onnx", "--keep-colours"],
         ["--model", "tiny.onnx", "--max-side", "150"],
     ],
     ids=" ".join,

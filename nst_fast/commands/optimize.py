@@ -8,12 +8,18 @@ import signal
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from rich.console import Console
 
 from nst_fast.commands import require_training_packages, run, tune_torch
 from nst_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
 
 LONGEST_NAME = 240  # bytes of a file's name without its suffix: it has more while it is written
 
@@ -32,7 +38,7 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   method=lbfgs|adam
   iterations=N             at most, at each scale (default 300)
   blend='{the_scream: 0.5}'  other paintings, by name or file, beside the style with weight 1
-  keep_colors=true         luminance of the result, colours of the photograph
+  keep_colours=true         luminance of the result, colours of the photograph
   snapshot_every=N         write the picture every N iterations
   format=png|jpg
   loss=NAME                structure, balanced, gatys, johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
@@ -67,7 +73,7 @@ def resolve(cfg: Any, console: Console) -> None:
     require_choice(cfg, "method", METHODS)
     require_choice(cfg, "start", STARTS)
     require_choice(cfg, "format", ("png", "jpg"))
-    require_choice(cfg, "keep_colors", (True, False))
+    require_choice(cfg, "keep_colours", (True, False))
     require_weights(cfg, "blend", optional=True)
     if cfg.style.content_distance is not None:
         raise UserError("style.content_distance is for train and nst-preview; here say loss.style_weight=W")
@@ -77,14 +83,9 @@ def resolve(cfg: Any, console: Console) -> None:
 
 def optimize(cfg: Any) -> Path:
     """Optimise as a config says, leave the run's folder behind and return the path of the picture."""
-    import torch
-    from PIL import Image
-
-    from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_blend
-    from nst_fast.commands.progress import download_progress
-    from nst_fast.loss.tensors import to_image, to_tensor
+    from nst_fast.loss.tensors import to_image
     from nst_fast.reference.image_optimizer import optimize_picture
-    from nst_fast.stylizing.images import keep_colors, load_image, resize_long_side, save_image
+    from nst_fast.stylizing.images import keep_colours, load_image, save_image
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     resolve(cfg, console)
@@ -92,23 +93,16 @@ def optimize(cfg: Any) -> Path:
     size = cfg.size or max(photograph.size)
     start = cfg.start if cfg.start_image is None else load_image(cfg.start_image)
     sizes = [max(16, round(size / 2**octave)) for octave in reversed(range(cfg.scales))]
-    with download_progress(console) as fetching:
-        perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
-        # Before anything is written: a picture too small or a painting that cannot be had ends the command here.
-        with torch.no_grad():
-            smallest = to_tensor(resize_long_side(photograph, sizes[0])).to(cfg.device)
-            perceptual_loss.loss_network(smallest, perceptual_loss.layers)
-        brushes = [round(cfg.style.size * s / size) for s in sizes]
-        found = [find_blend(cfg, dict(cfg.blend or {}), perceptual_loss, brush, fetching) for brush in brushes]
+    perceptual_loss, found = prepare_loss(cfg, photograph, sizes, console)
     name = f"{Path(cfg.content).stem}.{cfg.style.name}"
     if len(os.fsencode(name)) > LONGEST_NAME:  # before minutes of work
         raise UserError(f"the picture would be called {name}, which is too long; rename the photograph")
     output = start_folder(cfg)
 
-    def finish(image: torch.Tensor, path: Path) -> Path:
+    def finish(image: Tensor, path: Path) -> Path:
         picture = to_image(image)
-        if cfg.keep_colors:
-            picture = keep_colors(picture, photograph.resize(picture.size, Image.Resampling.LANCZOS))
+        if cfg.keep_colours:
+            picture = keep_colours(picture, photograph.resize(picture.size, Image.Resampling.LANCZOS))
         save_image(picture, path)
         return path
 
@@ -141,6 +135,30 @@ def optimize(cfg: Any) -> Path:
     if follower.stopped:
         console.print(f"interrupted at {trace[-1]['size']} px: this is the best picture so far", style="yellow")
     return finish(image, output / f"{name}.{cfg.format}")
+
+
+def prepare_loss(
+    cfg: Any, photograph: Image.Image, sizes: list[int], console: Console
+) -> tuple[PerceptualLoss, list[tuple[Targets, str]]]:
+    """Return the loss, and for each size of the result the painting's style targets and its sha256.
+
+    Nothing is written before: a picture too small or a painting that cannot be had ends the command here.
+    """
+    import torch
+
+    from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_blend
+    from nst_fast.commands.progress import download_progress
+    from nst_fast.loss.tensors import to_tensor
+    from nst_fast.stylizing.images import resize_long_side
+
+    brushes = [round(cfg.style.size * size / (cfg.size or max(photograph.size))) for size in sizes]
+    with download_progress(console) as fetching:
+        perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
+        with torch.no_grad():
+            smallest = to_tensor(resize_long_side(photograph, sizes[0])).to(cfg.device)
+            perceptual_loss.loss_network(smallest, perceptual_loss.layers)
+        blend = dict(cfg.blend or {})
+        return perceptual_loss, [find_blend(cfg, blend, perceptual_loss, brush, fetching) for brush in brushes]
 
 
 def start_folder(cfg: Any) -> Path:

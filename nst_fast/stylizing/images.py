@@ -158,7 +158,7 @@ def resize_long_side(image: Image.Image, long_side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def keep_colors(stylized: Image.Image, photograph: Image.Image) -> Image.Image:
+def keep_colours(stylized: Image.Image, photograph: Image.Image) -> Image.Image:
     """Return a picture with the luminance of one and the chroma of another of the same size, by BT.601.
 
     Chroma is R − Y and B − Y, so the difference in luminance is added to every channel of the photograph.
@@ -174,6 +174,16 @@ def find_format(suffix: str) -> str:
     if kind is None:
         raise UserError(f"{suffix or 'no suffix'} is no picture format; use .png or .jpg")
     return kind
+
+
+def written_as(suffix: str) -> str:
+    """Return the suffix of a result, given that of its photograph.
+
+    Few programs read HEIC, so it becomes JPEG; what says nothing of a format becomes PNG.
+    """
+    if suffix.lower() in HEIC:
+        return ".jpg"
+    return suffix if suffix.lower() in Image.registered_extensions() else ".png"
 
 
 def encode_image(image: Image.Image, suffix: str, quality: int = 95, **options: Any) -> bytes:

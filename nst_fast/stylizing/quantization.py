@@ -20,8 +20,8 @@ from PIL import Image
 from nst_fast.errors import UserError
 from nst_fast.files import write_atomically
 from nst_fast.stylizing.images import resize_short_side
+from nst_fast.stylizing.receptive_field import attributes
 from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
-from nst_fast.stylizing.tiling import attributes
 
 LEVELS = 255
 # Of 127: two products with 255 then fit the 16 bits in which processors without VNNI add them, and saturate.
@@ -254,6 +254,19 @@ def needed(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto]
     return kept
 
 
+def rewritten(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
+    """Return a model with what its output follows from in the graph that was written; raises onnx's errors."""
+    nodes = needed(graph.nodes, model.graph.output[0].name)
+    used = {name for node in nodes for name in node.input}
+    written = onnx.ModelProto()
+    written.CopyFrom(model)
+    del written.graph.node[:], written.graph.initializer[:]
+    written.graph.node.extend(nodes)
+    written.graph.initializer.extend(t for t in (*model.graph.initializer, *graph.initializers) if t.name in used)
+    onnx.checker.check_model(written, full_check=True)
+    return written
+
+
 def quantize(path: str | Path, photographs: Sequence[np.ndarray]) -> onnx.ModelProto:
     """Return an exported model with its convolutions in 8 bits, all but the first.
 
@@ -288,15 +301,7 @@ def quantize(path: str | Path, photographs: Sequence[np.ndarray]) -> onnx.ModelP
             elif node.output[0] not in replaced:
                 graph.nodes.append(node)
         add_picture(graph, convs[-1], ranges, picture)
-        nodes = needed(graph.nodes, picture)
-        used = {name for node in nodes for name in node.input}
-        initializers = [t for t in (*model.graph.initializer, *graph.initializers) if t.name in used]
-        quantized = onnx.ModelProto()
-        quantized.CopyFrom(model)
-        del quantized.graph.node[:], quantized.graph.initializer[:]
-        quantized.graph.node.extend(nodes)
-        quantized.graph.initializer.extend(initializers)
-        onnx.checker.check_model(quantized, full_check=True)
+        quantized = rewritten(model, graph)
     except (LookupError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = f"there is no {error}" if isinstance(error, LookupError) else str(error).splitlines()[0]
         raise UserError(f"{path} is not as `train` exported it and cannot be quantised: {reason}") from error

@@ -70,12 +70,7 @@ class Stylizer:
             raise UserError(f"no model at {path}")
         self.providers, self.threads = choose_providers(device), threads
         self.runs_at_once = min(RUNS_AT_ONCE, threads or os.cpu_count() or 1)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from error
-        if b"location" in content and EXTERNAL_DATA.search(content):
-            raise UserError(f"{path} keeps data in other files, which may be anyone's; a model in one file is needed")
+        content = read_model(path)
         try:
             self.session = self.create_session(content)
         except Exception as error:  # onnxruntime's exceptions share no base class
@@ -89,34 +84,56 @@ class Stylizer:
             for key, value in metadata.items()
             if key.startswith(METADATA_PREFIX)
         }
-        inputs = self.session.get_inputs()
-        shape = list(inputs[0].shape) if len(inputs) == 1 else []
-        self.floating = len(inputs) == 1 and inputs[0].type == "tensor(float)"
-        ours = "min_size" in self.metadata
-        self.foreign = not ours
-        if len(shape) != 4 or shape[1 if self.floating else 3] != 3 or not (ours or self.floating):
-            raise UserError(f"{path} is no style model: one input (N, H, W, 3) uint8 or (N, 3, H, W) float is needed")
-        if self.floating and not ours and pixel_range is None:
-            raise UserError(
-                f"{path} does not say how its float input is scaled: give --pixel-range 1 or 255 (and --bgr)"
-            )
-        self.input_name = inputs[0].name
-        least = self.metadata.get("min_size", "1")
-        if not least.isdecimal() or len(least) > 9 or not 1 <= int(least) <= LARGEST_MIN_SIZE:
-            raise UserError(f"{path} is not as it was exported: {METADATA_PREFIX}min_size is {least!r}")
-        self.min_size = int(least)
-        self.pixel_range = 1 if ours or pixel_range is None else pixel_range
-        self.bgr = bgr and not ours
-        height, width = shape[2:] if self.floating else shape[1:3]
-        # Peers export for one size: pictures are resized to it and back.
-        self.fixed_size = (width, height) if isinstance(height, int) and isinstance(width, int) else None
-        if self.fixed_size is not None and not 0 < width * height <= LARGEST_FIXED_SIZE:
-            raise UserError(f"{path} takes pictures of {width}×{height} px alone, which is no sensible size")
+        self.foreign = "min_size" not in self.metadata
+        shape = self.read_input(pixel_range)
+        self.min_size = self.read_min_size()
+        self.pixel_range = pixel_range if self.foreign and pixel_range is not None else 1
+        self.bgr = bgr and self.foreign
+        self.fixed_size = self.read_fixed_size(shape)
         self.tile = tile
         if tile:
             if self.fixed_size is not None:
+                width, height = self.fixed_size
                 raise UserError(f"{path} takes pictures of {width}×{height} only: it cannot be tiled")
             _ = self.tiled
+
+    def read_input(self, pixel_range: int | None) -> list[Any]:
+        """Set what the model's input is called and whether it is float, and return its shape.
+
+        Raises UserError where it takes no pictures, or nothing says how to feed it.
+        """
+        inputs = self.session.get_inputs()
+        shape = list(inputs[0].shape) if len(inputs) == 1 else []
+        self.floating = len(inputs) == 1 and inputs[0].type == "tensor(float)"
+        if len(shape) != 4 or shape[1 if self.floating else 3] != 3 or (self.foreign and not self.floating):
+            raise UserError(
+                f"{self.path} is no style model: one input (N, H, W, 3) uint8 or (N, 3, H, W) float is needed"
+            )
+        if self.foreign and pixel_range is None:
+            raise UserError(
+                f"{self.path} does not say how its float input is scaled: give --pixel-range 1 or 255 (and --bgr)"
+            )
+        self.input_name = inputs[0].name
+        return shape
+
+    def read_min_size(self) -> int:
+        """Return the least height and width that the model takes, px; raises UserError where it says no such number."""
+        least = self.metadata.get("min_size", "1")
+        if not least.isdecimal() or len(least) > 9 or not 1 <= int(least) <= LARGEST_MIN_SIZE:
+            raise UserError(f"{self.path} is not as it was exported: {METADATA_PREFIX}min_size is {least!r}")
+        return int(least)
+
+    def read_fixed_size(self, shape: list[Any]) -> tuple[int, int] | None:
+        """Return the one size (width, height), px, that a peer's model may be exported for: pictures are resized to it.
+
+        Raises UserError where no picture has that size.
+        """
+        height, width = shape[2:] if self.floating else shape[1:3]
+        if not isinstance(height, int) or not isinstance(width, int):
+            return None
+        if not 0 < width * height <= LARGEST_FIXED_SIZE:
+            raise UserError(f"{self.path} takes pictures of {width}×{height} px alone, which is no sensible size")
+        return width, height
 
     def create_session(self, content: bytes, pool: bool = True) -> Any:
         """Return an onnxruntime session of a model on this stylizer's device and threads."""
@@ -241,6 +258,17 @@ class Stylizer:
         if isinstance(image, np.ndarray):
             return self.stylize_array(image[None])[0]
         return self.stylize(to_rgb(image))
+
+
+def read_model(path: Path) -> bytes:
+    """Return a model file's bytes; raises UserError where it cannot be read or points to other files."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if b"location" in content and EXTERNAL_DATA.search(content):
+        raise UserError(f"{path} keeps data in other files, which may be anyone's; a model in one file is needed")
+    return content
 
 
 def choose_providers(device: str) -> list[tuple[str, dict[str, str]]]:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +20,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 
-from nst_fast.errors import UserError
+from nst_fast.stylizing.receptive_field import (
+    GRAIN,
+    PROBES,
+    Arrays,
+    CannotTile,
+    CreateSession,
+    Trace,
+    Window,
+    attributes,
+    trace,
+)
 
 TILE = 1024  # px, side of what is kept of a tile
 KEPT_BYTES = 2**31  # of intermediate maps, from which statistics are gathered: about 40 megapixels of ours
@@ -30,235 +38,12 @@ KEPT_BYTES = 2**31  # of intermediate maps, from which statistics are gathered: 
 SAMPLED_BYTES = 2**29
 SAMPLED_TILE = 64  # px
 OLDEST_OPSET = 10  # Slice takes its bounds as inputs
-# px, height and width of the pictures that a graph's geometry is read from; it must not depend on their size
-PROBES = ((160, 192), (149, 203))
-# fmt: off
-# ReduceMean is one over channels: over places it would change the size, which is refused.
-POINTWISE = frozenset({
-    "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Clip", "DequantizeLinear", "Div", "Dropout", "Elu", "Erf",
-    "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Max", "Min", "Mish", "Mul", "Neg",
-    "PRelu", "Pow", "QuantizeLinear", "Reciprocal", "ReduceMean", "Relu", "Round", "Selu", "Sigmoid", "Softplus",
-    "Softsign", "Sqrt", "Sub", "Sum", "Tanh",
-})
-# fmt: on
-REARRANGING = frozenset({"Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 # Tensors that cutting adds, for norm number {}
 START, END, SPATIAL = "tiling/start", "tiling/end", "tiling/spatial"
 FACTOR, OFFSET = "tiling/{}/factor", "tiling/{}/offset"
 MEAN, VARIANCE, SHAPE = "tiling/{}/mean", "tiling/{}/variance", "tiling/{}/shape"
-SAMPLED_REACH = {b"nearest": 1, b"linear": 1, b"cubic": 2}  # of Resize, in pixels of the map that it samples
-
-# The exporter's name of `Grain`'s map, which tells places of the picture apart: a tile needs its own part of it.
-GRAIN = "network.grain.grain"
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, px
-CreateSession = Callable[[bytes], Any]
-Arrays = dict[str, np.ndarray]
-
-
-class CannotTile(UserError):
-    """A model may see the whole picture at once, or more of it than its graph tells."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"the model cannot be tiled: {reason}")
-
-
-@dataclass(frozen=True)
-class Window:
-    """Where an axis of a map looks: its index i sees pixels from i · step + first to i · step + last."""
-
-    step: Fraction = Fraction(1)
-    first: Fraction = Fraction(0)
-    last: Fraction = Fraction(0)
-
-    def after(self, every: Fraction | int, first: Fraction | int, last: Fraction | int) -> Window:
-        """Return the window of an operation whose index i sees this map from i · every + first to i · every + last."""
-        return Window(self.step * every, self.first + first * self.step, self.last + last * self.step)
-
-    def __or__(self, other: Window) -> Window:
-        """Return what either sees, at one step."""
-        return Window(self.step, min(self.first, other.first), max(self.last, other.last))
-
-    def indices(self, start: int, end: int | None) -> tuple[int, int]:
-        """Return the half-open range of indices whose centres lie in the pixels [start, end), None being the edge."""
-        centre = (self.first + self.last) / 2
-        low = 0 if start == 0 else max(0, math.ceil((start - centre) / self.step))
-        return low, 2**31 if end is None else math.ceil((end - centre) / self.step)
-
-
-@dataclass(frozen=True)
-class Map:
-    """A tensor that holds a picture.
-
-    Attributes:
-        shape: for the probe.
-        axes: its rows and its columns.
-        windows: where these look.
-        places: row and column that every element came from, where the tensor is on the way between two of four axes.
-    """
-
-    shape: tuple[int, ...]
-    axes: tuple[int, int]
-    windows: tuple[Window, Window]
-    places: tuple[np.ndarray, ...] | None = None
-
-
-def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return a node's attributes by name."""
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-
-def rearrange(node: onnx.NodeProto, source: Map, shape: tuple[int, ...]) -> Map:
-    """Return the map that a node makes by putting elements elsewhere; raises CannotTile where they go far away."""
-    places = source.places
-    if places is None:
-        indices = (np.arange(source.shape[a], dtype=np.int32) for a in source.axes)
-        places = tuple(
-            np.broadcast_to(index.reshape([-1 if a == axis else 1 for a in range(4)]), source.shape)
-            for index, axis in zip(indices, source.axes, strict=True)
-        )
-    if node.op_type == "Transpose":
-        order = attributes(node).get("perm")
-        places = tuple(place.transpose(order) for place in places)
-    else:
-        places = tuple(place.reshape(shape) for place in places)
-    if len(shape) != 4:
-        return replace(source, shape=shape, places=places)
-    axes, windows = [], []
-    for window, place in zip(source.windows, places, strict=True):
-        axis = int(np.argmax([np.ptp(place, a).max() for a in range(4)]))
-        others = tuple(a for a in range(4) if a != axis)
-        old, new = int(place.max()) + 1, shape[axis]
-        ideal = np.arange(new) * old  # all in units of 1 / new
-        first = Fraction(int((place.min(others) * new - ideal).min()), new)
-        last = Fraction(int((place.max(others) * new - ideal).max()), new)
-        every = Fraction(old, new)
-        if max(-first, last) >= max(every, Fraction(1)):  # more than a block of pixels into channels, or back
-            raise CannotTile(f"{node.op_type} moves pixels across the picture")
-        axes.append(axis)
-        windows.append(window.after(every, first, last))
-    return Map(shape, (axes[0], axes[1]), (windows[0], windows[1]))
-
-
-def follow(node: onnx.NodeProto, source: Map, values: Arrays) -> Map:
-    """Return the map that a node makes of a map; raises CannotTile for an operation that may see the whole picture."""
-    given, kind = attributes(node), node.op_type
-    shape, axes, windows = values[node.output[0]].shape, source.axes, list(source.windows)
-    refusal = CannotTile(f"{kind} may see the whole picture at once")
-
-    def integers(index: int) -> list[int]:
-        name = node.input[index] if index < len(node.input) else ""
-        return [int(value) for value in values[name]] if name else []
-
-    if kind in REARRANGING:
-        return rearrange(node, source, shape)
-    if source.places is not None or len(shape) != 4:
-        raise refusal
-    sizes = [(source.shape[a], shape[a]) for a in axes]
-    if kind in ("Conv", "ConvTranspose", "MaxPool", "AveragePool"):
-        if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or "output_shape" in given:
-            raise refusal
-        kernel = given.get("kernel_shape") or values[node.input[1]].shape[2:]
-        pads, strides = given.get("pads", [0] * 4), given.get("strides", [1, 1])
-        for i, dilation in enumerate(given.get("dilations", [1, 1])):
-            reach = dilation * (kernel[i] - 1)
-            if kind == "ConvTranspose":
-                every = Fraction(1, strides[i])
-                windows[i] = windows[i].after(every, (pads[i] - reach) * every, pads[i] * every)
-            else:
-                windows[i] = windows[i].after(strides[i], -pads[i], reach - pads[i])
-    elif kind in ("Pad", "Slice"):
-        starts = given["pads"] if "pads" in given else integers(1)
-        over = [axis % 4 for axis in integers(3)] or list(range(4))
-        steps = (integers(4) if kind == "Slice" else []) or [1] * 4
-        if given.get("mode") == b"wrap" or min(steps) < 1:
-            raise refusal
-        for i, axis in enumerate(axes):
-            if axis in over:
-                start, step = starts[over.index(axis)], steps[over.index(axis)]
-                if kind == "Pad":
-                    start = -start
-                elif start < 0:
-                    start += source.shape[axis]
-                windows[i] = windows[i].after(step, start, start)
-    elif kind == "Resize":
-        mapping = given.get("coordinate_transformation_mode", b"half_pixel")
-        reach = SAMPLED_REACH[given.get("mode", b"nearest")]
-        if mapping not in (b"half_pixel", b"pytorch_half_pixel", b"asymmetric") or given.get("antialias"):
-            raise refusal
-        for i, (old, new) in enumerate(sizes):
-            every = Fraction(old, new)
-            shift = (every - 1) / 2  # of half pixels; opset 10 knows none
-            windows[i] = windows[i].after(every, min(shift, Fraction(0)) - reach, max(shift, Fraction(0)) + reach)
-    elif kind in ("DepthToSpace", "SpaceToDepth"):
-        for i, (old, new) in enumerate(sizes):
-            every = Fraction(old, new)
-            windows[i] = windows[i].after(every, min(every - 1, Fraction(0)), max(every - 1, Fraction(0)))
-    elif kind == "Concat":
-        if given["axis"] % 4 in axes:
-            raise refusal
-    elif kind == "InstanceNormalization":
-        if axes != (2, 3) or values[node.output[0]].dtype != np.float32:
-            raise refusal
-    elif kind not in POINTWISE or any(old != new for old, new in sizes):
-        raise refusal
-    return Map(shape, axes, (windows[0], windows[1]))
-
-
-def reached(nodes: list[onnx.NodeProto], source: str, but_for: str = "") -> set[str]:
-    """Return the tensors that follow from one of them, but for what follows from an operation alone."""
-    found = {source}
-    for node in nodes:
-        if node.op_type != but_for and found & set(node.input):
-            found |= set(node.output) - {""}
-    return found
-
-
-def read_maps(nodes: list[onnx.NodeProto], image: str, dependent: set[str], values: Arrays) -> dict[str, Map]:
-    """Return where every map of a graph looks, from the values of its tensors for a probe.
-
-    Raises CannotTile where a tensor that depends on the picture otherwise comes in.
-    """
-    axes = (1, 2) if values[image].shape[3] == 3 else (2, 3)
-    maps = {image: Map(values[image].shape, axes, (Window(), Window()))}
-    for node in nodes:
-        seen = [name for name in node.input if name in maps]
-        if not seen or node.op_type == "Shape":
-            continue
-        # Shapes and bounds may depend on the picture's size; what is joined must be maps.
-        joined = node.input if node.op_type in POINTWISE | {"Concat"} else node.input[:1]
-        if any((name in maps) != (name in joined) for name in node.input if name in dependent):
-            raise CannotTile(f"what {node.op_type} does depends on the whole picture")
-        made = [follow(node, maps[name], values) for name in seen]
-        if len({(m.axes, *(window.step for window in m.windows)) for m in made}) > 1:
-            raise CannotTile(f"{node.op_type} joins maps of different scales")
-        windows = [functools.reduce(operator.or_, sides) for sides in zip(*(m.windows for m in made), strict=True)]
-        maps[node.output[0]] = replace(made[0], windows=(windows[0], windows[1]))
-    return maps
-
-
-def probe(model: onnx.ModelProto, image: onnx.ValueInfoProto, names: list[str], create: CreateSession) -> list[Arrays]:
-    """Return tensors of a graph for small black pictures of the sizes in PROBES that it takes.
-
-    Raises CannotTile where it does not take the first.
-    """
-    probing = onnx.ModelProto()
-    probing.CopyFrom(model)
-    del probing.graph.output[:]
-    probing.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = create(probing.SerializeToString())
-    kind, found = image.type.tensor_type, list[Arrays]()
-    for size in PROBES:
-        shape = (1, *size, 3) if kind.shape.dim[3].dim_value == 3 else (1, 3, *size)
-        picture = np.zeros(shape, helper.tensor_dtype_to_np_dtype(kind.elem_type))
-        try:
-            answers = session.run(names, {image.name: picture})
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            if found:  # it takes even sizes only: then none can mislead
-                break
-            raise CannotTile(f"it does not take a picture of {size[1]}×{size[0]}") from error
-        found.append({image.name: picture, **dict(zip(names, answers, strict=True))})
-    return found
 
 
 def reductions(number: int, tensor: str) -> list[onnx.NodeProto]:
@@ -369,59 +154,32 @@ class TiledModel:
         opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         if opset < OLDEST_OPSET:
             raise CannotTile(f"it is of opset {opset}, {OLDEST_OPSET} is needed")
-        nodes = list(model.graph.node)
-        if any(a.type in (a.GRAPH, a.GRAPHS) for node in nodes for a in node.attribute):
+        if any(a.type in (a.GRAPH, a.GRAPHS) for node in model.graph.node for a in node.attribute):
             raise CannotTile("it has branches or loops")
         self.weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
-        image = next(i for i in model.graph.input if i.name not in self.weights)
-        self.image, self.result = image.name, model.graph.output[0].name
-        dependent = reached(nodes, self.image)  # on the picture, if only on its size
-        grain = reached(nodes, GRAIN, but_for="Shape") - reached(nodes, self.image, but_for="Shape")
-        computed = {name for node in nodes for name in node.output if name}
-        # 1-D parameters may come from a node: an exporter that finds two alike writes one and an Identity.
-        read = ("Pad", "Slice", "InstanceNormalization")
-        parameters = {name for node in nodes if node.op_type in read for name in node.input}
-        probes = probe(model, image, sorted(computed & (dependent | parameters)), create_session)
-        maps, *others = (read_maps(nodes, self.image, dependent - grain, self.weights | found) for found in probes)
-        if any((m.axes, m.windows) != (maps[name].axes, maps[name].windows) for o in others for name, m in o.items()):
-            raise CannotTile("where it looks depends on the picture's size")
-        self.weights |= {name: value for name, value in probes[0].items() if name in parameters - dependent}
-        result = maps.get(self.result)
-        if result is None or any(
-            window.step != 1 or result.shape[axis] < size
-            for window, axis, size in zip(result.windows, result.axes, PROBES[0], strict=True)
-        ):
-            raise CannotTile("its output is not a picture of its input's size")
-        grained = [maps[node.output[0]] for node in nodes if grain & set(node.input) and node.output[0] in maps]
-        if GRAIN in self.weights and (len(grained) != 1 or self.weights[GRAIN].ndim != 2):
-            raise CannotTile(f"{GRAIN} is not used as the exporter does")
-        self.grain_steps = [int(window.step) for found in grained for window in found.windows]
-        self.axes = result.axes
-        self.stride = math.lcm(*(window.step.numerator for found in maps.values() for window in found.windows))
-        reach = max(max(-window.first, window.last) for window in result.windows)
+        graph = trace(model, self.weights, create_session)
+        self.weights |= graph.parameters
+        self.image, self.result = graph.image, graph.result
+        self.grain_steps = [int(window.step) for grained in graph.grained for window in grained.windows]
+        self.axes, windows = graph.maps[self.result].axes, graph.maps[self.result].windows
+        self.stride = math.lcm(*(window.step.numerator for found in graph.maps.values() for window in found.windows))
+        reach = max(max(-window.first, window.last) for window in windows)
         self.halo = math.ceil(reach / self.stride) * self.stride
         self.tile, self.at_once = tile, at_once
-        self.stages = self.cut(model, probes[0], dependent, maps, create_session)
+        self.stages = self.cut(model, graph, create_session)
         kept = [{self.image}, *(stage.lives for stage in self.stages[:-2])]
-        self.bytes_per_pixel = max(sum(probes[0][n].nbytes for n in names) for names in kept) / math.prod(PROBES[0])
+        self.bytes_per_pixel = max(sum(graph.values[n].nbytes for n in names) for names in kept) / math.prod(PROBES[0])
 
-    def cut(
-        self,
-        model: onnx.ModelProto,
-        values: Arrays,
-        dependent: set[str],
-        maps: dict[str, Map],
-        create_session: CreateSession,
-    ) -> list[Stage]:
+    def cut(self, model: onnx.ModelProto, graph: Trace, create_session: CreateSession) -> list[Stage]:
         """Return the graph's stages: the nodes between two norms, in the order of the file."""
-        nodes, extractor = list(model.graph.node), Extractor(open_norms(model, values))
+        nodes, extractor = list(model.graph.node), Extractor(open_norms(model, graph.values))
         cuts = [i for i, node in enumerate(nodes) if node.op_type == "InstanceNormalization"]
         lives, made, stages = frozenset({self.image}), {self.image}, []
         for number, (start, end) in enumerate(pairwise([0, *cuts, len(nodes)])):
             norm = nodes[end] if end < len(nodes) else None
             made |= {name for node in nodes[start:end] for name in node.output}
             later = {name for node in nodes[end:] for name in node.input} if norm else {self.result}
-            kept = frozenset(made & dependent & later)
+            kept = frozenset(made & graph.dependent & later)
             inputs, outputs = sorted(lives), sorted(kept - lives)
             if number:
                 inputs += [FACTOR.format(number - 1), OFFSET.format(number - 1)]
@@ -431,7 +189,7 @@ class TiledModel:
                 inputs += [START, END]
                 outputs += [name.format(number) for name in (MEAN, VARIANCE, SHAPE)]
             session = create_session(extractor.extract_model(inputs, outputs).SerializeToString())
-            windows = maps[norm.input[0]].windows if norm else None
+            windows = graph.maps[norm.input[0]].windows if norm else None
             stages.append(Stage(session, inputs, outputs, kept, norm, windows))
             lives = kept
         return stages

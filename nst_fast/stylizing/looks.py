@@ -1,0 +1,165 @@
+"""A picture in, a stylized picture out: what happens around the model, and what of the photograph is carried over."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageSequence
+
+from nst_fast.errors import UserError
+from nst_fast.stylizing.images import (
+    GPS_POSITION,
+    ORIENTATION,
+    fill_hidden,
+    keep_colours,
+    over_white,
+    resize_long_side,
+    split_alpha,
+    why_unreadable,
+)
+from nst_fast.stylizing.stylizer import Stylizer
+
+ANIMATED = (".gif", ".webp", ".png", ".apng")
+ANIMATIONS = ("GIF", "WEBP", "PNG")  # as Pillow calls them
+WITH_ALPHA = (".png", ".apng", ".webp", ".avif", ".tif", ".tiff", ".gif")
+# EXIF tags that speak of the photograph, not of the file: a TIFF's are its very layout, its profile and its XMP.
+CARRIED = frozenset(
+    {0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749}
+    | {0x8298, 0x8769, GPS_POSITION, 0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F}
+)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What happens around the model, in the user's units.
+
+    Attributes:
+        strength: 0 is the photograph, 1 the stylized picture.
+        keep_colours: whether the result has the luminance of the stylized picture and the photograph's colours.
+        max_side: px; larger photographs are made smaller first. None: as they are.
+        scale: the model sees the photograph at so many times its size; above 1 strokes are smaller.
+    """
+
+    strength: float = 1.0
+    keep_colours: bool = False
+    max_side: int | None = None
+    scale: float = 1.0
+
+    def apply(self, stylizer: Stylizer, photograph: Image.Image) -> Image.Image:
+        """Return a stylized RGB picture of the size of the photograph, once that is no larger than ``max_side``."""
+        if self.max_side is not None and max(photograph.size) > self.max_side:
+            photograph = resize_long_side(photograph, self.max_side)
+        seen = photograph
+        if self.scale != 1:
+            size = (max(1, round(seen.width * self.scale)), max(1, round(seen.height * self.scale)))
+            seen = seen.resize(size, Image.Resampling.LANCZOS)
+        stylized = stylizer.stylize(seen)
+        if stylized.size != photograph.size:
+            stylized = stylized.resize(photograph.size, Image.Resampling.LANCZOS)
+        if self.keep_colours:
+            stylized = keep_colours(stylized, photograph)
+        return stylized if self.strength == 1 else Image.blend(photograph, stylized, self.strength)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How results are written.
+
+    Attributes:
+        suffix: of the format, such as ".jpg"; None: what the name of the result says.
+        quality: of JPEG and WebP, 1 to 100.
+        keep_gps: whether the position stays in the EXIF data.
+    """
+
+    suffix: str | None = None
+    quality: int = 95
+    keep_gps: bool = False
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Report whatever decoders raise as a UserError that names the picture."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} claims a huge size, perhaps a bomb; --huge opens it: {error}") from error
+    except Exception as error:  # decoders of damaged files raise whatever they please
+        raise UserError(f"{name} cannot be read as a picture: {why_unreadable(name, error)}") from error
+
+
+def carried_exif(image: Image.Image, keep_gps: bool) -> bytes:
+    """Return a picture's EXIF data for its upright result, without the position unless asked for; b"" where none is."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.getexif().tobytes())
+        for tag in set(exif) - (CARRIED if keep_gps else CARRIED - {GPS_POSITION}):
+            del exif[tag]
+        if ORIENTATION in exif:
+            exif[ORIENTATION] = 1
+        return exif.tobytes() if len(exif) else b""
+    except Exception:  # damaged metadata is no reason to refuse a picture
+        return b""
+
+
+def read_frames(name: str, image: Image.Image, every: bool) -> Iterator[tuple[Image.Image, Image.Image | None, float]]:
+    """Yield every frame, or the first alone, as RGB, alpha and milliseconds; raises UserError for a damaged one."""
+    with reading(name):
+        for frame in ImageSequence.Iterator(image) if every else [image]:
+            photograph, alpha = split_alpha(frame)
+            shown = photograph if alpha is None else fill_hidden(photograph, alpha)
+            yield shown, alpha, frame.info.get("duration", 100)
+
+
+def with_alpha(stylized: Image.Image, alpha: Image.Image, suffix: str) -> Image.Image:
+    """Return an RGB picture with an alpha channel, or over white where its format has no place for one."""
+    small = alpha if alpha.size == stylized.size else alpha.resize(stylized.size)
+    if suffix not in WITH_ALPHA:
+        return over_white(stylized, small)
+    stylized.putalpha(small)
+    return stylized
+
+
+def animation(image: Image.Image, frames: list[Image.Image], suffix: str) -> dict[str, Any]:
+    """Return Pillow's options for saving frames as the animation that a picture is."""
+    options: dict[str, Any] = {"save_all": True, "append_images": frames[1:]}
+    options["duration"] = [frame.info["duration"] for frame in frames]
+    # A GIF that says nothing plays once.
+    options["loop"] = image.info.get("loop", None if suffix == ".gif" else 1)
+    if suffix == ".gif" and any(frame.mode == "RGBA" for frame in frames):
+        options["disposal"] = 2  # what is transparent shows nothing of the frame before
+    return options
+
+
+def stylize_picture(
+    name: str, image: Image.Image, stylizer: Stylizer, looks: Looks, suffix: str, keep_gps: bool = False
+) -> tuple[Image.Image, dict[str, Any]]:
+    """Return the result of a picture and Pillow's options for saving it.
+
+    It has every frame where both formats are animated, and alpha where that has a place.
+
+    Args:
+        name: what messages call the picture.
+        image: opened, in any mode, of one frame or several.
+        stylizer: the model.
+        looks: what happens around it.
+        suffix: of the format that the result is for, in small letters.
+        keep_gps: whether the position stays in the EXIF data.
+
+    Raises UserError where a frame cannot be read.
+    """
+    with reading(name):
+        image.load()
+    exif = carried_exif(image, keep_gps)
+    frames = []
+    # Only these are animated: the pictures of a TIFF or an MPO are pages and previews.
+    for photograph, alpha, duration in read_frames(name, image, suffix in ANIMATED and image.format in ANIMATIONS):
+        stylized = looks.apply(stylizer, photograph)
+        if alpha is not None:
+            stylized = with_alpha(stylized, alpha, suffix)
+        stylized.info["duration"] = duration
+        frames.append(stylized)
+    options: dict[str, Any] = {"exif": exif} if exif else {}
+    return frames[0], options | (animation(image, frames, suffix) if len(frames) > 1 else {})
