@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import platformdirs
+
 from nst_fast.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
@@ -25,7 +27,7 @@ def cache_folder() -> Path:
     """Return the folder for downloads and caches; the environment variable NST_FAST_CACHE moves it."""
     if own := os.environ.get("NST_FAST_CACHE"):
         return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nst_fast"
+    return platformdirs.user_cache_path("nst_fast", appauthor=False)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -223,7 +223,6 @@ def compare_command(arguments: list[str]) -> int:
     """Run the comparison that a command line asks for and write its report; return 1 where a picture is not in it."""
     options, overrides = parse(arguments)
     try:
-        import torch
         from omegaconf import OmegaConf
 
         from nst_fast.commands.configuration import load_config
@@ -231,8 +230,7 @@ def compare_command(arguments: list[str]) -> int:
         from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
         from nst_fast.commands.progress import download_progress
         from nst_fast.reference.comparison import compare
-        from nst_fast.reference.report import summarise, told
-        from nst_fast.training.onnx_export import source_commit
+        from nst_fast.reference.report import summarise
     except ModuleNotFoundError as error:
         require_training_packages(error)
 
@@ -274,25 +272,44 @@ def compare_command(arguments: list[str]) -> int:
         "loss_network": perceptual_loss.loss_network.identity,
         "size": options.size,
         "iterations": options.iterations,
-        "device": torch.cuda.get_device_name() if cfg.device == "cuda" else "CPU",
-        "threads": torch.get_num_threads(),
-        "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "commit": source_commit(),
-        "date": date.today().isoformat(),
+        **machine(cfg.device),
         **summarise(comparisons, judged, options.iterations),
     }
     write_report(report, comparisons, judged, options.output)
     trained_on = first.metadata.get("loss_network") if judged else None
-    if trained_on not in (None, perceptual_loss.loss_network.identity):
-        used = perceptual_loss.loss_network.identity.partition("@")[0]
+    if trained_on not in (None, report["loss_network"]):
+        used = report["loss_network"].partition("@")[0]
         console.print(f"compared on {used}, not on the loss network that {judged[0]} was trained on", style="yellow")
+    tell(report)
+    print(options.output / "report.html")
+    return 0 if len(comparisons) == len(paths) else 1
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Return what a report says of the machine, the versions and the day."""
+    import torch
+
+    from nst_fast.training.onnx_export import source_commit
+
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "threads": torch.get_num_threads(),
+        "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "commit": source_commit(),
+        "date": date.today().isoformat(),
+    }
+
+
+def tell(report: dict[str, Any]) -> None:
+    """Print how many iterations each model is worth."""
+    from nst_fast.reference.report import told
+
+    count = len(report["photographs"])
     for model, entry in report["models"].items():
         for name, passed in entry.get("passed_by", {}).items():
             n = passed["iterations"]
-            more = f"; not reached on {n['not_reached']} of {len(comparisons)} photographs" if n["not_reached"] else ""
-            print(f"{model} = {told(n, len(comparisons))} iterations of {name} ({n['least']:g}–{n['most']:g}{more})")
-    print(options.output / "report.html")
-    return 0 if len(comparisons) == len(paths) else 1
+            more = f"; not reached on {n['not_reached']} of {count} photographs" if n["not_reached"] else ""
+            print(f"{model} = {told(n, count)} iterations of {name} ({n['least']:g}–{n['most']:g}{more})")
 
 
 def main() -> None:

@@ -65,15 +65,20 @@ examples:
 
 def resolve(cfg: Any, console: Console) -> None:
     """Check a config's values and replace what is automatic by what this machine gets."""
-    import torch
+    from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
+
+    check_options(cfg)
+    gpu = choose_engine(cfg)
+    resolve_perceptual_loss(cfg, gpu, console)
+
+
+def check_options(cfg: Any) -> None:
+    """Raise UserError where an option of network, data or trainer is none."""
     from pytorch_lightning.strategies import StrategyRegistry
 
     from nst_fast.commands.configuration import require_choice, require_number
-    from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
     from nst_fast.downloads import COCO
-    from nst_fast.loss.loss_networks import multiplies_bfloat16
     from nst_fast.training.networks import NETWORKS
-    from nst_fast.training.run import STEPS
 
     for key, least, most in (
         ("data.size", 32, 4096),  # px
@@ -109,6 +114,14 @@ def resolve(cfg: Any, console: Console) -> None:
     if cfg.network.width % 4:
         raise UserError(f"network.width is {cfg.network.width}; a multiple of 4 is needed")
 
+
+def choose_engine(cfg: Any) -> bool:
+    """Replace what is automatic in a config's trainer and workers, and return whether a GPU computes."""
+    import torch
+
+    from nst_fast.loss.loss_networks import multiplies_bfloat16
+    from nst_fast.training.run import STEPS
+
     gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
     if cfg.resume is None and not gpu:  # a run from a machine with a GPU may go on without one
         if cfg.trainer.accelerator in ("gpu", "cuda"):
@@ -125,7 +138,7 @@ def resolve(cfg: Any, console: Console) -> None:
         cfg.trainer.max_steps = STEPS[cfg.trainer.accelerator]
     if cfg.trainer.precision == "auto":
         cfg.trainer.precision = "bf16-mixed" if multiplies_bfloat16("cuda" if gpu else "cpu") else "32-true"
-    resolve_perceptual_loss(cfg, gpu, console)
+    return gpu
 
 
 def warm_start(network: Any, path: str) -> None:

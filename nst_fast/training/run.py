@@ -145,21 +145,29 @@ def train(
         export_checkpoint(checkpoint, output / f"{style}.float.onnx", float_nchw=True)
     summary = {
         "style": style,
-        "steps": trainer.global_step,
-        "skipped_steps": module.skipped_steps,
         "skipped_pictures": list(skipped),
-        "validation_losses": module.validation_losses,
+        **summarise(module, trainer, data.batch_size),
         "seconds": module.earlier_seconds + time.perf_counter() - began,
-        "images_per_second": trainer.global_step * data.batch_size * trainer.world_size / max(module.seconds, 1e-9),
-        "processes": trainer.world_size,
-        "device": device_name(engine),
-        "precision": engine.precision,
-        "loss_network": recorded["loss_network"],
-        "style_weight": float(perceptual_loss.style_weight),
-        "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     write_atomically(output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return TrainedModel(model, summary, skipped)
+
+
+def summarise(module: StyleTransfer, trainer: pl.Trainer, batch_size: int) -> dict[str, Any]:
+    """Return what a run came to, as summary.json has it."""
+    gpu = module.device.type == "cuda"
+    return {
+        "steps": trainer.global_step,
+        "skipped_steps": module.skipped_steps,
+        "validation_losses": module.validation_losses,
+        "images_per_second": trainer.global_step * batch_size * trainer.world_size / max(module.seconds, 1e-9),
+        "processes": trainer.world_size,
+        "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
+        "precision": trainer.precision,
+        "loss_network": module.perceptual_loss.loss_network.identity,
+        "style_weight": float(module.perceptual_loss.style_weight),
+        "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
 
 
 class Stopped(UserError):
@@ -272,8 +280,3 @@ def fit(
             raise
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{resume} cannot be gone on from ({reason}); the run starts anew without it") from error
-
-
-def device_name(engine: Engine) -> str:
-    """Return what computes, in words."""
-    return torch.cuda.get_device_name() if engine.accelerator == "gpu" else f"CPU, {torch.get_num_threads()} threads"
