@@ -578,7 +578,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "unknown grain": ([*CUSTOM, "network.grain=noise"], ["network.grain is 'noise'", "True"]),
     "network without grain to start from": (
         [*CUSTOM, "network.grain=false", "init_from=finished.ckpt"],
-        ["init_from=", "blocks 4, grain,", "must agree"],
+        ["init_from=", "blocks 4, grain;", "must agree"],
     ),
     "network of another size to start from": (
         [*CUSTOM, "network.width=8", "init_from=finished.ckpt"],

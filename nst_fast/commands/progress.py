@@ -29,10 +29,10 @@ SECONDS_BETWEEN_FIGURES = 0.5  # on a terminal; to read them waits for the devic
 
 
 class TrainingProgress(Callback):
-    """Show steps, losses, images/s and time left; plain lines now and then where stderr is no terminal."""
+    """Show what is trained, then steps, losses, images/s and time left; plain lines where stderr is no terminal."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, title: str) -> None:
+        self.console, self.title = console, title
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -44,6 +44,10 @@ class TrainingProgress(Callback):
             console=console,
             disable=not console.is_terminal,
         )
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Print the title."""
+        self.console.print(self.title, soft_wrap=True)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Draw the bar."""

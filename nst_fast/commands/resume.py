@@ -42,10 +42,10 @@ def resume_run(arguments: list[str]) -> DictConfig:
     wanted = load_config("train", [*style, *(a for a in arguments if a.startswith(("resume=", "output=")))])
     folder, checkpoint = find_checkpoint(wanted, typed)
     if checkpoint:
-        checkpoint, content = whole_checkpoint(checkpoint)
+        checkpoint, content, notes = whole_checkpoint(checkpoint)
         recorded: Any = stored(content[CHECKPOINT_KEY]["config"])
     elif folder:
-        log.warning("%s has no checkpoint yet: starting over", folder)
+        notes = [f"{folder} has no checkpoint yet: starting over"]
         try:
             recorded = stored(upgraded(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
         except Exception as error:  # a damaged file can fail in any way
@@ -72,11 +72,13 @@ def resume_run(arguments: list[str]) -> DictConfig:
         if value != was and str(value) != str(was):
             if name not in MAY_CHANGE:
                 raise UserError(f"the run of {run} has {name}={was}, this command {value}")
-            log.warning("%s was %s and is now %s", name, was, value)
+            notes.append(f"{name} was {was} and is now {value}")
             OmegaConf.update(recorded, name, literal(value) if isinstance(value, str) else value)
     for name, value in options(usual):  # an option that came after the run takes its default
         if not name.startswith(("data.", "style.")) and OmegaConf.select(recorded, name) is None:
             OmegaConf.update(recorded, name, value, force_add=True)
+    for note in notes:  # once nothing is refused any more
+        log.warning(note)
     recorded.resume = None if checkpoint is None else literal(str(checkpoint))
     recorded.output = None if folder is None else literal(str(folder))
     return recorded

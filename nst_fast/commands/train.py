@@ -235,11 +235,10 @@ def train_command(arguments: list[str]) -> Path | None:
         )
     named, cfg.output = cfg.output is not None, literal(str(output))
     identity, steps = perceptual_loss.loss_network.identity, cfg.trainer.max_steps
-    console.print(
+    title = (
         f"style {cfg.style.name} at {cfg.style.size} px, loss network {identity[:30]}, network {cfg.network.name}, "
         f"data {cfg.data.name}, {steps} steps of {cfg.data.batch_size * cfg.trainer.devices * cfg.trainer.num_nodes} "
-        f"on {cfg.trainer.accelerator} in {cfg.trainer.precision} → {output}",
-        soft_wrap=True,
+        f"on {cfg.trainer.accelerator} in {cfg.trainer.precision} → {output}"
     )
     trained = train(
         network,
@@ -255,7 +254,7 @@ def train_command(arguments: list[str]) -> Path | None:
         resume=resume,
         named=named,
         float_nchw=cfg.float_nchw,
-        callbacks=[TrainingProgress(console)],
+        callbacks=[TrainingProgress(console, title)],
     )
     if trained is not None:
         tell(trained, cfg, console)

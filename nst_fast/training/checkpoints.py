@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from nst_fast.errors import UserError
 from nst_fast.training.networks import TransformationNetwork, read_network
 from nst_fast.weights import damage, read_torch
-
-log = logging.getLogger(__name__)
 
 CHECKPOINT_KEY = "nst_fast"
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -100,17 +97,16 @@ def newest_run(root: Path) -> Path:
     return configs[-1].parent
 
 
-def whole_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return a checkpoint's path and content; those of the one before, noting so, where it is damaged or missing."""
+def whole_checkpoint(path: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """Return a checkpoint's path, content and notes: those of the one before it where it is damaged or missing."""
     previous = path.with_name(PREVIOUS)
     try:
-        return path, read_checkpoint(path)
+        return path, read_checkpoint(path), []
     except UserError as error:
         if path.name != LAST or not previous.exists():
             raise
         checkpoint = read_checkpoint(previous)
-        log.warning("%s; going on from %s", error, previous)
-        return previous, checkpoint
+        return previous, checkpoint, [f"{error}; going on from {previous}"]
 
 
 def upgraded(config: Any) -> Any:
