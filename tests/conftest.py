@@ -1,13 +1,25 @@
-"""What tests share: a cache of their own, and `train` in this process."""
+"""What tests share: one thread a process, a cache of their own, and `train` in this process."""
 
+import copy
+import functools
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import hydra
 import pytest
+from omegaconf import DictConfig
 
+# Tests run in as many processes as there are cores, and the processes that they start inherit it: weights that must
+# agree bit for bit come from one number of threads. Before torch is imported, which reads it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from nst_fast.commands import configuration
 from nst_fast.commands import train as train_command
+
+MOST_PROCESSES = 8
 
 
 class Result(NamedTuple):
@@ -16,6 +28,12 @@ class Result(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Of more processes each would import torch for a few tests."""
+    return min((yield), MOST_PROCESSES)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,7 +45,20 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands of one choice of presets share what Hydra composes of it, which takes longer than to refuse it."""
+    monkeypatch.setattr(configuration, "compose", lambda root, overrides: copy.deepcopy(compose(root, *overrides)))
+
+
+@functools.lru_cache(maxsize=100)
+def compose(root: str, *overrides: str) -> DictConfig:
+    return hydra.compose(root, list(overrides))
+
+
+@pytest.fixture
+def train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], composed_once: None
+) -> Callable[..., Result]:
     """Return `train` as a function of its arguments, run in this process in a fresh folder."""
     monkeypatch.chdir(tmp_path)
 
