@@ -44,9 +44,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let commands of one choice of presets share what Hydra composes of it, which takes longer than to refuse it."""
+@pytest.fixture(autouse=True)
+def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands of one choice of presets share what Hydra composes of it, three times a command."""
     monkeypatch.setattr(configuration, "compose", lambda root, overrides: copy.deepcopy(compose(root, *overrides)))
 
 
@@ -56,9 +56,7 @@ def compose(root: str, *overrides: str) -> DictConfig:
 
 
 @pytest.fixture
-def train(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], composed_once: None
-) -> Callable[..., Result]:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Return `train` as a function of its arguments, run in this process in a fresh folder."""
     monkeypatch.chdir(tmp_path)
 

@@ -58,9 +58,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], composed_once: None
-) -> Callable[..., Any]:
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Return a function that runs a command, and gives its exit code and what it said."""
     monkeypatch.chdir(tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (18, 17, 3), np.uint8)

@@ -51,9 +51,7 @@ class Result(NamedTuple):
 
 
 @pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], composed_once: None
-) -> Callable[..., Result]:
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Return a function that runs a command in a folder of its own, beside a picture and a secret."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
