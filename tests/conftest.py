@@ -44,10 +44,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _composed_once() -> Iterator[None]:
     """Let commands of one choice of presets share what Hydra composes of it, three times a command."""
-    monkeypatch.setattr(configuration, "compose", lambda root, overrides: copy.deepcopy(compose(root, *overrides)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configuration, "compose", lambda root, overrides: copy.deepcopy(compose(root, *overrides)))
+        yield
 
 
 @functools.lru_cache(maxsize=100)
