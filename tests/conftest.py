@@ -1,13 +1,20 @@
-"""What tests share: a cache of their own, and `train` in this process."""
+"""What tests share: one thread a process, a cache of their own, and `train` in this process."""
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+# Tests run in as many processes as there are cores, and the processes that they start inherit it: weights that must
+# agree bit for bit come from one number of threads. Before torch is imported, which reads it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from nst_fast.commands import train as train_command
+
+MOST_PROCESSES = 8
 
 
 class Result(NamedTuple):
@@ -16,6 +23,12 @@ class Result(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """Of more processes each would import torch for a few tests."""
+    return min((yield), MOST_PROCESSES)
 
 
 @pytest.fixture(scope="session", autouse=True)

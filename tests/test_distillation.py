@@ -122,6 +122,7 @@ def test_a_student_that_is_taken_over_gives_the_same_estimates_with_more_filters
             torch.testing.assert_close(estimate, expected[layer], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_distil_a_student_and_a_finished_run_is_not_trained_again(folder, tmp_path):
     (tmp_path / "docs").mkdir()
     given = options(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 
 COMMAND = [sys.executable, "-m", "nst_fast.commands.train", "style=starry_night"]
@@ -22,6 +23,7 @@ def assert_one_reports(progress):
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.slow  # test_many_processes.py has what they compute
 def test_two_processes_stop_together_go_on_and_leave_one_set_of_files(tmp_path):
     run, pipes = tmp_path / "run", {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     options = [*SMALL, *TWO, f"trainer.max_steps={STEPS}", "trainer.validate_every=20", "output=run"]

@@ -29,12 +29,12 @@ def small_loss(painting):
 
 def test_a_rehearsal_brings_a_network_to_a_content_distance_and_is_the_same_each_time():
     loss, style_targets = small_loss(BundledImages(128, 1, 1.0)[0][None] / 255)
-    batches = torch.stack([BundledImages(64, 0, 0.0)[number] for number in range(16)]).split(4)
+    batches = torch.stack([BundledImages(48, 0, 0.0)[number] for number in range(8)]).split(2)
     content = torch.cat(batches) / 255
     weights = []
     for distance in (0.6, 0.6, 1.0):
         torch.manual_seed(0)
-        network = create_network("fast", 16, 1)
+        network = create_network("fast", 8, 1)
         state = torch.get_rng_state()
         given = {"loss": loss, "style_targets": style_targets, "batches": itertools.cycle(batches)}
         weights.append(rehearse(network, distance, 7.0, 150, **given))

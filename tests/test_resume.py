@@ -1,5 +1,6 @@
 """Going on with a run: which one, from which checkpoint, with which config, to the same end."""
 
+import io
 import json
 import os
 import random
@@ -18,10 +19,12 @@ import torch
 import yaml
 from conftest import Result
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nst_fast.commands import train as train_command
+from nst_fast.commands.resume import resume_run
 from nst_fast.errors import UserError
 from nst_fast.loss.loss_networks import VGG
 from nst_fast.training.checkpoints import read_checkpoint
@@ -321,17 +324,28 @@ def damaged(content: bytes, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["one bit", "truncated", "empty", "text", "missing"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_used(kind, runs, train, tmp_path):
+def test_a_damaged_checkpoint_is_told_and_the_one_before_used(kind, runs, tmp_path, monkeypatch):
     run = copy_run(runs, "half", tmp_path / "run")
-    last = run / "checkpoints" / "last.ckpt"
+    last, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
     if kind == "missing":
         last.unlink()
     else:
         last.write_bytes(damaged(last.read_bytes(), kind))
+    monkeypatch.chdir(tmp_path)
+    console = Console(file=io.StringIO())
+    assert resume_run([STYLE, "resume=last", "output=run"], console).resume == str(previous)
+    (told,) = console.file.getvalue().splitlines()
+    assert str(last) in told
+    assert str(previous) in told
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_end(runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "run")
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(damaged(last.read_bytes(), "one bit"))
     result = train(STYLE, "resume=last", "output=run")
     assert result.code == 0, result.err
     assert str(last) in result.err.splitlines()[0]
-    assert "previous.ckpt" in result.err.splitlines()[0]
     assert_as_if_untouched(run, runs)
     read_checkpoint(run / "checkpoints" / "previous.ckpt")
 

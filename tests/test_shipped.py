@@ -121,6 +121,7 @@ def test_a_released_model_paints_no_weave(name):
         assert pixel_weave(to_tensor(Stylizer(shipped_models()[name])(photograph))).item() < 4e-3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="the judge and its photographs are in ../shared")
 @pytest.mark.parametrize("name", STYLES)
 def test_the_judge_finds_a_released_model_within_its_bounds(name):

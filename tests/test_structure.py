@@ -1,6 +1,7 @@
-"""What the library must not do, read from its syntax trees: print, unpickle. `lint-imports` holds who imports whom."""
+"""What code must not do, read from syntax trees: print, unpickle, need POSIX. `lint-imports` holds who imports whom."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -8,6 +9,10 @@ FILES = sorted((ROOT / "nst_fast").rglob("*.py"))
 EVERYWHERE = sorted(
     p for folder in ("nst_fast", "scripts", "benchmarks", "tests") for p in (ROOT / folder).rglob("*.py")
 )
+
+POSIX_MODULES = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+POSIX_NAMES = {f"os.{name}" for name in ("fork", "geteuid", "getuid", "killpg", "mkfifo", "nice", "sched_getaffinity")}
+POSIX_NAMES |= {f"signal.SIG{name}" for name in ("ALRM", "CHLD", "CONT", "HUP", "KILL", "PIPE", "STOP", "USR1", "USR2")}
 
 
 def calls(path: Path, *names: str) -> list[ast.Call]:
@@ -54,3 +59,22 @@ def test_nothing_in_the_package_makes_classes_or_runs_code_that_a_file_names():
 def test_files_of_tensors_are_opened_in_one_place():
     for name in ("safe_open", "load_file", "zipfile.is_zipfile"):
         assert {path.name for path in FILES if calls(path, name)} <= {"weights.py"}
+
+
+def imported(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below one that runs when its file is imported: decorators and defaults, but no function's body."""
+    for child in ast.iter_child_nodes(node):
+        within = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and child in node.body
+        if not within and not isinstance(node, ast.Lambda):
+            yield child
+            yield from imported(child)
+
+
+def test_every_test_file_can_be_imported_on_windows():
+    for path in (ROOT / "tests").glob("*.py"):
+        for node in imported(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                modules = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert not modules & POSIX_MODULES, f"{path}, line {node.lineno}"
+            if isinstance(node, ast.Attribute):
+                assert ast.unparse(node) not in POSIX_NAMES, f"{path}, line {node.lineno}"

@@ -270,6 +270,7 @@ def test_bad_checkpoint_is_refused_in_one_line_and_runs_no_code(tmp_path, monkey
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow  # the same as above in a process of its own
 def test_nst_export_refuses_a_malicious_checkpoint_from_the_shell(tmp_path):
     write_bad_checkpoint("malicious", tmp_path)
     assert_one_line(call("nst-export", "last.ckpt", folder=tmp_path), "nst-export")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -121,27 +123,30 @@ def sort_arguments(arguments: list[str]) -> tuple[list[str], list[str], dict[str
     return choices, values, paths
 
 
+@cache
+def composed(root: str, *choices: str) -> DictConfig:
+    """Return what a root and choices of its groups compose to, for whoever copies it."""
+    with initialize_config_dir(str(shipped("configs")), version_base="1.3"):
+        return compose(root, list(choices))
+
+
 def compose_choices(root: str, choices: list[str], values: list[str]) -> DictConfig:
     """Return what a root and choices of its groups compose to; UserError where a choice is missing or not its own."""
-    folder = shipped("configs")
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        try:
-            cfg = compose(root, choices)
-        except HydraException as error:
-            line = str(error).strip().splitlines()[0]
-            group = line.partition("You must specify '")[2].partition("'")[0]
-            if group:
-                known = groups()[group]
-                refuse_unknown(values, compose(root, [*choices, f"{group}={known[0]}"]))  # it may be misspelt
-                raise UserError(f"{group} is missing: say {group}=NAME; there are {', '.join(known)}") from error
-            raise UserError(line) from error
-    own: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{root}.yaml"))
-    foreign = (
-        set(cfg) - set(own) - {group for default in own["defaults"] if isinstance(default, dict) for group in default}
-    )
-    if foreign:
-        experiment = next(choice for choice in choices if choice.startswith("experiment="))
-        raise UserError(f"{experiment} is no experiment of this command, which has no {', '.join(sorted(foreign))}")
+    try:
+        cfg = copy.deepcopy(composed(root, *choices))
+    except HydraException as error:
+        line = str(error).strip().splitlines()[0]
+        group = line.partition("You must specify '")[2].partition("'")[0]
+        if group:
+            known = groups()[group]
+            refuse_unknown(values, composed(root, *choices, f"{group}={known[0]}"))  # it may be misspelt
+            raise UserError(f"{group} is missing: say {group}=NAME; there are {', '.join(known)}") from error
+        raise UserError(line) from error
+    experiment = next((choice for choice in choices if choice.startswith("experiment=")), None)
+    if experiment is not None:
+        foreign = set(cfg) - set(composed(root, *(choice for choice in choices if choice != experiment)))
+        if foreign:
+            raise UserError(f"{experiment} is no experiment of this command, which has no {', '.join(sorted(foreign))}")
     return cfg
 
 
