@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from nst_fast.assets import find_model
 from nst_fast.errors import UserError
 from nst_fast.stylizing.images import to_rgb
 
@@ -44,8 +45,8 @@ class Stylizer:
     """A reusable inference session: picture in, stylized picture of the same size out.
 
     Args:
-        model: an ONNX file that `nst-export` or `train` wrote, uint8 (N, H, W, 3) RGB → the same; or another's, float
-            (N, 3, H, W), where ``pixel_range`` is given.
+        model: the name of a shipped model, or an ONNX file: one that `nst-export` or `train` wrote, uint8 (N, H, W, 3)
+            RGB → the same; or another's, float (N, 3, H, W), where ``pixel_range`` is given.
         threads: for the session; 0 takes every core.
         device: `DEVICES` has the names; ``auto`` takes the first that this onnxruntime offers.
         pixel_range: 1 or 255, what a foreign model calls white.
@@ -65,9 +66,7 @@ class Stylizer:
         bgr: bool = False,
         tile: bool = False,
     ) -> None:
-        self.path = path = Path(model)
-        if not os.path.isfile(path):
-            raise UserError(f"no model at {path}")
+        self.path = path = find_model(str(model))
         self.providers, self.threads = choose_providers(device), threads
         self.runs_at_once = min(RUNS_AT_ONCE, threads or os.cpu_count() or 1)
         content = read_model(path)
