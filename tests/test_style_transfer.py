@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
+from nst_fast.commands.configuration import load_config
 from nst_fast.errors import UserError
 from nst_fast.loss.loss_networks import VGG, freeze
 from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
@@ -210,6 +211,29 @@ def test_gradients_are_cut_and_the_rate_falls_to_nothing(tmp_path):
     assert max(norms) == pytest.approx(1e-4, rel=0.01)
     assert max(rates) == pytest.approx(1e-2, rel=0.1)
     assert rates[-1] < 1e-4 * max(rates)
+
+
+def test_the_fields_optimiser_is_adam_at_one_rate_on_gradients_as_they_are(tmp_path):
+    """As experiment=johnson2016 has it."""
+    cfg = load_config("train", ["style=starry_night", "experiment=johnson2016"])
+    module, data, seen, gradients = make_module(12), AlwaysTheSame(), [], []
+    module.recipe = replace(module.recipe, **{key: cfg.trainer[key] for key in ("learning_rate", "one_cycle")})
+    module.recipe = replace(module.recipe, gradient_clip=cfg.trainer.gradient_clip)
+    content = torch.stack(data.pictures).float() / 255
+    loss = perceptual_terms(module, module.network(content), content)["total"]
+    expected = torch.autograd.grad(loss, list(module.network.parameters()))
+    assert sum(float(gradient.square().sum()) for gradient in expected) > 1
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, module: StyleTransfer, *_: Any) -> None:
+            seen.append([trainer.optimizers[0].param_groups[0][key] for key in ("lr", "betas")])
+            gradients.append([parameter.grad.clone() for parameter in module.network.parameters()])
+
+    make_trainer(tmp_path, 12, Look()).fit(module, ContentImages(data, 2, 0, SIZE))
+    assert seen == [[1e-3, (0.9, 0.999)]] * 12
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    for got, wanted in zip(gradients[0], expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("scale", [2.0**10, 2.0**14])

@@ -110,7 +110,8 @@ def check_options(cfg: Any) -> None:
     require_choice(cfg, "trainer.strategy", ("auto", *parallel))
     for key in ("trainer.learning_rate", "trainer.grid_weight", "trainer.weave_weight"):
         require_number(cfg, key, 0, whole=False)
-    require_number(cfg, "trainer.gradient_clip", 1e-6, whole=False)  # of 0 nothing would be learned
+    require_number(cfg, "trainer.gradient_clip", 1e-6, whole=False, optional=True)  # of 0 nothing would be learned
+    require_choice(cfg, "trainer.one_cycle", (True, False))
     if cfg.network.width % 4:
         raise UserError(f"network.width is {cfg.network.width}; a multiple of 4 is needed")
 
