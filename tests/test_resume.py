@@ -1,6 +1,5 @@
 """Going on with a run: which one, from which checkpoint, with which config, to the same end."""
 
-import io
 import json
 import os
 import random
@@ -19,7 +18,6 @@ import torch
 import yaml
 from conftest import Result
 from PIL import Image
-from rich.console import Console
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -219,6 +217,34 @@ def test_what_is_where_may_change_and_is_said(runs, train, tmp_path):
     assert_as_if_untouched(run, runs)
 
 
+def edit(run: Path, old: str, new: str) -> None:
+    text = (run / "config.yaml").read_text()
+    assert text.count(old) == 1
+    (run / "config.yaml").write_text(text.replace(old, new))
+
+
+def test_an_edited_config_is_heeded_where_it_may_change_and_refused_elsewhere(runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "run")
+    whole = (run / "config.yaml").read_text()
+    for old, new, words in (
+        ("max_steps: 6", "max_steps: 12", "trainer.max_steps is 12, the run has 6"),
+        ("style_weight: ", "style_weight: 1", "loss.style_weight is 1"),
+        ("name: starry_night", "name: [", "cannot be read"),
+    ):
+        edit(run, old, new)
+        edited = (run / "config.yaml").read_text()
+        for again in (["resume=last", "output=run"], ["resume=run"]):
+            assert_one_line(train(STYLE, *again), "config.yaml", words)
+        assert (run / "config.yaml").read_text() == edited
+        (run / "config.yaml").write_text(whole)
+    edit(run, "num_workers: 0", "num_workers: 1")
+    result = train(STYLE, "resume=last", "output=run")
+    assert result.code == 0
+    assert "data.num_workers was 0 and is now 1" in result.err.splitlines()[0]
+    assert "num_workers: 1" in (run / "config.yaml").read_text()
+    assert_as_if_untouched(run, runs)
+
+
 CONTRADICTIONS = {
     "another length": (["trainer.max_steps=9"], ["trainer.max_steps=6", "9"]),
     "a default typed": (["data.size=256"], ["data.size=32", "256"]),
@@ -324,7 +350,7 @@ def damaged(content: bytes, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["one bit", "truncated", "empty", "text", "missing"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_used(kind, runs, tmp_path, monkeypatch):
+def test_a_damaged_checkpoint_is_told_and_the_one_before_used(kind, runs, tmp_path, monkeypatch, caplog):
     run = copy_run(runs, "half", tmp_path / "run")
     last, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
     if kind == "missing":
@@ -332,9 +358,8 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(kind, runs, tmp_pa
     else:
         last.write_bytes(damaged(last.read_bytes(), kind))
     monkeypatch.chdir(tmp_path)
-    console = Console(file=io.StringIO())
-    assert resume_run([STYLE, "resume=last", "output=run"], console).resume == str(previous)
-    (told,) = console.file.getvalue().splitlines()
+    assert resume_run([STYLE, "resume=last", "output=run"]).resume == str(previous)
+    (told,) = caplog.messages
     assert str(last) in told
     assert str(previous) in told
 
