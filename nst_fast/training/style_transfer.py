@@ -152,6 +152,8 @@ class StyleTransfer(pl.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(self.network.parameters(), self.recipe.gradient_clip, norm)
         self.batches_seen += 1
         skip = ~torch.isfinite(norm)
+        if self.device.type == "mps" and skip:  # whose fused Adam does not look at found_inf
+            raise UserError(f"step {self.global_step} gave no finite gradient; try a lower trainer.learning_rate")
         optimizer.optimizer.found_inf = skip.float()  # what a gradient scaler tells Adam: leave everything as it is
         optimizer.step()
         schedule: Any = self.lr_schedulers()
@@ -224,6 +226,16 @@ class StyleTransfer(pl.LightningModule):
         """Log metrics under the number of the last batch; Lightning's own count shifts when a run is resumed."""
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in metrics.items()}, self.batches_seen - 1)
+
+    def on_fit_start(self) -> None:
+        """Raise UserError where processes that train together have different loss networks."""
+        identity = self.perceptual_loss.loss_network.identity
+        first = self.trainer.strategy.broadcast(identity)
+        if first != identity:
+            raise UserError(
+                f"process {self.trainer.global_rank} has the loss network {identity}, the first one {first}; "
+                "loss_network=NAME gives all of them one"
+            )
 
     def on_train_start(self) -> None:
         """Start the clocks, and take the style weight up where a checkpoint left it."""
