@@ -278,6 +278,14 @@ def test_a_run_is_not_started_over_another(runs, train, tmp_path):
     files = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert_one_line(train(STYLE, *FIRST, "output=run"), "holds a run already", "resume=last")
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
+    checkpoint = runs / "half, validated" / "checkpoints" / "last.ckpt"
+    assert_one_line(train(f"resume={checkpoint}", "output=run"), "holds a run already")
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
+    for name in ("config.yaml", "starry_night.onnx"):  # of a run that was killed early, and anybody's
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("mine")
+        assert_one_line(train(STYLE, *FIRST, f"output={name}"), "holds a run already")
+        assert [p.read_text() for p in (tmp_path / name).iterdir()] == ["mine"]
 
 
 def test_another_painting_under_the_same_name_is_refused(train, tmp_path):

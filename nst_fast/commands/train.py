@@ -271,6 +271,7 @@ def train_command(arguments: list[str]) -> Path | None:
         image_sha256=sha256,
         control=create_control(cfg, CONTROL_RATE),
         resume=resume,
+        start_over=resumed and resume is None,
         float_nchw=cfg.float_nchw,
         callbacks=[TrainingProgress(console, title)],
     )

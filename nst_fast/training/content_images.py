@@ -142,7 +142,7 @@ class FolderImages(Dataset[Tensor]):
         kept = self.pixels[self.offsets[number] : self.offsets[number + 1]]
         if not self.jpeg:
             return kept.reshape(self.shapes[number])
-        with Image.open(io.BytesIO(kept)) as image:
+        with Image.open(io.BytesIO(kept.tobytes())) as image:
             return np.asarray(image)
 
     def build(self, files: list[Path], expected: float, progress: Progress | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import shlex
 import time
@@ -84,6 +85,7 @@ def train(
     image_sha256: str,
     control: StyleWeightControl | None = None,
     resume: Path | None = None,
+    start_over: bool = False,
     float_nchw: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> TrainedModel | None:
@@ -102,6 +104,7 @@ def train(
         image_sha256: of the painting's file.
         control: steers the style weight; None leaves it as it is.
         resume: the checkpoint to go on from.
+        start_over: whether a run that is in the folder, and left no checkpoint, may be replaced.
         float_nchw: also export a model with float NCHW RGB in [0, 1].
         callbacks: of Lightning's, to show progress.
 
@@ -114,7 +117,7 @@ def train(
     skipped = earlier.get("skipped_pictures", {}) | data.skipped
     description = {"config": config, **recorded, "photographs": data.photographs, "skipped_pictures": skipped}
     if getattr(rank_zero_only, "rank", 0) == 0:
-        start_folder(output, config, resume)
+        start_folder(output, config, start_over or in_place(output, resume))
     module = StyleTransfer(network, perceptual_loss, style_targets, recipe, description, control)
     module.samples_folder = output / "samples"
     trainer = create_trainer(recipe, engine, output, earlier.get("batches_seen", 0), callbacks)
@@ -175,10 +178,14 @@ class Stopped(UserError):
         super().__init__(f"stopped at step {step}; go on with resume={shlex.quote(str(checkpoint))}")
 
 
-def start_folder(output: Path, config: dict[str, Any], resume: Path | None) -> None:
-    """Make a run's folder and write config.yaml into it; UserError where it holds another run or cannot be written."""
-    last = output / "checkpoints" / LAST
-    if not in_place(output, resume) and (last.exists() or last.with_name(PREVIOUS).exists()):
+def start_folder(output: Path, config: dict[str, Any], own: bool) -> None:
+    """Make a run's folder and write config.yaml into it.
+
+    Raises UserError where it cannot be written, or holds a run and is not the run's ``own``.
+    """
+    model = f"{config['style']['name']}.onnx"
+    files = ("config.yaml", "summary.json", model, f"checkpoints/{LAST}", f"checkpoints/{PREVIOUS}")
+    if not own and any(os.path.lexists(output / name) for name in files):
         raise UserError(f"{output} holds a run already; resume=last goes on with it, another output=FOLDER does not")
     try:
         output.mkdir(parents=True, exist_ok=True)
