@@ -106,7 +106,7 @@ class FolderImages(Dataset[Tensor]):
                 f"none of the {len(self.skipped)} pictures in {root} can be read; the first: {self.skipped[0][1]}"
             )
         self.identity = f"{len(self.shapes)}@{hashlib.sha256(str(self.shapes).encode()).hexdigest()[:8]}"
-        self.offsets = np.cumsum([0, *index["bytes"]])
+        self.offsets = np.cumsum([0, *index["bytes"]], dtype=np.int64)
         self.pixels = np.memmap(self.cache / "pixels", np.uint8, "r")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class FolderImages(Dataset[Tensor]):
         shapes, sizes, skipped = [], [], []
         try:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
-            prune(self.cache.parent, MOST_CACHED - expected)
+            prune(self.cache, MOST_CACHED - expected)
             free = shutil.disk_usage(self.cache.parent).free
             if expected > free:
                 raise UserError(
@@ -193,13 +193,13 @@ class FolderImages(Dataset[Tensor]):
         return torch.from_numpy(window.transpose(2, 0, 1).copy())
 
 
-def prune(folder: Path, most: float) -> None:
-    """Remove the caches in a folder that were not used for longest, until the others take ``most`` bytes.
+def prune(own: Path, most: float) -> None:
+    """Remove the caches beside one's own that were not used for longest, until the others take ``most`` bytes.
 
-    And what processes that were killed left there a day ago. Where files are mapped they stay until nobody does.
+    And what processes that were killed left there a day ago. What another run has mapped stays until it ends.
     """
     used, sizes = {}, {}
-    for cache in folder.iterdir():
+    for cache in set(own.parent.iterdir()) - {own}:
         with contextlib.suppress(OSError):  # another process removes it, or adds to it
             index = cache / "index.json"
             if index.exists():
