@@ -39,8 +39,11 @@ EXTERNAL_DATA = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)locati
 # CoreML takes 6 to 8 times as long as the processor.
 DEVICES: dict[str, tuple[str, dict[str, str]] | None] = {
     "auto": None,
-    # The default search tries every algorithm at every new size of picture.
-    "cuda": ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}),
+    # The default search tries every algorithm at every new size of picture, and the default pool doubles as it grows.
+    "cuda": (
+        "CUDAExecutionProvider",
+        {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
+    ),
     "coreml": ("CoreMLExecutionProvider", {}),
     "directml": ("DmlExecutionProvider", {}),
     "cpu": ("CPUExecutionProvider", {}),
