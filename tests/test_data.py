@@ -163,7 +163,9 @@ def test_leaves_fall_from_the_largest_to_the_smallest_and_most_are_small(monkeyp
     """Lee, Mumford & Huang 2001: radii of density r⁻³, whose median is √2 times the smallest."""
     radii: list[float] = []
     leaf = photographs.leaf
-    monkeypatch.setattr(photographs, "leaf", lambda n, radius, rng: radii.append(radius) or leaf(n, radius, rng))
+    monkeypatch.setattr(
+        photographs, "leaf", lambda count, radius, rng: radii.append(radius) or leaf(count, radius, rng)
+    )
     medians = []
     for seed in range(40):
         radii.clear()
