@@ -17,12 +17,13 @@ import pytest
 import torch
 import yaml
 from conftest import Result
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nst_fast.commands import train as train_command
-from nst_fast.commands.resume import resume_run
+from nst_fast.commands.resume import resume_run, take_over_edits
 from nst_fast.errors import UserError
 from nst_fast.loss.loss_networks import VGG
 from nst_fast.training.checkpoints import read_checkpoint
@@ -243,6 +244,16 @@ def test_an_edited_config_is_heeded_where_it_may_change_and_refused_elsewhere(ru
     assert "data.num_workers was 0 and is now 1" in result.err.splitlines()[0]
     assert "num_workers: 1" in (run / "config.yaml").read_text()
     assert_as_if_untouched(run, runs)
+
+
+def test_an_option_that_came_after_the_checkpoint_is_no_edit(tmp_path):
+    """A run of an earlier version, resumed and killed before its next checkpoint, has it in config.yaml alone."""
+    path, recorded = tmp_path / "config.yaml", {"trainer": {"max_steps": 3}, "loss": {"style_layers": {"relu1_1": 1.0}}}
+    path.write_text(yaml.safe_dump({**recorded, "trainer": {"max_steps": 3, "one_cycle": True}}))
+    assert take_over_edits(OmegaConf.create(recorded), path) == []
+    path.write_text(yaml.safe_dump({**recorded, "loss": {"style_layers": {"relu1_1": 2.0}}}))
+    with pytest.raises(UserError, match=r"has been edited: loss\.style_layers"):
+        take_over_edits(OmegaConf.create(recorded), path)
 
 
 CONTRADICTIONS = {
