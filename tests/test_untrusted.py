@@ -330,11 +330,11 @@ def test_what_the_engine_keeps_of_itself_may_be_tampered_with(call):
     assert call("train", *SMALL, "output=run").code == 0
     whole = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     whole[CHECKPOINT_KEY]["config"]["trainer"]["max_steps"] = 6
-    for kind, tamper in ENGINE.items():
+    for number, (kind, tamper) in enumerate(ENGINE.items()):
         checkpoint = copy.deepcopy(whole)
         tamper(checkpoint)
         torch.save(checkpoint, "last.ckpt")
-        result = call("train", *SMALL, "trainer.max_steps=6", "resume=last.ckpt", "output=again")
+        result = call("train", *SMALL, "trainer.max_steps=6", "resume=last.ckpt", f"output={number}")
         lines = [line for line in result.err.splitlines() if not line.startswith("style ")]
         assert (result.code, result.out, len(lines)) == (1, "", 1), (kind, result)
         assert "last.ckpt cannot be gone on from" in lines[0]
