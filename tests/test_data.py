@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from nst_fast.errors import UserError
 from nst_fast.stylizing.images import find_pictures
 from nst_fast.training import content_images as data
+from nst_fast.training import photographs
 from nst_fast.training.content_images import BundledImages, ContentImages, FolderImages, Forever
 from nst_fast.training.photographs import bundled_photographs, centre_crop, dead_leaves, random_window
 
@@ -159,8 +160,10 @@ def test_windows_are_from_all_over_a_portrait():
 def test_leaves_fall_from_the_largest_to_the_smallest_and_most_are_small(monkeypatch):
     """Lee, Mumford & Huang 2001: radii of density r⁻³, whose median is √2 times the smallest."""
     radii: list[float] = []
-    leaf = data.leaf
-    monkeypatch.setattr(data, "leaf", lambda count, radius, rng: radii.append(radius) or leaf(count, radius, rng))
+    leaf = photographs.leaf
+    monkeypatch.setattr(
+        photographs, "leaf", lambda count, radius, rng: radii.append(radius) or leaf(count, radius, rng)
+    )
     medians = []
     for seed in range(40):
         radii.clear()
