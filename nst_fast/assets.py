@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,10 +25,17 @@ def shipped(folder: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder for downloads and caches; the environment variable NST_FAST_CACHE moves it."""
+    """Return the folder for downloads and caches; the environment variable NST_FAST_CACHE moves it.
+
+    A user without a home, as containers may have, keeps them among temporary files.
+    """
     if own := os.environ.get("NST_FAST_CACHE"):
         return Path(own).expanduser()
-    return platformdirs.user_cache_path("nst_fast", appauthor=False)
+    try:
+        folder = platformdirs.user_cache_path("nst_fast", appauthor=False)
+    except RuntimeError:  # so newer ones of it say that there is no home; older ones leave a ~ in the path
+        folder = Path("~")
+    return folder if folder.parts[0] != "~" else Path(tempfile.gettempdir(), f"nst_fast_{os.getuid()}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

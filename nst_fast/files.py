@@ -1,9 +1,11 @@
-"""Files written in one step."""
+"""Files written in one step, and nothing replaced unasked."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from nst_fast.errors import UserError
@@ -27,3 +29,27 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     finally:  # Ctrl-C leaves no half file either
         Path(temporary).unlink(missing_ok=True)
+
+
+def refuse_existing(paths: Iterable[Path], option: str) -> None:
+    """Raise UserError, which names the option that replaces it, where a path is there already."""
+    for path in paths:
+        if os.path.lexists(path):
+            raise UserError(f"{path} is there already; {option} replaces it")
+
+
+def new_folder(path: Path) -> Path:
+    """Make a folder and return it; where there is one, of a command of the same second, the first free of path_2, ….
+
+    Raises UserError where it cannot be made.
+    """
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}_{number}")
+        try:
+            folder.mkdir(parents=True)  # of several commands one succeeds
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot write into {folder}: {error.strerror}; output=FOLDER moves it") from error
+        return folder
+    raise AssertionError

@@ -137,6 +137,8 @@ def test_report_says_under_which_conditions(finished):
         5,
         torch.get_num_threads(),
     )
+    assert report["models_on"] in ("cpu", "cuda")
+    assert torch.cuda.is_available() or (report["device"], report["models_on"]) == ("CPU", "cpu")
     assert set(report["photographs"]) == {"cat <1>.png", "cup.png"}
     assert list(report["models"]) == ["starry_night", "same", "other"]
 

@@ -134,6 +134,7 @@ def test_the_johnson_recipe_is_the_fields_standard():
     assert dict(cfg.loss.style_layers) == dict.fromkeys(("relu1_2", "relu2_2", "relu3_3", "relu4_3"), 1.0)
     assert (cfg.loss.content_weight, cfg.loss.style_weight) == (1e5, 1e10)
     assert (cfg.trainer.max_steps, cfg.trainer.learning_rate, cfg.data.batch_size) == (40_000, 1e-3, 4)
+    assert (cfg.trainer.one_cycle, cfg.trainer.gradient_clip) == (False, None)
 
 
 def test_what_the_user_says_wins_over_the_recipe():

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from nst_fast.assets import cache_folder
 from nst_fast.errors import UserError
 from nst_fast.stylizing.images import find_pictures
 from nst_fast.training import content_images as data
@@ -320,6 +322,80 @@ def test_a_folder_lies_in_the_cache_folder_and_not_among_the_pictures(tmp_path):
     images = FolderImages(root, SIZE, 0)
     assert images.cache.is_relative_to(os.environ["NST_FAST_CACHE"])
     assert sorted(root.rglob("*")) == before
+
+
+def test_another_way_to_read_pictures_takes_no_old_pixels(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 40), COLOURS["red.jpg"]).save(tmp_path / "a.png")
+    assert seen_colours(FolderImages(tmp_path, SIZE, 0)) == {"red.jpg"}
+    blue = Image.new("RGB", (40, 40), COLOURS["cmyk.jpg"])
+    monkeypatch.setattr(data, "to_rgb", lambda image: blue)
+    assert seen_colours(FolderImages(tmp_path, SIZE, 0)) == {"red.jpg"}
+    monkeypatch.setattr(data, "CACHE_VERSION", data.CACHE_VERSION + 1)
+    assert seen_colours(FolderImages(tmp_path, SIZE, 0)) == {"cmyk.jpg"}
+
+
+def test_of_a_large_folder_jpegs_are_kept_which_look_alike(tmp_path, monkeypatch):
+    for name, pixels in (("a", skimage.data.chelsea()), ("b", skimage.data.coffee())):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    raw = FolderImages(tmp_path, 128, 0)
+    monkeypatch.setattr(data, "LARGEST_RAW", 1000)
+    jpeg = FolderImages(tmp_path, 128, 0)
+    assert raw.cache != jpeg.cache
+    assert raw.identity == jpeg.identity
+    assert len(jpeg.pixels) < data.JPEG_SHARE * len(raw.pixels)
+    difference = (items(raw, 10).int() - items(jpeg, 10).int()).abs().float()
+    assert difference.mean() < 2
+    received = pickle.loads(pickle.dumps(jpeg))
+    assert all(torch.equal(received[i], jpeg[i]) for i in range(4))
+
+
+def test_the_caches_not_used_for_longest_go_and_never_the_one_in_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("NST_FAST_CACHE", str(tmp_path / "cache"))
+    roots = [tmp_path / name for name in "abcd"]
+    for number, root in enumerate(roots):
+        root.mkdir()
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(root / "picture.png")
+    first, second = (FolderImages(root, SIZE, 0) for root in roots[:2])
+    kept = sum(file.stat().st_size for file in first.cache.iterdir())
+    for age, images in ((3, first), (2, second)):
+        os.utime(images.cache / "index.json", (1e9 - age, 1e9 - age))
+    assert FolderImages(roots[0], SIZE, 0).cache == first.cache  # and so the second is the older one
+    left, running = first.cache.parent / "tmpkilled", first.cache.parent / "tmprunning"
+    left.mkdir()
+    running.mkdir()
+    os.utime(left, (1e9, 1e9))
+    expected = data.BYTES_PER_PICTURE * 40**2
+    monkeypatch.setattr(data, "MOST_CACHED", kept + expected)
+    third = FolderImages(roots[2], SIZE, 0)
+    assert set(first.cache.parent.iterdir()) == {first.cache, third.cache, running}
+    monkeypatch.setattr(data, "MOST_CACHED", 10)
+    fourth = FolderImages(roots[3], SIZE, 0)
+    assert set(first.cache.parent.iterdir()) == {fourth.cache, running}
+    assert fourth[0][0].unique().tolist() == [3]
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    root = make_folder(tmp_path / "tree")
+    monkeypatch.setenv("NST_FAST_CACHE", str(tmp_path / "cache"))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 50_000))
+    message = one_line_refusal(root)
+    assert "0.0 GB free; NST_FAST_CACHE=FOLDER" in message
+    assert list((tmp_path / "cache" / "content").iterdir()) == []
+
+
+def test_without_a_home_the_cache_is_a_temporary_folder(tmp_path, monkeypatch):
+    for name in ("NST_FAST_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cache_folder().parent == tmp_path
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: Path("~/.cache/nst_fast"))
+    assert cache_folder().parent == tmp_path
 
 
 def test_a_folder_goes_to_another_process_without_its_pixels(tmp_path):

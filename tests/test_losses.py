@@ -34,6 +34,8 @@ from nst_fast.loss.terms import (
     saturated_share,
     total_variation,
 )
+from nst_fast.reference.comparison import perceptual_losses
+from nst_fast.reference.image_optimizer import optimize_image
 
 CONTENT = {"relu2_1": 1.0}
 STYLE = {"relu1_1": 0.25, "relu2_1": 0.5, "conv3_1": 2.0}
@@ -540,14 +542,14 @@ def test_terms_of_bfloat16_features_are_computed_in_float32(kind):
 # Distributions
 
 
-def sliced_by_hand(features: np.ndarray, painted: np.ndarray, start: int) -> float:
+def sliced_by_hand(features: np.ndarray, painted: np.ndarray, start: int | None) -> float:
     """Features and painting (C, positions), as many positions as a multiple of QUANTILES."""
     directions = np.random.default_rng(0).standard_normal((SLICES, len(features)))
     errors, scales = [], []
     for number, direction in enumerate(directions / np.sqrt((directions**2).sum(1, keepdims=True))):
         ours, theirs = (np.array(sorted(direction @ x)).reshape(QUANTILES, -1).mean(1) for x in (features, painted))
         scales.append(((theirs - theirs.mean()) ** 2).mean() + SLICED_FLOOR * (theirs**2).mean())
-        if (number - start) % SLICES < SLICES_A_PICTURE:
+        if start is None or (number - start) % SLICES < SLICES_A_PICTURE:
             errors.append(((ours - theirs) ** 2).mean())
     return float(np.mean(errors) / np.mean(scales))
 
@@ -572,6 +574,20 @@ def test_sliced_style_equals_a_loop_over_sorted_projections(kind):
     terms = loss(image, loss.content_targets(content), style)
     assert float(terms["style"]) == pytest.approx(expected, rel=1e-9)
     assert float(terms["total"] - terms["content"]) == pytest.approx(10 * expected, rel=1e-9)
+
+
+def test_an_optimised_picture_is_compared_in_all_directions():
+    """In some of them alone, the others would be free for the optimiser."""
+    loss, painting, style = sliced_loss({"rgb": 0.5, "relu1_1": 2.0})
+    content, start = random(2, 3, 32, 32, seed=2).sigmoid(), random(2, 3, 32, 32, seed=1).sigmoid()
+    _, trace = optimize_image(content, loss, style, start=start, iterations=0)
+    expected = 0.0
+    for picture in start:
+        for weight, layer in ((0.5, "rgb"), (2.0, "relu1_1")):
+            pair = [loss.loss_network(x, [layer])[layer][0].flatten(1).numpy() for x in (picture[None], painting)]
+            expected += 0.5 * weight * sliced_by_hand(*pair, None)
+    assert trace[0]["style"] == pytest.approx(expected, rel=1e-9)
+    assert perceptual_losses(loss, style, start, content)["style"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_sliced_style_does_not_see_where_colours_are_and_sees_mixtures_that_gram_matrices_do_not():

@@ -17,12 +17,13 @@ import pytest
 import torch
 import yaml
 from conftest import Result
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nst_fast.commands import train as train_command
-from nst_fast.commands.resume import resume_run
+from nst_fast.commands.resume import resume_run, take_over_edits
 from nst_fast.errors import UserError
 from nst_fast.loss.loss_networks import VGG
 from nst_fast.training.checkpoints import read_checkpoint
@@ -217,6 +218,44 @@ def test_what_is_where_may_change_and_is_said(runs, train, tmp_path):
     assert_as_if_untouched(run, runs)
 
 
+def edit(run: Path, old: str, new: str) -> None:
+    text = (run / "config.yaml").read_text()
+    assert text.count(old) == 1
+    (run / "config.yaml").write_text(text.replace(old, new))
+
+
+def test_an_edited_config_is_heeded_where_it_may_change_and_refused_elsewhere(runs, train, tmp_path):
+    run = copy_run(runs, "half", tmp_path / "run")
+    whole = (run / "config.yaml").read_text()
+    for old, new, words in (
+        ("max_steps: 6", "max_steps: 12", "trainer.max_steps is 12, the run has 6"),
+        ("style_weight: ", "style_weight: 1", "loss.style_weight is 1"),
+        ("name: starry_night", "name: [", "cannot be read"),
+    ):
+        edit(run, old, new)
+        edited = (run / "config.yaml").read_text()
+        for again in (["resume=last", "output=run"], ["resume=run"]):
+            assert_one_line(train(STYLE, *again), "config.yaml", words)
+        assert (run / "config.yaml").read_text() == edited
+        (run / "config.yaml").write_text(whole)
+    edit(run, "num_workers: 0", "num_workers: 1")
+    result = train(STYLE, "resume=last", "output=run")
+    assert result.code == 0
+    assert "data.num_workers was 0 and is now 1" in result.err.splitlines()[0]
+    assert "num_workers: 1" in (run / "config.yaml").read_text()
+    assert_as_if_untouched(run, runs)
+
+
+def test_an_option_that_came_after_the_checkpoint_is_no_edit(tmp_path):
+    """A run of an earlier version, resumed and killed before its next checkpoint, has it in config.yaml alone."""
+    path, recorded = tmp_path / "config.yaml", {"trainer": {"max_steps": 3}, "loss": {"style_layers": {"relu1_1": 1.0}}}
+    path.write_text(yaml.safe_dump({**recorded, "trainer": {"max_steps": 3, "one_cycle": True}}))
+    assert take_over_edits(OmegaConf.create(recorded), path) == []
+    path.write_text(yaml.safe_dump({**recorded, "loss": {"style_layers": {"relu1_1": 2.0}}}))
+    with pytest.raises(UserError, match=r"has been edited: loss\.style_layers"):
+        take_over_edits(OmegaConf.create(recorded), path)
+
+
 CONTRADICTIONS = {
     "another length": (["trainer.max_steps=9"], ["trainer.max_steps=6", "9"]),
     "a default typed": (["data.size=256"], ["data.size=32", "256"]),
@@ -250,6 +289,14 @@ def test_a_run_is_not_started_over_another(runs, train, tmp_path):
     files = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert_one_line(train(STYLE, *FIRST, "output=run"), "holds a run already", "resume=last")
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
+    checkpoint = runs / "half, validated" / "checkpoints" / "last.ckpt"
+    assert_one_line(train(f"resume={checkpoint}", "output=run"), "holds a run already")
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
+    for name in ("config.yaml", "starry_night.onnx"):  # of a run that was killed early, and anybody's
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("mine")
+        assert_one_line(train(STYLE, *FIRST, f"output={name}"), "holds a run already")
+        assert [p.read_text() for p in (tmp_path / name).iterdir()] == ["mine"]
 
 
 def test_another_painting_under_the_same_name_is_refused(train, tmp_path):

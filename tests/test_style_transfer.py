@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +17,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
+from nst_fast.commands.configuration import load_config
 from nst_fast.errors import UserError
 from nst_fast.loss.loss_networks import VGG, freeze
 from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
 from nst_fast.loss.style_weight import StyleWeightControl
 from nst_fast.loss.terms import pixel_grid, pixel_weave
+from nst_fast.training import run
 from nst_fast.training.checkpoints import CHECKPOINT_KEY, read_checkpoint
 from nst_fast.training.content_images import BundledImages, ContentImages
+from nst_fast.training.interruption import Interruption
 from nst_fast.training.networks import create_network
 from nst_fast.training.style_transfer import LOG_EVERY, MOST_SKIPPED_IN_A_ROW, Recipe, StyleTransfer
 
@@ -212,6 +216,29 @@ def test_gradients_are_cut_and_the_rate_falls_to_nothing(tmp_path):
     assert rates[-1] < 1e-4 * max(rates)
 
 
+def test_the_fields_optimiser_is_adam_at_one_rate_on_gradients_as_they_are(tmp_path):
+    """As experiment=johnson2016 has it."""
+    cfg = load_config("train", ["style=starry_night", "experiment=johnson2016"])
+    module, data, seen, gradients = make_module(12), AlwaysTheSame(), [], []
+    module.recipe = replace(module.recipe, **{key: cfg.trainer[key] for key in ("learning_rate", "one_cycle")})
+    module.recipe = replace(module.recipe, gradient_clip=cfg.trainer.gradient_clip)
+    content = torch.stack(data.pictures).float() / 255
+    loss = perceptual_terms(module, module.network(content), content)["total"]
+    expected = torch.autograd.grad(loss, list(module.network.parameters()))
+    assert sum(float(gradient.square().sum()) for gradient in expected) > 1
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, module: StyleTransfer, *_: Any) -> None:
+            seen.append([trainer.optimizers[0].param_groups[0][key] for key in ("lr", "betas")])
+            gradients.append([parameter.grad.clone() for parameter in module.network.parameters()])
+
+    make_trainer(tmp_path, 12, Look()).fit(module, ContentImages(data, 2, 0, SIZE))
+    assert seen == [[1e-3, (0.9, 0.999)]] * 12
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    for got, wanted in zip(gradients[0], expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5 * largest)
+
+
 @pytest.mark.parametrize("scale", [2.0**10, 2.0**14])
 def test_a_float16_step_is_that_of_float32_whatever_the_loss_is_scaled_by(scale, tmp_path):
     """As a GPU takes it, on the CPU: gradients are cut, and logged, as they are without the scale."""
@@ -340,8 +367,10 @@ class ReadsFromTheDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_waits_for_nothing_unless_it_logs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_step_waits_for_nothing_unless_it_logs(scaled, tmp_path, monkeypatch):
     module, reads = make_module(12), []
+    plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**7))] if scaled else None
     module.control = StyleWeightControl(0.4, 7.0, 0.03)
     step = StyleTransfer.training_step
 
@@ -351,10 +380,38 @@ def test_a_step_waits_for_nothing_unless_it_logs(tmp_path, monkeypatch):
         reads.append(mode.count)
 
     monkeypatch.setattr(StyleTransfer, "training_step", counted)
-    make_trainer(tmp_path, 12, NotFinite([4]), val_check_interval=100).fit(module, make_data())
+    make_trainer(tmp_path, 12, NotFinite([4]), val_check_interval=100, plugins=plugins).fit(module, make_data())
     assert [number for number, count in enumerate(reads) if count] == [LOG_EVERY - 1]
     assert module.skipped_steps == 1
     assert torch.isfinite(module.control.log_weight)
+
+
+def test_processes_ask_each_other_whether_to_stop_every_ten_steps(monkeypatch):
+    monkeypatch.setattr(Interruption, "listen", lambda self: None)
+    for processes, asked_at in ((2, [10, 20]), (1, list(range(1, 26)))):
+        asked: list[int] = []
+        module = SimpleNamespace(batches_seen=0)
+        strategy = SimpleNamespace(reduce_boolean_decision=lambda *_, **__: asked.append(module.batches_seen))  # noqa: B023
+        trainer, interruption = SimpleNamespace(world_size=processes, strategy=strategy), Interruption()
+        for module.batches_seen in range(1, 26):
+            interruption.on_train_batch_end(trainer, module, None, None, 0)
+        assert asked == asked_at
+
+
+def test_processes_with_different_loss_networks_do_not_train(tmp_path):
+    module = make_module(1)
+    trainer = make_trainer(tmp_path, 1)
+    trainer.strategy.broadcast = lambda identity: "vgg19@0123"
+    with pytest.raises(UserError, match=r"process 0 .* vgg19@0123; loss_network=NAME"):
+        trainer.fit(module, make_data())
+
+
+def test_a_gpu_tries_cudnns_algorithms_once(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run.pl, "Trainer", lambda **options: asked.append(options["benchmark"]))
+    for accelerator in ("cpu", "gpu"):
+        run.create_trainer(Recipe(1), run.Engine(accelerator), tmp_path, 0, [])
+    assert asked == [None, True]
 
 
 class CopiesToTheDevice(TorchDispatchMode):

@@ -17,6 +17,7 @@ from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.networks import create_network
 from nst_fast.training.onnx_export import export
 
+REAL_SESSION = onnxruntime.InferenceSession
 PEERS = Path(__file__).resolve().parents[2] / "shared" / "peers"
 
 
@@ -43,6 +44,74 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stylizer(model):
     return Stylizer(model, threads=1)
+
+
+def offer(monkeypatch, *providers: str, starts: bool | Exception = True) -> list[tuple]:
+    """Let onnxruntime offer providers, which start or not; what sessions were asked for comes into the list."""
+    asked = []
+
+    class Session(REAL_SESSION):
+        def __init__(self, content, options, providers, **more):
+            asked.append(([provider for provider, _ in providers], options))
+            self.names = [provider for provider, _ in providers]
+            if self.names[0] != "CPUExecutionProvider" and isinstance(starts, Exception):
+                raise starts
+            super().__init__(content, options, providers=["CPUExecutionProvider"], **more)
+
+        def get_providers(self):
+            return self.names if starts is True else ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*providers, "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    return asked
+
+
+def test_auto_is_cuda_or_the_processor_and_nothing_else(model, monkeypatch, caplog):
+    asked = offer(monkeypatch, "CoreMLExecutionProvider", "DmlExecutionProvider")
+    assert Stylizer(model).device == "cpu"
+    assert Stylizer(model, device="coreml").device == "coreml"
+    assert [names[0] for names, _ in asked] == ["CPUExecutionProvider", "CoreMLExecutionProvider"]
+    offer(monkeypatch, "TensorrtExecutionProvider", "CUDAExecutionProvider")
+    assert Stylizer(model).device == "cuda"
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("starts", [False, RuntimeError("CUDA failure 35\nat line 3")], ids=["silent", "raises"])
+def test_a_device_that_does_not_start_is_said(starts, model, tmp_path, monkeypatch, caplog):
+    offer(monkeypatch, "CUDAExecutionProvider", starts=starts)
+    stylizer = Stylizer(model, threads=1)
+    assert stylizer.device == "cpu"
+    (told,) = caplog.messages
+    assert ("cannot start cuda" in told, "CUDA failure 35" in told) == (True, starts is not False)
+    assert stylizer.stylize_array(random_pictures(1, 20, 20)).shape == (1, 20, 20, 3)
+    with pytest.raises(UserError, match="cannot start cuda") as refusal:
+        Stylizer(model, device="cuda")
+    assert "\n" not in str(refusal.value)
+    (tmp_path / "words.onnx").write_text("words")
+    with pytest.raises(UserError, match="is no ONNX model"):
+        Stylizer(tmp_path / "words.onnx")
+
+
+def test_directml_runs_one_picture_at_a_time(model, monkeypatch):
+    asked = offer(monkeypatch, "DmlExecutionProvider")
+    assert Stylizer(model, threads=8, device="directml").runs_at_once == 1
+    assert Stylizer(model, threads=8).runs_at_once == 3
+    assert [options.enable_mem_pattern for _, options in asked] == [False, True]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script stands for the driver's program")
+@pytest.mark.parametrize(("told", "megapixels"), [("8192\n24576\n", 4.3), ("81920\n", 43), ("[N/A]\n", 4)])
+def test_a_gpu_tiles_what_its_memory_does_not_hold(told, megapixels, model, tmp_path, monkeypatch):
+    """Three pictures at once, 500 bytes a pixel, three quarters of what is free."""
+    offer(monkeypatch, "CUDAExecutionProvider")
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{told}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    stylizer, processor = Stylizer(model, threads=4), Stylizer(model, threads=4, device="cpu")
+    side = (megapixels * 1e6) ** 0.5
+    assert not stylizer.needs_tiles(int(0.99 * side), int(0.99 * side))
+    assert stylizer.needs_tiles(int(1.01 * side), int(1.01 * side))
+    assert processor.needs_tiles(2010, 2010)
 
 
 def test_as_many_threads_run_as_were_asked_for(model):

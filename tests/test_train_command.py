@@ -27,6 +27,8 @@ import yaml
 from conftest import Result
 from omegaconf import OmegaConf
 from PIL import Image
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import nst_fast
@@ -278,6 +280,9 @@ def test_nst_export_takes_a_run_and_puts_a_float_model_beside_the_other(finished
     for more, name in (([], "pic.onnx"), (["--float-nchw"], "pic.float.onnx"), (["--int8"], "pic.int8.onnx")):
         assert nst_export(monkeypatch, capsys, str(finished.folder), *more) == (0, f"{name}\n")
     assert float(metadata_of(Path("pic.int8.onnx"))["int8_psnr"]) > 30
+    code, told = nst_export(monkeypatch, capsys, str(finished.folder))
+    assert (code, told.count("\n"), "pic.onnx is there already; --overwrite" in told) == (1, 1, True)
+    assert nst_export(monkeypatch, capsys, str(finished.folder), "--overwrite") == (0, "pic.onnx\n")
     inputs = [onnxruntime.InferenceSession(name).get_inputs()[0].type for name in ("pic.onnx", "pic.float.onnx")]
     assert inputs == ["tensor(uint8)", "tensor(float)"]
 
@@ -606,13 +611,30 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-@pytest.mark.parametrize("option", ["trainer.accelerator=gpu", "trainer.precision=16-mixed"])
+@pytest.mark.parametrize("option", ["trainer.accelerator=gpu", "trainer.accelerator=mps", "trainer.precision=16-mixed"])
 def test_what_needs_a_gpu_is_refused_without_one(option, train):
     draw_picture(Path("pic.jpg"))
     done = train(*CUSTOM, *SMOKE, option)
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
     assert "GPU" in done.err
     assert not Path("runs").exists()
+
+
+def test_processes_of_a_run_take_the_loss_network_that_the_first_one_chose(monkeypatch):
+    """The first may reach VGG-19, and a later one not."""
+    answers = iter([("vgg19", ""), ("vgg19_slim", "")])
+    choose = "nst_fast.commands.perceptual_loss.choose_loss_network"
+    monkeypatch.setattr(choose, lambda name, on_gpu: next(answers) if name == "auto" else (name, ""))
+    monkeypatch.setattr(train_command, "choose_engine", lambda cfg: True)
+    monkeypatch.delenv(train_command.CHOSEN, raising=False)
+    names = []
+    for rank, processes in ((0, 2), (1, 2), (0, 1)):
+        monkeypatch.setattr(rank_zero_only, "rank", rank, raising=False)
+        cfg = load_config("train", ["style=starry_night", f"trainer.devices={processes}"])
+        train_command.resolve(cfg, Console(quiet=True))
+        names.append(cfg.loss_network.name)
+    os.environ.pop(train_command.CHOSEN)
+    assert names == ["vgg19", "vgg19", "vgg19_slim"]
 
 
 def test_a_run_may_lie_where_a_path_looks_like_an_address_and_have_any_number_of_steps(train):

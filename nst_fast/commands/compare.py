@@ -18,6 +18,7 @@ from nst_fast import __version__
 from nst_fast.assets import find_model, shipped
 from nst_fast.commands import require_training_packages, run, tune_torch
 from nst_fast.errors import UserError
+from nst_fast.files import refuse_existing
 from nst_fast.stylizing.images import find_pictures, load_image, resize_long_side
 from nst_fast.stylizing.stylizer import Stylizer
 
@@ -37,6 +38,7 @@ Compare models with the per-image optimiser on the very same loss: at how many i
   --starts S [S ...]    content noise (default: both)
   --pixel-range 1|255   of peers' models with float NCHW input; --bgr where their channels are BGR
   -o, --output FOLDER   for report.html and report.json (default: comparison)
+  --overwrite           replace those that are there
   key=value             of the loss, where it is not the model's own: style.size=256 loss.style_weight=5 …
   --version             print the version
 
@@ -124,6 +126,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--pixel-range", type=int, choices=(1, 255))
     parser.add_argument("--bgr", action="store_true")
     parser.add_argument("-o", "--output", type=place, default=Path("comparison"))
+    parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("stray", nargs="*")
     # key=value may stand anywhere, also where argparse would take it for another start or method.
     valued = ("model", "content", "style", "size", "count", "iterations", "pixel-range", "output")
@@ -148,13 +151,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, overrides
 
 
-def load_models(options: argparse.Namespace) -> tuple[dict[str, Stylizer], str, list[str]]:
+def load_models(options: argparse.Namespace, device: str = "auto") -> tuple[dict[str, Stylizer], str, list[str]]:
     """Return the models by name, the style, and the names of those that are of that style."""
     models: dict[str, Stylizer] = {}
     for given in options.model:
         path = find_model(given)
         name = path.stem if path.stem not in models else str(path)
-        models[name] = Stylizer(path, pixel_range=options.pixel_range, bgr=options.bgr)
+        models[name] = Stylizer(path, device=device, pixel_range=options.pixel_range, bgr=options.bgr)
     style = options.style or next((m.metadata["style"] for m in models.values() if "style" in m.metadata), None)
     if style is None:
         raise UserError("no model says what its style is: give --style NAME")
@@ -164,6 +167,8 @@ def load_models(options: argparse.Namespace) -> tuple[dict[str, Stylizer], str, 
 def choose_photographs(options: argparse.Namespace) -> list[Path]:
     """Return the photographs to compare on, once the report's folder is there; raises UserError."""
     paths = find_pictures(options.content)
+    if not options.overwrite:
+        refuse_existing((options.output / f"report.{kind}" for kind in ("json", "html")), "--overwrite")
     try:  # before hours of work
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -239,6 +244,11 @@ def compare_command(arguments: list[str]) -> int:
     first = models[judged[0]] if judged else next(iter(models.values()))
     cfg = load_config("optimize", ["content=photograph", *loss_arguments(first, style, overrides)])
     resolve(cfg, console)
+    if cfg.device == "cpu" and first.device != "cpu":
+        models, *_ = load_models(options, "cpu")  # both sides are timed on one device
+    models_on = next(iter(models.values())).device
+    if models_on != cfg.device:
+        console.print(f"models run on {models_on}, the optimiser on {cfg.device}: compare no times", style="yellow")
     with download_progress(console) as fetching:
         perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
         style_targets, sha256 = find_style(cfg.style, perceptual_loss, progress=fetching)
@@ -272,6 +282,7 @@ def compare_command(arguments: list[str]) -> int:
         "loss_network": perceptual_loss.loss_network.identity,
         "size": options.size,
         "iterations": options.iterations,
+        "models_on": models_on,
         **machine(cfg.device),
         **summarise(comparisons, judged, options.iterations),
     }
@@ -292,7 +303,7 @@ def machine(device: str) -> dict[str, Any]:
     from nst_fast.training.onnx_export import source_commit
 
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "device": torch.cuda.get_device_name() if device == "cuda" else device.upper(),
         "threads": torch.get_num_threads(),
         "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "commit": source_commit(),

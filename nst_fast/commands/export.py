@@ -9,10 +9,11 @@ from pathlib import Path
 
 from nst_fast.assets import INT8, find_model, is_model
 from nst_fast.commands import require_training_packages, run
+from nst_fast.files import refuse_existing
 from nst_fast.stylizing.stylizer import Stylizer
 
 USAGE = """
-usage: nst-export CHECKPOINT_OR_RUN [-o FILE] [--float-nchw | --int8]
+usage: nst-export CHECKPOINT_OR_RUN [-o FILE] [--float-nchw | --int8] [--overwrite]
 
 Export a checkpoint that `train` wrote to one self-describing ONNX file.
 
@@ -22,6 +23,7 @@ Export a checkpoint that `train` wrote to one self-describing ONNX file.
                      in the folder where you are)
   --float-nchw       float32 (N, 3, H, W) RGB in [0, 1] in and out, in place of uint8 (N, H, W, 3)
   --int8             convolutions in 8-bit integers: faster on a processor, and the pictures look alike
+  --overwrite        replace the file where it is there
   --version          print the version
 
 examples:
@@ -31,11 +33,16 @@ examples:
 """
 
 
-def export_in_8_bits(model: Path, path: str | Path) -> Path:
-    """Write an exported model in 8-bit integers, and return its path; raises UserError where it cannot be quantised."""
+def export_in_8_bits(model: Path, path: str | Path, overwrite: bool = True) -> Path:
+    """Write an exported model in 8-bit integers, and return its path.
+
+    Raises UserError where it cannot be quantised, or the file is there and may not be replaced.
+    """
     from nst_fast.stylizing.quantization import export_int8
     from nst_fast.training.photographs import bundled_photographs
 
+    if not overwrite:
+        refuse_existing([Path(path)], "--overwrite")
     return export_int8(model, path, bundled_photographs(), bundled_photographs(held_out=True))
 
 
@@ -49,6 +56,7 @@ def main() -> None:
         kind = parser.add_mutually_exclusive_group()
         kind.add_argument("--float-nchw", action="store_true")
         kind.add_argument("--int8", action="store_true")
+        parser.add_argument("--overwrite", action="store_true")
         options = parser.parse_args(arguments)
         try:
             from nst_fast.training.checkpoints import last_checkpoint, read_checkpoint
@@ -58,17 +66,18 @@ def main() -> None:
         given = os.path.expanduser(options.checkpoint)
         if options.int8 and (is_model(options.checkpoint) or not os.path.lexists(given)):
             model = find_model(options.checkpoint)
-            print(export_in_8_bits(model, options.output or f"{model.stem}{INT8}.onnx"))
+            print(export_in_8_bits(model, options.output or f"{model.stem}{INT8}.onnx", options.overwrite))
             return
         source = last_checkpoint(given)
         checkpoint = read_checkpoint(source)
         if options.int8:
             with tempfile.TemporaryDirectory() as folder:
                 model = export_checkpoint(checkpoint, Path(folder) / "model.onnx", source=source)
-                style = Stylizer(model).metadata["style"]
-                print(export_in_8_bits(model, options.output or model_name(style, INT8, source)))
+                style = Stylizer(model, device="cpu").metadata["style"]
+                target = options.output or model_name(style, INT8, source)
+                print(export_in_8_bits(model, target, options.overwrite))
         else:
-            print(export_checkpoint(checkpoint, options.output, options.float_nchw, source))
+            print(export_checkpoint(checkpoint, options.output, options.float_nchw, source, options.overwrite))
 
     run(command, "nst-export", USAGE)
 

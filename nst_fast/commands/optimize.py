@@ -15,6 +15,7 @@ from rich.console import Console
 
 from nst_fast.commands import require_training_packages, run, tune_torch
 from nst_fast.errors import UserError
+from nst_fast.files import new_folder, refuse_existing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,7 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   loss_network=NAME        vgg19_slim, vgg16, vgg19, alexnet or teachers
   experiment=gatys2016   the paper's presets: figure1_content, figure1_style, figure2, figure3
   output=FOLDER            (default: runs/optimize/<style>/<time>)
+  overwrite=true           replace what an earlier run left in it
   --cfg                    print the resolved config and stop
   --version                print the version
 
@@ -73,7 +75,8 @@ def resolve(cfg: Any, console: Console) -> None:
     require_choice(cfg, "method", METHODS)
     require_choice(cfg, "start", STARTS)
     require_choice(cfg, "format", ("png", "jpg"))
-    require_choice(cfg, "keep_colours", (True, False))
+    for key in ("keep_colours", "overwrite"):
+        require_choice(cfg, key, (True, False))
     require_weights(cfg, "blend", optional=True)
     if cfg.style.content_distance is not None:
         raise UserError("style.content_distance is for train and nst-preview; here say loss.style_weight=W")
@@ -95,15 +98,16 @@ def optimize(cfg: Any) -> Path:
     sizes = [max(16, round(size / 2**octave)) for octave in reversed(range(cfg.scales))]
     perceptual_loss, found = prepare_loss(cfg, photograph, sizes, console)
     name = f"{Path(cfg.content).stem}.{cfg.style.name}"
+    picture = f"{name}.{cfg.format}"
     if len(os.fsencode(name)) > LONGEST_NAME:  # before minutes of work
         raise UserError(f"the picture would be called {name}, which is too long; rename the photograph")
-    output = start_folder(cfg)
+    output = start_folder(cfg, ("config.yaml", "trace.json", "snapshots", picture))
 
     def finish(image: Tensor, path: Path) -> Path:
-        picture = to_image(image)
+        optimized = to_image(image)
         if cfg.keep_colours:
-            picture = keep_colours(picture, photograph.resize(picture.size, Image.Resampling.LANCZOS))
-        save_image(picture, path)
+            optimized = keep_colours(optimized, photograph.resize(optimized.size, Image.Resampling.LANCZOS))
+        save_image(optimized, path)
         return path
 
     console.print(
@@ -134,7 +138,7 @@ def optimize(cfg: Any) -> Path:
     (output / "trace.json").write_text(json.dumps(report, indent=1) + "\n")
     if follower.stopped:
         console.print(f"interrupted at {trace[-1]['size']} px: this is the best picture so far", style="yellow")
-    return finish(image, output / f"{name}.{cfg.format}")
+    return finish(image, output / picture)
 
 
 def prepare_loss(
@@ -161,18 +165,27 @@ def prepare_loss(
         return perceptual_loss, [find_blend(cfg, blend, perceptual_loss, brush, fetching) for brush in brushes]
 
 
-def start_folder(cfg: Any) -> Path:
-    """Make the folder that a config names and write the config into it; UserError where that is not possible."""
+def start_folder(cfg: Any, files: tuple[str, ...]) -> Path:
+    """Make the folder that a config names, or a new one, and write the config into it.
+
+    Raises UserError where that is not possible, or one of the run's files is there and may not be replaced.
+    """
     from omegaconf import OmegaConf
 
     from nst_fast.commands.configuration import literal
 
     started = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    output = Path(cfg.output or Path("runs", "optimize", cfg.style.name, started))
+    if cfg.output is None:
+        output = new_folder(Path("runs", "optimize", cfg.style.name, started))
+    else:
+        output = Path(cfg.output)
+        if not cfg.overwrite:
+            refuse_existing((output / file for file in files), "overwrite=true")
     cfg.output = literal(str(output))
     try:
         output.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, output / "config.yaml")
+        with (output / "config.yaml").open("w" if cfg.overwrite else "x", encoding="utf-8") as file:
+            OmegaConf.save(cfg, file)
     except OSError as error:
         raise UserError(f"cannot write into {output}: {error.strerror}; output=FOLDER moves it") from error
     return output

@@ -32,11 +32,12 @@ LONGEST_NAME = 200  # bytes of a style's name: file systems take 255, suffixes a
 
 def resolve_device(cfg: Any) -> None:
     """Replace device=auto by what this machine has; UserError for a GPU that is not there."""
-    require_choice(cfg, "device", ("auto", "cpu", "cuda"))
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch finds no GPU here; device=cpu works everywhere")
+    require_choice(cfg, "device", ("auto", "cpu", "cuda", "mps"))
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(cfg.device, True):
+        raise UserError(f"device={cfg.device}, but torch finds no such GPU here; device=cpu works everywhere")
     if cfg.device == "auto":
-        cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
+        cfg.device = "cuda" if there["cuda"] else "cpu"
 
 
 def check_content_distance(name: str, distance: Any) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from nst_fast.commands import require_training_packages, run, tune_torch
 from nst_fast.errors import UserError
+from nst_fast.files import refuse_existing
 
 USAGE = """
 usage: nst-preview style=NAME [key=value ...]
@@ -27,6 +28,7 @@ style.content_distance=…` trains one for minutes on what you like.
   size=PX                  long side of each picture (default 384)
   loss_network=NAME        vgg19_slim, vgg16, vgg19, alexnet or teachers
   output=FILE              (default: <style>.preview.jpg)
+  overwrite=true           replace it where it is there
   --cfg                    print the resolved config and stop
   --version                print the version
 
@@ -51,6 +53,7 @@ def resolve(cfg: Any, console: Console) -> None:
         require_number(cfg, key, 1)
     require_number(cfg, "seed", 0, 2**32 - 1)
     require_choice(cfg, "loss.name", ("balanced",))
+    require_choice(cfg, "overwrite", (True, False))
     if cfg.style.content_distance is not None:
         raise UserError("style.content_distance is one; here say content_distances='[…]'")
     for key in ("content_distances", "brushes"):
@@ -67,6 +70,8 @@ def resolve(cfg: Any, console: Console) -> None:
     path = os.path.realpath(cfg.output or f"{cfg.style.name}.preview.jpg")
     if path in {os.path.realpath(given) for given in (cfg.content, cfg.style.image) if given is not None}:
         raise UserError(f"the sheet would replace {path}; output=FILE names another")
+    if not cfg.overwrite:
+        refuse_existing([Path(path)], "overwrite=true")
     resolve_device(cfg)
     resolve_perceptual_loss(cfg, cfg.device == "cuda", console)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from nst_fast.assets import shipped
@@ -22,6 +23,7 @@ from nst_fast.training.checkpoints import (
     upgraded,
     whole_checkpoint,
 )
+from nst_fast.training.run import in_place
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ def resume_run(arguments: list[str]) -> DictConfig:
     if checkpoint:
         checkpoint, content, notes = whole_checkpoint(checkpoint)
         recorded: Any = stored(content[CHECKPOINT_KEY]["config"])
+        if folder and in_place(folder, checkpoint):
+            notes += take_over_edits(recorded, folder / "config.yaml")
     elif folder:
         notes = [f"{folder} has no checkpoint yet: starting over"]
         try:
@@ -82,6 +86,29 @@ def resume_run(arguments: list[str]) -> DictConfig:
     recorded.resume = None if checkpoint is None else literal(str(checkpoint))
     recorded.output = None if folder is None else literal(str(folder))
     return recorded
+
+
+def take_over_edits(recorded: DictConfig, path: Path) -> list[str]:
+    """Put what may change and is another in a run's config.yaml into what its checkpoint records; return notes of it.
+
+    Raises UserError where the file cannot be read, or something else in it has been edited.
+    """
+    if not path.exists():
+        return []
+    try:
+        written = options(stored(upgraded(yaml.safe_load(path.read_text("utf-8")))))
+    except Exception as error:  # a damaged file can fail in any way
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); put it right, or start anew") from error
+    notes = []
+    for name, value in written:
+        was = OmegaConf.select(recorded, name, default=value)  # an option that came after the checkpoint is there alone
+        if name in ("resume", "output") or value == was:
+            continue
+        if name not in MAY_CHANGE:
+            raise UserError(f"{path} has been edited: {name} is {value}, the run has {was}; put it back, or start anew")
+        notes.append(f"{name} was {was} and is now {value}, as {path} has it")
+        OmegaConf.update(recorded, name, literal(value) if isinstance(value, str) else value)
+    return notes
 
 
 def find_checkpoint(cfg: DictConfig, typed: set[str]) -> tuple[Path | None, Path | None]:

@@ -16,10 +16,12 @@ from rich.console import Console
 
 from nst_fast.commands import require_training_packages, run, show_warnings, tune_torch
 from nst_fast.errors import UserError
+from nst_fast.files import new_folder
 
 log = logging.getLogger(__name__)
 
 CPU_WORKERS = 1  # that prepare pictures, some 150 a second and more; the other cores train
+CHOSEN = "NST_FAST_LOSS_NETWORK"  # environment variable: the first process's choice, for those that Lightning starts
 MOST_GPU_WORKERS = 16  # some 2,500 bundled pictures a second, 15,000 of a folder
 CONTROL_RATE = 0.03  # of the style weight's logarithm a step: the network follows within some 50 steps
 
@@ -65,11 +67,18 @@ examples:
 
 def resolve(cfg: Any, console: Console) -> None:
     """Check a config's values and replace what is automatic by what this machine gets."""
+    from pytorch_lightning.utilities import rank_zero_only
+
     from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
 
     check_options(cfg)
     gpu = choose_engine(cfg)
+    several = cfg.trainer.devices * cfg.trainer.num_nodes > 1
+    if several and cfg.loss_network.name == "auto" and getattr(rank_zero_only, "rank", 0):
+        cfg.loss_network.name = os.environ.get(CHOSEN, "auto")
     resolve_perceptual_loss(cfg, gpu, console)
+    if several:
+        os.environ[CHOSEN] = cfg.loss_network.name
 
 
 def check_options(cfg: Any) -> None:
@@ -102,7 +111,7 @@ def check_options(cfg: Any) -> None:
     if cfg.data.name == "coco":
         require_choice(cfg, "data.split", COCO)
     require_choice(cfg, "float_nchw", (True, False))
-    require_choice(cfg, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda"))
+    require_choice(cfg, "trainer.accelerator", ("auto", "cpu", "gpu", "cuda", "mps"))
     require_choice(cfg, "trainer.precision", ("auto", "32-true", "bf16-mixed", "16-mixed"))
     require_number(cfg, "trainer.num_nodes", 1, 1024)
     # The others shard what a small network has not.
@@ -110,34 +119,39 @@ def check_options(cfg: Any) -> None:
     require_choice(cfg, "trainer.strategy", ("auto", *parallel))
     for key in ("trainer.learning_rate", "trainer.grid_weight", "trainer.weave_weight"):
         require_number(cfg, key, 0, whole=False)
-    require_number(cfg, "trainer.gradient_clip", 1e-6, whole=False)  # of 0 nothing would be learned
+    require_number(cfg, "trainer.gradient_clip", 1e-6, whole=False, optional=True)  # of 0 nothing would be learned
+    require_choice(cfg, "trainer.one_cycle", (True, False))
     if cfg.network.width % 4:
         raise UserError(f"network.width is {cfg.network.width}; a multiple of 4 is needed")
 
 
 def choose_engine(cfg: Any) -> bool:
-    """Replace what is automatic in a config's trainer and workers, and return whether a GPU computes."""
+    """Replace what is automatic in a config's trainer and workers, and return whether an NVIDIA GPU computes."""
     import torch
 
     from nst_fast.loss.loss_networks import multiplies_bfloat16
     from nst_fast.training.run import STEPS
 
     gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
+    mps = torch.backends.mps.is_available() and cfg.trainer.accelerator == "mps"
     if cfg.resume is None and not gpu:  # a run from a machine with a GPU may go on without one
-        if cfg.trainer.accelerator in ("gpu", "cuda"):
+        if cfg.trainer.accelerator in ("gpu", "cuda") or (cfg.trainer.accelerator == "mps" and not mps):
             raise UserError(
                 f"trainer.accelerator is {cfg.trainer.accelerator}, but torch finds no GPU; leave it at auto"
             )
         if cfg.trainer.precision == "16-mixed":
             raise UserError("trainer.precision=16-mixed needs a GPU; leave it at auto, bf16-mixed or 32-true")
-    cfg.trainer.accelerator = "gpu" if gpu else "cpu"
+        if mps and cfg.trainer.precision not in ("auto", "32-true"):
+            raise UserError(f"trainer.precision is {cfg.trainer.precision}; a Mac's GPU trains in 32-true")
+    cfg.trainer.accelerator = "gpu" if gpu else "mps" if mps else "cpu"
     if cfg.data.num_workers is None:
         cores = os.cpu_count() or 1
         cfg.data.num_workers = min(max(cores // cfg.trainer.devices - 1, 1), MOST_GPU_WORKERS) if gpu else CPU_WORKERS
     if cfg.trainer.max_steps is None:
         cfg.trainer.max_steps = STEPS[cfg.trainer.accelerator]
     if cfg.trainer.precision == "auto":
-        cfg.trainer.precision = "bf16-mixed" if multiplies_bfloat16("cuda" if gpu else "cpu") else "32-true"
+        native = not mps and multiplies_bfloat16("cuda" if gpu else "cpu")
+        cfg.trainer.precision = "bf16-mixed" if native else "32-true"
     return gpu
 
 
@@ -151,7 +165,10 @@ def warm_start(network: Any, path: str) -> None:
 
     if is_model(path):
         model = find_model(path)
-        weights, theirs = import_network(model).state_dict(), Stylizer(model).metadata.get("network", "unknown")
+        weights, theirs = (
+            import_network(model).state_dict(),
+            Stylizer(model, device="cpu").metadata.get("network", "unknown"),
+        )
     else:
         checkpoint = read_checkpoint(path)
         weights = trained_network(checkpoint, path).state_dict()
@@ -233,7 +250,9 @@ def train_command(arguments: list[str]) -> Path | None:
             "style=custom has none",
             cfg.style.name,
         )
-    named, cfg.output = cfg.output is not None, literal(str(output))
+    if cfg.output is None and first:
+        output = new_folder(output)
+    cfg.output = literal(str(output))
     identity, steps = perceptual_loss.loss_network.identity, cfg.trainer.max_steps
     title = (
         f"style {cfg.style.name} at {cfg.style.size} px, loss network {identity[:30]}, network {cfg.network.name}, "
@@ -252,7 +271,7 @@ def train_command(arguments: list[str]) -> Path | None:
         image_sha256=sha256,
         control=create_control(cfg, CONTROL_RATE),
         resume=resume,
-        named=named,
+        start_over=resumed and resume is None,
         float_nchw=cfg.float_nchw,
         callbacks=[TrainingProgress(console, title)],
     )

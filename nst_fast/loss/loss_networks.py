@@ -356,7 +356,7 @@ def multiplies_bfloat16(device_type: str) -> bool:
     """Return whether a device multiplies bf16 natively: then it is about twice as fast as float32, else slower."""
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()  # torch 2.9 has no public name for it
+    return device_type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # torch 2.9 has no public name for it
 
 
 def freeze(network: LossNetwork) -> LossNetwork:

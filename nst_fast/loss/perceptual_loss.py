@@ -117,15 +117,16 @@ class PerceptualLoss(nn.Module):
             raise UserError(f"the style targets lack {missing[0]}; they have {have}; style.image=FILE has all")
 
     @torch.no_grad()
-    def content_targets(self, content: Tensor) -> dict[str, Tensor]:
+    def content_targets(self, content: Tensor, every_direction: bool = False) -> dict[str, Tensor]:
         """Return the content targets {layer: features} of a content image (N, 3, H, W).
 
         And, as ``slices``, where each picture starts among the directions that it is compared in: neither chance nor a
-        counter, so that a loss stays the same function of the stylized image, and training sees all of them.
+        counter, so that a loss stays the same function of the stylized image, and training sees all of them. With
+        ``every_direction`` it is compared in all: an optimiser of one picture would find the others free.
         """
         features = self.loss_network(content, list(self.content_layers))
         targets = {layer: content_representation(self.loss_network, layer, f) for layer, f in features.items()}
-        if self.sliced_layers:
+        if self.sliced_layers and not every_direction:
             targets["slices"] = (255 * content).round().long().sum((1, 2, 3)) % SLICES
         return targets
 
@@ -155,7 +156,7 @@ class PerceptualLoss(nn.Module):
                 style = style + weight * self.style_term(gram, target, self.filters(layer)).mean()
             for layer, weight in self.sliced_layers.items():
                 x = in_full_precision(content_representation(self.loss_network, layer, features[layer]))
-                target, start = style_targets[SLICED + layer], content_targets["slices"]
+                target, start = style_targets[SLICED + layer], content_targets.get("slices")
                 style = style + weight * self.sliced_term(x, target, start).mean()
             tv = total_variation(stylized).mean()
             total = self.content_weight * content + self.style_weight * style + self.tv_weight * tv
@@ -177,20 +178,27 @@ class PerceptualLoss(nn.Module):
         """Return each picture's style loss at one layer, shape (N,), from Gram matrices (N, C, C), (1 or N, C, C)."""
         raise NotImplementedError
 
-    def sliced_term(self, features: Tensor, target: Tensor, start: Tensor) -> Tensor:
+    def sliced_term(self, features: Tensor, target: Tensor, start: Tensor | None) -> Tensor:
         """Return each picture's distance from the painting's distribution at one layer, shape (N,).
 
         The squared sliced Wasserstein distance (Heitz et al., CVPR 2021) over the painting's variance and
         `SLICED_FLOOR`: 0 for the same features in any order. To Gram matrices a colour between two others may be as
         good as both; here it is not. ``target`` is the painting's (1 or N, `SLICES`, `QUANTILES`), ``start`` (N,) the
-        first of a picture's directions.
+        first of a picture's directions, None for all of them.
         """
-        chosen = (start[:, None] + torch.arange(SLICES_A_PICTURE, device=start.device)) % SLICES
-        directions = slice_directions(features.shape[1], features.device, features.dtype)[chosen]
+        count, device = len(features), features.device
+        if start is None:
+            chosen = torch.arange(SLICES, device=device).expand(count, -1)
+        else:
+            chosen = (start[:, None] + torch.arange(SLICES_A_PICTURE, device=device)) % SLICES
+        directions = slice_directions(features.shape[1], device, features.dtype)
         variance = target.var(2, correction=0).mean(1) + SLICED_FLOOR * target.square().mean((1, 2))
-        pictures = torch.arange(len(start), device=start.device)[:, None]
-        difference = sliced_quantiles(features, directions) - target.expand(len(start), -1, -1)[pictures, chosen]
-        return difference.square().mean((1, 2)) / variance.clamp_min(1e-6)  # black has no energy either
+        painted, pictures = target.expand(count, -1, -1), torch.arange(count, device=device)[:, None]
+        differences = [
+            sliced_quantiles(features, directions[part]) - painted[pictures, part]
+            for part in chosen.split(SLICES_A_PICTURE, 1)
+        ]
+        return torch.cat(differences, 1).square().mean((1, 2)) / variance.clamp_min(1e-6)  # black has no energy either
 
 
 class GatysLoss(PerceptualLoss):

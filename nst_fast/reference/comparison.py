@@ -63,7 +63,7 @@ def perceptual_losses(
     perceptual_loss: PerceptualLoss, style_targets: Targets, image: Tensor, content: Tensor
 ) -> dict[str, float]:
     """Return the loss terms of an image (1, 3, H, W) in [0, 1] for a content image of its shape."""
-    terms = perceptual_loss(image, perceptual_loss.content_targets(content), style_targets)
+    terms = perceptual_loss(image, perceptual_loss.content_targets(content, True), style_targets)
     return {name: float(term) for name, term in terms.items()}
 
 

@@ -84,7 +84,7 @@ def optimize_image(
         raise UserError(
             f"the start has shape {tuple(start.shape)}, the content {tuple(content.shape)}; they must agree"
         )
-    targets = perceptual_loss.content_targets(content.contiguous(memory_format=torch.channels_last))
+    targets = perceptual_loss.content_targets(content.contiguous(memory_format=torch.channels_last), True)
 
     def objective(pixels: Tensor) -> tuple[dict[str, float], Tensor]:
         pixels = pixels.detach().requires_grad_(True)

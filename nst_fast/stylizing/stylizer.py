@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import re
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,20 +23,27 @@ from nst_fast.stylizing.images import to_rgb
 if TYPE_CHECKING:
     from nst_fast.stylizing.tiling import Box, TiledModel
 
+log = logging.getLogger(__name__)
+
 METADATA_PREFIX = "nst_fast."
 # A model's serial operations leave cores idle that other pictures or tiles can use.
 RUNS_AT_ONCE = 3
 TILED_ABOVE = 4_000_000  # pixels, about 2 GB of memory in one piece
+BYTES_PER_PIXEL = 500  # of that memory
 LARGEST_MIN_SIZE = 1024  # px: smaller pictures are padded to what a model says it needs
 LARGEST_FIXED_SIZE = 1 << 28  # pixels of the one size that some models take
 # The protobuf field 1, "location", in any encoding: every tensor that lies in another file has it. Old onnxruntimes
 # read from wherever it says.
 EXTERNAL_DATA = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
-# What people call a device, as onnxruntime's provider with its options; the first that is there is taken for auto.
+# What people call a device, as onnxruntime's provider with its options. Of GPUs auto takes cuda alone: with free sizes
+# CoreML takes 6 to 8 times as long as the processor.
 DEVICES: dict[str, tuple[str, dict[str, str]] | None] = {
     "auto": None,
-    # The default search tries every algorithm at every new size of picture.
-    "cuda": ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}),
+    # The default search tries every algorithm at every new size of picture, and the default pool doubles as it grows.
+    "cuda": (
+        "CUDAExecutionProvider",
+        {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"},
+    ),
     "coreml": ("CoreMLExecutionProvider", {}),
     "directml": ("DmlExecutionProvider", {}),
     "cpu": ("CPUExecutionProvider", {}),
@@ -48,10 +57,15 @@ class Stylizer:
         model: the name of a shipped model, or an ONNX file: one that `nst-export` or `train` wrote, uint8 (N, H, W, 3)
             RGB → the same; or another's, float (N, 3, H, W), where ``pixel_range`` is given.
         threads: for the session; 0 takes every core.
-        device: `DEVICES` has the names; ``auto`` takes the first that this onnxruntime offers.
+        device: `DEVICES` has the names; ``auto`` takes cuda where onnxruntime can start it, else the processor.
         pixel_range: 1 or 255, what a foreign model calls white.
         bgr: whether a foreign model's channels are blue, green, red.
         tile: run even small pictures in tiles; large ones are anyway, where the model allows it.
+
+    Attributes:
+        device: the name of what computes.
+        metadata: what the model says of itself.
+        min_size: the least height and width that it takes, px.
 
     Raises UserError where the file is missing, is no ONNX model or is not one of ours and nothing says how to feed it.
     """
@@ -68,15 +82,9 @@ class Stylizer:
     ) -> None:
         self.path = path = find_model(str(model))
         self.providers, self.threads = choose_providers(device), threads
-        self.runs_at_once = min(RUNS_AT_ONCE, threads or os.cpu_count() or 1)
-        content = read_model(path)
-        try:
-            self.session = self.create_session(content)
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"{path} is no ONNX model that onnxruntime can load: {reason}") from error
-        if device != "auto" and self.providers[0][0] not in self.session.get_providers():
-            raise UserError(f"onnxruntime cannot start {device}; install its libraries, or leave --device out")
+        self.session = self.start(read_model(path), device)
+        # One run of a session at a time is all that DirectML allows.
+        self.runs_at_once = 1 if self.device == "directml" else min(RUNS_AT_ONCE, threads or os.cpu_count() or 1)
         metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
         self.metadata = {
             key.removeprefix(METADATA_PREFIX): value
@@ -134,6 +142,38 @@ class Stylizer:
             raise UserError(f"{self.path} takes pictures of {width}×{height} px alone, which is no sensible size")
         return width, height
 
+    @property
+    def device(self) -> str:
+        """The name of what computes."""
+        return next(name for name, known in DEVICES.items() if known and known[0] == self.providers[0][0])
+
+    def start(self, content: bytes, wanted: str) -> Any:
+        """Return a session on the first of the providers, or for ``auto`` on the processor where it does not start.
+
+        Raises UserError where the model cannot be loaded, or the device that was wanted does not start.
+        """
+        device, reason = self.device, "its libraries are missing"
+        try:
+            session = self.create_session(content)
+            if self.providers[0][0] in session.get_providers():
+                return session
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            if len(self.providers) == 1:
+                raise UserError(f"{self.path} is no ONNX model that onnxruntime can load: {reason}") from error
+        self.providers = self.providers[1:]
+        session = self.start(content, wanted)  # which tells whether it is the model's fault
+        if wanted != "auto":
+            raise UserError(f"onnxruntime cannot start {device} ({reason}); install them, or leave --device out")
+        log.warning("onnxruntime cannot start %s (%s): the processor does the work; --device cpu", device, reason)
+        return session
+
+    @functools.cached_property
+    def tiled_above(self) -> float:
+        """Pixels of the largest picture that is run in one piece: as many as all runs at once find memory for."""
+        memory = free_gpu_memory() if self.device == "cuda" else None
+        return TILED_ABOVE if memory is None else 0.75 * memory / BYTES_PER_PIXEL / self.runs_at_once
+
     def create_session(self, content: bytes, pool: bool = True) -> Any:
         """Return an onnxruntime session of a model on this stylizer's device and threads."""
         options = onnxruntime.SessionOptions()
@@ -142,6 +182,8 @@ class Stylizer:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others use the cores meanwhile
         options.log_severity_level = 4  # its errors are raised, too
         options.add_session_config_entry("session.load_model_format", "ONNX")
+        if self.device == "directml":
+            options.enable_mem_pattern = False  # which it cannot do
         # Its fallback prints on standard output and tries the same again.
         return onnxruntime.InferenceSession(content, options, providers=self.providers, enable_fallback=0)
 
@@ -165,7 +207,7 @@ class Stylizer:
         """Return whether a picture is run in tiles."""
         if self.fixed_size is not None or min(width, height) < self.min_size:
             return False
-        return (self.tile or width * height > TILED_ABOVE) and self.can_tile
+        return (self.tile or width * height > self.tiled_above) and self.can_tile
 
     def to_input(self, pictures: np.ndarray) -> np.ndarray:
         """Return pictures, uint8 RGB (N, H, W, 3), as the model takes them."""
@@ -277,11 +319,21 @@ def choose_providers(device: str) -> list[tuple[str, dict[str, str]]]:
     known = {name: provider for name, provider in DEVICES.items() if provider is not None}
     offered = onnxruntime.get_available_providers()
     if device == "auto":
-        device = next(name for name, (provider, _) in known.items() if provider in offered)
+        device = "cuda" if known["cuda"][0] in offered else "cpu"
     if known[device][0] not in offered:
         have = ", ".join(name for name, (provider, _) in known.items() if provider in offered)
         raise UserError(f"this onnxruntime cannot use {device}, only {have}; leave --device out, or install another")
     return list(dict([known[device], known["cpu"]]).items())
+
+
+def free_gpu_memory() -> int | None:
+    """Return the free bytes of the NVIDIA GPU that has least, None where the driver does not say."""
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+        return min(int(mebibytes) for mebibytes in told.split()) << 20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
 
 
 def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -5,15 +5,17 @@ Every example is a function of (seed, index) alone, so the number of workers, a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import itertools
 import json
-import math
 import os
 import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +34,11 @@ from nst_fast.stylizing.images import find_pictures, load_image, reads_heic, res
 from nst_fast.training.photographs import bundled_photographs, centre_crop, dead_leaves, random_window, recolour
 
 Progress = Callable[[int, int], None]
+CACHE_VERSION = 2  # of what is kept of a picture; another one where pictures are read or made small in another way
+LARGEST_RAW = 4e9  # bytes of a folder's pixels; of larger ones JPEGs are kept, about a fifth
+MOST_CACHED = 20e9  # bytes of all folders
+BYTES_PER_PICTURE = 4.5  # and square of its short side: three channels, half as long again as it is high
+JPEG_SHARE = 0.25  # of its pixels' bytes, at most, as photographs go
 LONGEST_PHOTOGRAPH = 3.0  # longer pictures are cut: a 1×10000 one would be huge at a useful short side
 
 
@@ -63,13 +70,14 @@ class FolderImages(Dataset[Tensor]):
     """Random windows of the pictures in a folder tree: uint8 (3, size, size).
 
     Windows are as small as ``window`` times the size, and enlarged. Each picture is decoded once and kept small in a
-    memory-mapped file in the cache folder; a changed tree makes a new one.
+    memory-mapped file in the cache folder, as pixels or, of a large folder, as JPEG of quality 95 without chroma
+    subsampling; a changed tree makes a new one. Those not used for longest go where all take more than `MOST_CACHED`.
 
     Attributes:
         skipped: (path, reason) of every picture that could not be read.
         identity: how many pictures there are, and a digest of their sizes.
 
-    Raises UserError where the folder is missing or no picture in it can be read.
+    Raises UserError where the folder is missing, no picture in it can be read or the disk has no room.
     """
 
     def __init__(
@@ -80,12 +88,16 @@ class FolderImages(Dataset[Tensor]):
         self.short_side = round(1.25 * size)
         files = find_pictures(root)
         listing = "".join(f"{p.relative_to(self.root)}\0{size_and_time(p)}\0" for p in files)
-        key = f"{self.root.resolve()}\0{self.short_side}\0{listing}{reads_heic()}"
+        expected = BYTES_PER_PICTURE * self.short_side**2 * len(files)
+        self.jpeg = expected > LARGEST_RAW
+        key = f"{CACHE_VERSION}\0{self.jpeg}\0{self.root.resolve()}\0{self.short_side}\0{listing}{reads_heic()}"
         self.cache = (
             cache_folder() / "content" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         )
         if not (self.cache / "index.json").exists():
-            self.build(files, progress)
+            self.build(files, expected * JPEG_SHARE if self.jpeg else expected, progress)
+        with contextlib.suppress(OSError):  # somebody else's cache, which may only be read
+            os.utime(self.cache / "index.json")  # it is used
         index = json.loads((self.cache / "index.json").read_text())
         self.shapes = [tuple(shape) for shape in index["shapes"]]
         self.skipped = [(Path(name), reason) for name, reason in index["skipped"]]
@@ -94,8 +106,8 @@ class FolderImages(Dataset[Tensor]):
                 f"none of the {len(self.skipped)} pictures in {root} can be read; the first: {self.skipped[0][1]}"
             )
         self.identity = f"{len(self.shapes)}@{hashlib.sha256(str(self.shapes).encode()).hexdigest()[:8]}"
-        self.offsets = np.cumsum([0] + [math.prod(shape) for shape in self.shapes])
-        self.pixels = np.memmap(self.cache / "pixels.uint8", np.uint8, "r")
+        self.offsets = np.cumsum([0, *index["bytes"]], dtype=np.int64)
+        self.pixels = np.memmap(self.cache / "pixels", np.uint8, "r")
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a worker that is started anew needs: not gigabytes of pixels, it opens them itself."""
@@ -103,10 +115,10 @@ class FolderImages(Dataset[Tensor]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.pixels = np.memmap(self.cache / "pixels.uint8", np.uint8, "r")
+        self.pixels = np.memmap(self.cache / "pixels", np.uint8, "r")
 
-    def decode(self, path: Path) -> np.ndarray | str:
-        """Return the picture small, or why it cannot be read."""
+    def decode(self, path: Path) -> tuple[tuple[int, ...], bytes] | str:
+        """Return the shape of the picture made small, and what is kept of it; or why it cannot be read."""
         try:
             with Image.open(path) as image:
                 image.draft("RGB", (self.short_side, self.short_side))  # lets JPEG skip what would be thrown away
@@ -118,27 +130,50 @@ class FolderImages(Dataset[Tensor]):
             width, height = min(rgb.width, longest), min(rgb.height, longest)
             left, top = (rgb.width - width) // 2, (rgb.height - height) // 2
             rgb = rgb.crop((left, top, left + width, top + height))
-        return np.asarray(resize_short_side(rgb, self.short_side))
+        small = resize_short_side(rgb, self.short_side)
+        shape = (small.height, small.width, 3)
+        if not self.jpeg:
+            return shape, small.tobytes()
+        small.save(encoded := io.BytesIO(), "JPEG", quality=95, subsampling=0)
+        return shape, encoded.getvalue()
 
-    def build(self, files: list[Path], progress: Progress | None) -> None:
-        """Decode every picture into a folder beside the cache, then rename it: two processes may do so at once."""
-        shapes, skipped = [], []
+    def photograph(self, number: int) -> np.ndarray:
+        """Return a picture made small, uint8 RGB (H, W, 3)."""
+        kept = self.pixels[self.offsets[number] : self.offsets[number + 1]]
+        if not self.jpeg:
+            return kept.reshape(self.shapes[number])
+        with Image.open(io.BytesIO(kept.tobytes())) as image:
+            return np.asarray(image)
+
+    def build(self, files: list[Path], expected: float, progress: Progress | None) -> None:
+        """Decode every picture into a folder beside the cache, then rename it: two processes may do so at once.
+
+        Raises UserError where it cannot be written, or what is expected, in bytes, finds no room.
+        """
+        shapes, sizes, skipped = [], [], []
         try:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
+            prune(self.cache, MOST_CACHED - expected)
+            free = shutil.disk_usage(self.cache.parent).free
+            if expected > free:
+                raise UserError(
+                    f"the {len(files)} pictures of {self.root} take about {expected / 1e9:.1f} GB made small, "
+                    f"{self.cache.parent} has {free / 1e9:.1f} GB free; NST_FAST_CACHE=FOLDER moves the cache"
+                )
             with tempfile.TemporaryDirectory(dir=self.cache.parent) as name:
                 unfinished = Path(name) / "unfinished"
                 unfinished.mkdir()
-                with ThreadPoolExecutor() as pool, (unfinished / "pixels.uint8").open("wb") as out:
+                with ThreadPoolExecutor() as pool, (unfinished / "pixels").open("wb") as out:
                     decoded = pool.map(self.decode, files)
-                    for done, (path, pixels) in enumerate(zip(files, decoded, strict=True), start=1):
-                        if isinstance(pixels, str):
-                            skipped.append((str(path), pixels))
+                    for done, (path, picture) in enumerate(zip(files, decoded, strict=True), start=1):
+                        if isinstance(picture, str):
+                            skipped.append((str(path), picture))
                         else:
-                            shapes.append(pixels.shape)
-                            out.write(pixels.tobytes())
+                            shapes.append(picture[0])
+                            sizes.append(out.write(picture[1]))
                         if progress:
                             progress(done, len(files))
-                index = json.dumps({"shapes": shapes, "skipped": skipped})
+                index = json.dumps({"shapes": shapes, "bytes": sizes, "skipped": skipped})
                 (unfinished / "index.json").write_text(index)
                 try:
                     unfinished.rename(self.cache)
@@ -154,9 +189,30 @@ class FolderImages(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         rng = np.random.default_rng((self.seed, index))
         number = int(rng.integers(len(self.shapes)))
-        photograph = self.pixels[self.offsets[number] : self.offsets[number + 1]].reshape(self.shapes[number])
-        window = random_window(photograph, self.size, self.smallest, rng)
+        window = random_window(self.photograph(number), self.size, self.smallest, rng)
         return torch.from_numpy(window.transpose(2, 0, 1).copy())
+
+
+def prune(own: Path, most: float) -> None:
+    """Remove the caches beside one's own that were not used for longest, until the others take ``most`` bytes.
+
+    And what processes that were killed left there a day ago. What another run has mapped stays until it ends.
+    """
+    used, sizes = {}, {}
+    for cache in set(own.parent.iterdir()) - {own}:
+        with contextlib.suppress(OSError):  # another process removes it, or adds to it
+            index = cache / "index.json"
+            if index.exists():
+                used[cache] = index.stat().st_mtime
+                sizes[cache] = sum(file.stat().st_size for file in cache.iterdir())
+            elif cache.stat().st_mtime < time.time() - 86400:
+                shutil.rmtree(cache, ignore_errors=True)
+    for cache in sorted(sizes, key=used.__getitem__):
+        if sum(sizes.values()) <= most:
+            break
+        del sizes[cache]
+        with contextlib.suppress(OSError):
+            shutil.rmtree(cache.rename(cache.with_suffix(".gone")), ignore_errors=True)  # gone at once, or not at all
 
 
 def size_and_time(path: Path) -> str:

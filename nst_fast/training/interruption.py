@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning import Callback
 
+DECIDE_EVERY = 10  # steps; processes that ask each other wait for each other, and for their devices
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -39,7 +40,9 @@ class Interruption(Callback):
         if not self.asked:
             self.listen()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Stop where any process was asked to."""
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        """Stop where any process was asked to; of several, they agree every few steps."""
+        if trainer.world_size > 1 and module.batches_seen % DECIDE_EVERY:
+            return
         if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             trainer.should_stop = True

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nst_fast import __version__
 from nst_fast.assets import PACKAGE
 from nst_fast.errors import UserError
-from nst_fast.files import write_atomically
+from nst_fast.files import refuse_existing, write_atomically
 from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
 from nst_fast.training.checkpoints import CHECKPOINT_KEY, trained_network, upgraded
 from nst_fast.training.networks import TransformationNetwork, for_inference, in_words, read_network
@@ -91,7 +91,7 @@ def to_onnx(network: TransformationNetwork, metadata: Mapping[str, str], float_n
 
 def check_parity(network: TransformationNetwork, path: str | Path) -> int:
     """Return how far the file on onnxruntime is from torch at most, in steps of 1/255; more than 1 raises."""
-    stylizer, worst = Stylizer(path), 0
+    stylizer, worst = Stylizer(path, device="cpu"), 0
     module = Uint8Network(network).eval()
     rng = np.random.default_rng(0)
     for height, width in PARITY_SIZES:
@@ -133,7 +133,7 @@ def import_network(path: str | Path) -> TransformationNetwork:
 
     Raises UserError where the file is missing, is another project's or has been altered.
     """
-    metadata = Stylizer(path).metadata  # refuses what is no model, or keeps data in other files
+    metadata = Stylizer(path, device="cpu").metadata  # refuses what is no model, or keeps data in other files
     if "int8_psnr" in metadata:
         raise UserError(
             f"{path} is in 8-bit integers, which nothing can be trained from; the model it was made of is needed"
@@ -210,12 +210,16 @@ def model_name(style: str, kind: str, source: str | Path) -> str:
 
 
 def export_checkpoint(
-    checkpoint: dict[str, Any], path: str | Path | None = None, float_nchw: bool = False, source: str | Path = "it"
+    checkpoint: dict[str, Any],
+    path: str | Path | None = None,
+    float_nchw: bool = False,
+    source: str | Path = "it",
+    overwrite: bool = True,
 ) -> Path:
     """Write a checkpoint's network as ONNX with everything that is known of it in the metadata, and return its path.
 
     Without a path it is called as its style, in the folder where the command is typed. Raises UserError, which names
-    the ``source`` of the checkpoint, where that is not as `train` wrote it.
+    the ``source`` of the checkpoint, where that is not as `train` wrote it, or where the file may not be replaced.
     """
     network = trained_network(checkpoint, source)
     try:
@@ -224,4 +228,6 @@ def export_checkpoint(
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{source} is not as `train` wrote it, its config cannot be read ({reason})") from error
     path = path or model_name(metadata["style"], ".float" if float_nchw else "", source)
+    if not overwrite:
+        refuse_existing([Path(path)], "--overwrite")
     return export(network, path, metadata, float_nchw)

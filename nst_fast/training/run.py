@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import shlex
 import time
@@ -36,7 +37,7 @@ from nst_fast.weights import one_line
 
 log = logging.getLogger(__name__)
 
-STEPS = {"cpu": 2_200, "gpu": 40_000}  # minutes; the budget of Johnson et al. 2016
+STEPS = {"cpu": 2_200, "mps": 2_200, "gpu": 40_000}  # minutes; the budget of Johnson et al. 2016
 LOSS_SCALE = 2.0**7  # of float16 at the start; from torch's 2**16 the first nine steps are lost
 
 
@@ -84,7 +85,7 @@ def train(
     image_sha256: str,
     control: StyleWeightControl | None = None,
     resume: Path | None = None,
-    named: bool = True,
+    start_over: bool = False,
     float_nchw: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> TrainedModel | None:
@@ -103,7 +104,7 @@ def train(
         image_sha256: of the painting's file.
         control: steers the style weight; None leaves it as it is.
         resume: the checkpoint to go on from.
-        named: whether somebody chose the folder; otherwise one that is there belongs to another run.
+        start_over: whether a run that is in the folder, and left no checkpoint, may be replaced.
         float_nchw: also export a model with float NCHW RGB in [0, 1].
         callbacks: of Lightning's, to show progress.
 
@@ -116,7 +117,7 @@ def train(
     skipped = earlier.get("skipped_pictures", {}) | data.skipped
     description = {"config": config, **recorded, "photographs": data.photographs, "skipped_pictures": skipped}
     if getattr(rank_zero_only, "rank", 0) == 0:
-        start_folder(output, config, resume, named)
+        start_folder(output, config, start_over or in_place(output, resume))
     module = StyleTransfer(network, perceptual_loss, style_targets, recipe, description, control)
     module.samples_folder = output / "samples"
     trainer = create_trainer(recipe, engine, output, earlier.get("batches_seen", 0), callbacks)
@@ -155,14 +156,14 @@ def train(
 
 def summarise(module: StyleTransfer, trainer: pl.Trainer, batch_size: int) -> dict[str, Any]:
     """Return what a run came to, as summary.json has it."""
-    gpu = module.device.type == "cuda"
+    kind, told = module.device.type, {"cpu": f"CPU, {torch.get_num_threads()} threads", "mps": "Apple's GPU"}
     return {
         "steps": trainer.global_step,
         "skipped_steps": module.skipped_steps,
         "validation_losses": module.validation_losses,
         "images_per_second": trainer.global_step * batch_size * trainer.world_size / max(module.seconds, 1e-9),
         "processes": trainer.world_size,
-        "device": torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if kind == "cuda" else told[kind],
         "precision": trainer.precision,
         "loss_network": module.perceptual_loss.loss_network.identity,
         "style_weight": float(module.perceptual_loss.style_weight),
@@ -177,13 +178,17 @@ class Stopped(UserError):
         super().__init__(f"stopped at step {step}; go on with resume={shlex.quote(str(checkpoint))}")
 
 
-def start_folder(output: Path, config: dict[str, Any], resume: Path | None, named: bool) -> None:
-    """Make a run's folder and write config.yaml into it; UserError where it holds another run or cannot be written."""
-    last, own = output / "checkpoints" / LAST, in_place(output, resume)
-    if not own and (last.exists() or last.with_name(PREVIOUS).exists()):
+def start_folder(output: Path, config: dict[str, Any], own: bool) -> None:
+    """Make a run's folder and write config.yaml into it.
+
+    Raises UserError where it cannot be written, or holds a run and is not the run's ``own``.
+    """
+    model = f"{config['style']['name']}.onnx"
+    files = ("config.yaml", "summary.json", model, f"checkpoints/{LAST}", f"checkpoints/{PREVIOUS}")
+    if not own and any(os.path.lexists(output / name) for name in files):
         raise UserError(f"{output} holds a run already; resume=last goes on with it, another output=FOLDER does not")
     try:
-        output.mkdir(parents=True, exist_ok=named or own)
+        output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
     except (OSError, UserError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -248,6 +253,7 @@ def create_trainer(
         num_nodes=engine.num_nodes,
         strategy=engine.strategy,
         precision=None if half else engine.precision,  # type: ignore[arg-type]
+        benchmark=engine.accelerator == "gpu" or None,  # of cuDNN's algorithms: every step has the same shapes
         max_steps=recipe.max_steps,
         val_check_interval=engine.validate_every,
         check_val_every_n_epoch=None,
