@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,8 +27,11 @@ def shipped(folder: str) -> Path:
 def cache_folder() -> Path:
     """Return the folder for downloads and caches; the environment variable NST_FAST_CACHE moves it."""
     if own := os.environ.get("NST_FAST_CACHE"):
-        return Path(own).expanduser()
-    return platformdirs.user_cache_path("nst_fast", appauthor=False)
+        return Path(os.path.expanduser(own))
+    usual = platformdirs.user_cache_path("nst_fast", appauthor=False)
+    if usual.is_absolute():
+        return usual
+    return Path(tempfile.gettempdir(), f"nst_fast-{os.getuid()}")  # a user without a home, as in a container
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from nst_fast.errors import UserError
-from nst_fast.stylizing.images import find_pictures
+from nst_fast.stylizing.folders import find_pictures
 from nst_fast.training import content_images as data
 from nst_fast.training.content_images import BundledImages, ContentImages, FolderImages, Forever
 from nst_fast.training.photographs import bundled_photographs, centre_crop, dead_leaves, random_window

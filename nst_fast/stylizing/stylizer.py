@@ -21,6 +21,8 @@ from nst_fast.stylizing.images import to_rgb
 if TYPE_CHECKING:
     from nst_fast.stylizing.tiling import Box, TiledModel
 
+onnxruntime.disable_telemetry_events()  # whoever imported it first
+
 METADATA_PREFIX = "nst_fast."
 # A model's serial operations leave cores idle that other pictures or tiles can use.
 RUNS_AT_ONCE = 3
