@@ -28,7 +28,10 @@ def cache_folder() -> Path:
     """Return the folder for downloads and caches; the environment variable NST_FAST_CACHE moves it."""
     if own := os.environ.get("NST_FAST_CACHE"):
         return Path(os.path.expanduser(own))
-    usual = platformdirs.user_cache_path("nst_fast", appauthor=False)
+    try:
+        usual = platformdirs.user_cache_path("nst_fast", appauthor=False)
+    except RuntimeError:  # as older platformdirs' "~"
+        usual = Path("~")
     if usual.is_absolute():
         return usual
     return Path(tempfile.gettempdir(), f"nst_fast-{os.getuid()}")  # a user without a home, as in a container

@@ -221,7 +221,7 @@ def test_a_folder_names_the_pictures_that_it_cannot_read_and_why(tmp_path):
     assert sorted(path for path, _ in skipped) == sorted(root / name for name in BROKEN)
     reasons = {path.name: reason for path, reason in skipped}
     assert "truncated" in reasons["truncated.jpg"]
-    assert "in no format that is known here" in reasons["empty.jpg"]
+    assert "it is empty" in reasons["empty.jpg"]
     assert "in no format that is known here" in reasons["text.png"]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
+from itertools import islice
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,7 +17,11 @@ REDUCED, PREMULTIPLIED, UNPREMULTIPLIED = 1, 1, 2
 ORIENTATION, PROFILE, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, DNG_VERSION = 274, 34675, 282, 283, 296, 50706
 WHITES = (1, 255, 65535)  # no file says what white is in floating point: 1, or what 8 or 16 bits have
 DEFLATE = (8, 32946)
+MOST_PAGES, MOST_CHANNELS = 64, 64
 CAMERAS_RAW = "it is a camera's raw file, which is not developed here; export it as TIFF or JPEG"
+
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of damaged files, they are refused with
 
 
 class NotSupportedError(Exception):
@@ -61,10 +67,11 @@ def read_tiff(file: BinaryIO, trusted: bool = True) -> Image.Image | None:
 
 
 def every_page(tiff: Any) -> list[Any]:
-    """Return the pictures of a TIFF, those below others behind them; raises IndexError where there are none."""
+    """Return the first picture of a TIFF, and where that may be a preview those below and behind it."""
     first = tiff.pages[0]
-    below = [] if first.pages is None else list(first.pages)
-    return [first, *below, *(page for page in list(tiff.pages)[1:])]
+    below = [] if first.pages is None else list(islice(first.pages, MOST_PAGES))
+    behind = islice(tiff.pages, 1, MOST_PAGES) if below or first.subfiletype & REDUCED else ()
+    return [first, *below, *behind]
 
 
 def pillow_is_right(page: Any) -> bool:
@@ -94,6 +101,11 @@ def bits_of(page: Any) -> int:
 def to_image(tiff: Any, page: Any) -> Image.Image:
     """Return a picture of a TIFF, upright, of mode L, LA, RGB, RGBA or CMYK."""
     width, height = page.imagewidth, page.imagelength
+    if not width * height or page.samplesperpixel > MOST_CHANNELS:
+        raise NotSupportedError(f"it claims {width}×{height} pixels of {page.samplesperpixel} channels")
+    ends = (start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=False))
+    if max(ends, default=0) > tiff.filehandle.size or not page.dataoffsets:
+        raise NotSupportedError("it is cut short: not all of its pixels are there")
     if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError(f"{width}×{height} pixels")
     colours = {MIN_IS_WHITE: 1, GREY: 1, RGB: 3, CMYK: 4}.get(page.photometric)
@@ -176,6 +188,8 @@ def unpack(tiff: Any, page: Any, bits: int) -> np.ndarray:
         strips.append(zlib.decompress(strip) if page.compression in DEFLATE else strip)
     packed = np.frombuffer(b"".join(strips), np.uint8)
     row_bytes = -(-a_row * bits // 8)
+    if len(packed) < planes * page.imagelength * row_bytes:
+        raise NotSupportedError("it is cut short: not all of its pixels are there")
     packed = packed[: planes * page.imagelength * row_bytes].reshape(planes * page.imagelength, row_bytes)
     digits = np.unpackbits(packed, axis=1)[:, : a_row * bits].reshape(len(packed), a_row, bits)
     values = np.zeros(digits.shape[:2], np.uint32)
