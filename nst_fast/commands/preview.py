@@ -46,7 +46,7 @@ def resolve(cfg: Any, console: Console) -> None:
 
     from nst_fast.commands.configuration import check_number, require_choice, require_number
     from nst_fast.commands.perceptual_loss import check_content_distance, resolve_device, resolve_perceptual_loss
-    from nst_fast.stylizing.images import find_format
+    from nst_fast.stylizing.formats import format_of
 
     require_number(cfg, "size", 16, 4096)
     for key in ("settling_steps", "steps"):
@@ -66,7 +66,7 @@ def resolve(cfg: Any, console: Console) -> None:
     for distance in cfg.content_distances:
         check_content_distance("content_distances", distance)
     if cfg.output is not None:
-        find_format(Path(cfg.output).suffix)
+        format_of(Path(cfg.output).suffix)
     path = os.path.realpath(cfg.output or f"{cfg.style.name}.preview.jpg")
     if path in {os.path.realpath(given) for given in (cfg.content, cfg.style.image) if given is not None}:
         raise UserError(f"the sheet would replace {path}; output=FILE names another")
