@@ -30,12 +30,12 @@ def cache_folder() -> Path:
     A user without a home, as containers may have, keeps them among temporary files.
     """
     if own := os.environ.get("NST_FAST_CACHE"):
-        return Path(own).expanduser()
+        return Path(os.path.expanduser(own))
     try:
-        folder = platformdirs.user_cache_path("nst_fast", appauthor=False)
+        usual = platformdirs.user_cache_path("nst_fast", appauthor=False)
     except RuntimeError:  # so newer ones of it say that there is no home; older ones leave a ~ in the path
-        folder = Path("~")
-    return folder if folder.parts[0] != "~" else Path(tempfile.gettempdir(), f"nst_fast_{os.getuid()}")
+        usual = Path("~")
+    return usual if usual.is_absolute() else Path(tempfile.gettempdir(), f"nst_fast_{os.getuid()}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import tempfile
@@ -10,12 +11,14 @@ from pathlib import Path
 
 from nst_fast.errors import UserError
 
+LONGEST_PREFIX = 50  # characters of a temporary name, at most 200 bytes: a name may have 255
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write bytes beside the target, then rename; raises UserError where that is not allowed."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:LONGEST_PREFIX]}.")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     try:
@@ -23,7 +26,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
         umask = os.umask(0)
         os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
+        with contextlib.suppress(PermissionError, NotImplementedError):  # a share may have no permissions to give
+            Path(temporary).chmod(0o666 & ~umask)
         Path(temporary).replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error

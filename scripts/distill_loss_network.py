@@ -35,7 +35,7 @@ from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from nst_fast.loss.loss_networks import LossNetwork, MergedLossNetwork, SlimVGG, freeze, multiplies_bfloat16
-from nst_fast.loss.pretrained import load_converted_vgg, load_slim_vgg, load_torchvision_vgg19, save_slim_vgg
+from nst_fast.loss.pretrained import load_converted_vgg, load_slim_vgg, load_torchvision, save_slim_vgg
 from nst_fast.loss.terms import gram_matrix, total_variation
 from nst_fast.training.networks import FastNetwork
 from nst_fast.weights import read_safetensors
@@ -278,7 +278,7 @@ def matching_errors(student: ScaledSlimVGG, teachers: Teachers, images: Tensor) 
 def load_teacher(path: str) -> LossNetwork:
     """Return a teacher from either weights format."""
     file = ROOT / path
-    return load_converted_vgg(file) if file.suffix == ".safetensors" else load_torchvision_vgg19(file)
+    return load_converted_vgg(file) if file.suffix == ".safetensors" else load_torchvision("vgg19", file)
 
 
 class Teachers:

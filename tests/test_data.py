@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from nst_fast.assets import cache_folder
 from nst_fast.errors import UserError
-from nst_fast.stylizing.images import find_pictures
+from nst_fast.stylizing.folders import find_pictures
 from nst_fast.training import content_images as data
 from nst_fast.training import photographs
 from nst_fast.training.content_images import BundledImages, ContentImages, FolderImages, Forever
@@ -226,7 +226,7 @@ def test_a_folder_names_the_pictures_that_it_cannot_read_and_why(tmp_path):
     assert sorted(path for path, _ in skipped) == sorted(root / name for name in BROKEN)
     reasons = {path.name: reason for path, reason in skipped}
     assert "truncated" in reasons["truncated.jpg"]
-    assert "in no format that is known here" in reasons["empty.jpg"]
+    assert "it is empty" in reasons["empty.jpg"]
     assert "in no format that is known here" in reasons["text.png"]
 
 

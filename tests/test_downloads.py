@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from rich.console import Console
 
@@ -428,20 +429,25 @@ def test_a_painting_that_cannot_be_had_says_what_to_do(server, cache):
     assert "\n" not in str(caught.value)
 
 
-def test_vgg19_is_fetched_where_torchvision_keeps_it(server, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["vgg16", "vgg19", "alexnet"])
+def test_weights_are_fetched_where_torchvision_keeps_them(name, server, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    server.files["/vgg19-dcbb9e9d.pth"] = CONTENT
-    monkeypatch.setattr(pretrained, "VGG19_URL", f"{server.url}/vgg19-dcbb9e9d.pth")
+    file = pretrained.TORCHVISION[name][0].rsplit("/", 1)[1]
+    server.files[f"/{file}"] = CONTENT
+    monkeypatch.setitem(pretrained.TORCHVISION, name, (f"{server.url}/{file}", "sha256:other"))
     with pytest.raises(UserError, match=r"another file.*loss_network=vgg19_slim"):
-        pretrained.fetch_vgg19()
-    monkeypatch.setattr(pretrained, "VGG19_HASH", SHA256)
-    path = pretrained.fetch_vgg19()
-    assert path == Path(torch.hub.get_dir()) / "checkpoints" / "vgg19-dcbb9e9d.pth"
+        pretrained.fetch_weights(name)
+    monkeypatch.setitem(pretrained.TORCHVISION, name, (f"{server.url}/{file}", SHA256))
+    path = pretrained.fetch_weights(name)
+    assert path == Path(torch.hub.get_dir()) / "checkpoints" / file
     assert file_hash(path) == SHA256.partition(":")[2]
 
 
-def test_the_hash_of_vgg19_is_the_one_in_its_name():
-    assert pretrained.VGG19_HASH.startswith("sha256:" + re.search(r"-([0-9a-f]{8})\.pth$", pretrained.VGG19_URL)[1])
+@pytest.mark.parametrize("name", ["vgg16", "vgg19", "alexnet"])
+def test_a_hash_begins_as_the_name_of_its_file_ends_and_torchvision_has_the_address(name):
+    url, expected = pretrained.TORCHVISION[name]
+    assert expected.startswith("sha256:" + re.search(r"-([0-9a-f]{8})\.pth$", url)[1])
+    assert url == torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image, ImageCms, JpegImagePlugin
 
 from nst_fast.errors import UserError
+from nst_fast.stylizing.folders import find_pictures
+from nst_fast.stylizing.formats import SUFFIXES
 from nst_fast.stylizing.images import (
-    SUFFIXES,
     fill_hidden,
-    find_pictures,
     load_image,
     resize_short_side,
     save_image,

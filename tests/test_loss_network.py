@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from safetensors.torch import load_file, save_file
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.transforms.functional import normalize
@@ -22,10 +23,10 @@ from nst_fast.loss.pretrained import (
     VGG19_WIDTHS,
     choose_loss_network,
     create_loss_network,
-    fetch_vgg19,
+    fetch_weights,
     load_converted_vgg,
     load_slim_vgg,
-    load_torchvision_vgg19,
+    load_torchvision,
     save_slim_vgg,
 )
 
@@ -45,6 +46,10 @@ TORCHVISION_INDEX = {
 }
 
 
+VGG16_NAMES = [f"conv{block}_{n}" for block, count in enumerate((2, 2, 3, 3, 3), 1) for n in range(1, count + 1)]
+KINDS = ("weight", "bias")
+
+
 @pytest.fixture(scope="module")
 def torchvision_features():
     """Torchvision's own layers of VGG-19 with He weights, so that deep features depend on the picture."""
@@ -55,7 +60,15 @@ def torchvision_features():
             std = (2 / (9 * layer.in_channels)) ** 0.5
             torch.nn.init.normal_(layer.weight, std=std)
             torch.nn.init.uniform_(layer.bias, -0.1, 0.1)
+            round_to_float16(layer)
     return features.eval()
+
+
+@torch.no_grad()
+def round_to_float16(layer):
+    """Round a layer's parameters as loading does."""
+    for parameter in layer.parameters():
+        parameter.copy_(parameter.half())
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +125,7 @@ def test_vgg19_taps_equal_torchvision(torchvision_features, vgg19_files, suffix)
     for index, layer in enumerate(torchvision_features):
         x = layer(x.clone())  # torchvision rectifies in place
         expected |= {name: x for name, at in TORCHVISION_INDEX.items() if at == index}
-    network = load_torchvision_vgg19(vgg19_files[suffix])
+    network = load_torchvision("vgg19", vgg19_files[suffix])
     taps = network(image, list(TORCHVISION_INDEX))
     assert set(taps) == set(TORCHVISION_INDEX)
     for name, features in expected.items():
@@ -120,6 +133,86 @@ def test_vgg19_taps_equal_torchvision(torchvision_features, vgg19_files, suffix)
     # Otherwise the comparison of deep layers would say nothing about the picture.
     other = network(picture(seed=1), ["relu5_4"])["relu5_4"]
     assert (other - taps["relu5_4"]).abs().mean() > 0.05 * taps["relu5_4"].abs().mean()
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """{name: (torchvision's own layers with random weights, their file in its format and in the teachers', names)}."""
+    folder, made = tmp_path_factory.mktemp("others"), {}
+    for name, create in (("vgg16", torchvision.models.vgg16), ("alexnet", torchvision.models.alexnet)):
+        torch.manual_seed(1)
+        with torch.device("meta"):
+            features = create(weights=None).features
+        features = features.to_empty(device="cpu").eval()
+        for layer in features:
+            if isinstance(layer, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                torch.nn.init.uniform_(layer.bias, -0.1, 0.1)
+        state = features.state_dict()
+        torch.save({f"features.{k}": v for k, v in state.items()}, folder / f"{name}.pth")
+        names = VGG16_NAMES if name == "vgg16" else [f"conv{n}" for n in range(1, 6)]
+        positions = [n for n, layer in enumerate(features) if isinstance(layer, torch.nn.Conv2d)]
+        renamed = {f"{n}.{k}": state[f"{p}.{k}"].half() for n, p in zip(names, positions, strict=True) for k in KINDS}
+        save_file(renamed, folder / f"{name}.safetensors")
+        for layer in features:
+            round_to_float16(layer)
+        made[name] = (features, folder / f"{name}.pth", folder / f"{name}.safetensors", names)
+    yield made
+    for _, *files, _ in made.values():
+        for file in files:
+            file.unlink()
+
+
+@pytest.mark.parametrize("name", ["vgg16", "alexnet"])
+@torch.no_grad()
+def test_every_tap_of_vgg16_and_alexnet_is_torchvisions(others, name):
+    features, pth, safetensors, names = others[name]
+    image, expected = picture(80, 96), {}
+    x = normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    convolutions = iter(names)
+    for layer in features:
+        x = layer(x.clone())
+        if isinstance(layer, torch.nn.Conv2d):
+            convolution = next(convolutions)
+            expected[convolution] = x
+        elif isinstance(layer, torch.nn.ReLU):
+            expected["relu" + convolution[4:]] = x
+    networks = [create_loss_network(name, weights=file) for file in (pth, safetensors)]
+    assert networks[0].identity == networks[1].identity
+    assert networks[0].identity.startswith(f"{name}@")
+    for network in networks:
+        assert set(network.layers) == set(expected)
+        taps = network(image, list(expected))
+        for layer, wanted in expected.items():
+            torch.testing.assert_close(taps[layer], wanted, rtol=1e-4, atol=1e-4, msg=lambda m, n=layer: f"{n}: {m}")
+            assert network.filters[layer] == wanted.shape[1]
+
+
+@torch.no_grad()
+def test_other_weights_are_another_network(others, tmp_path):
+    _, _, file, _ = others["alexnet"]
+    tensors = load_file(file)
+    tensors["conv5.bias"][0] += 1
+    save_file(tensors, tmp_path / "other.safetensors")
+    one, other = (create_loss_network("alexnet", weights=f) for f in (file, tmp_path / "other.safetensors"))
+    assert one.identity != other.identity
+
+
+@pytest.mark.parametrize(("layer", "least"), [("relu1", 7), ("relu2", 15), ("conv3", 31), ("relu5", 31)])
+@torch.no_grad()
+def test_alexnet_says_how_large_a_picture_it_needs(others, layer, least):
+    network = create_loss_network("alexnet", weights=others["alexnet"][1])
+    assert min(network(picture(least, least), [layer])[layer].shape) == 1
+    with pytest.raises(UserError, match=f"{least} px a side are needed"):
+        network(picture(least - 1, least), [layer])
+
+
+def test_weights_past_float16_are_refused(others, tmp_path):
+    state = torch.load(others["alexnet"][1], weights_only=True)
+    state["features.0.bias"][0] = 1e6
+    torch.save(state, tmp_path / "large.pth")
+    with pytest.raises(UserError, match="past float16"):
+        create_loss_network("alexnet", weights=tmp_path / "large.pth")
 
 
 @torch.no_grad()
@@ -705,7 +798,7 @@ def test_auto_on_a_cpu_is_the_slim_network():
     assert choose_loss_network("auto", on_gpu=False) == ("vgg19_slim", "")
 
 
-@pytest.mark.parametrize("name", ["vgg19", "teachers", "vgg19_slim", "nonsense"])
+@pytest.mark.parametrize("name", ["vgg16", "vgg19", "teachers", "vgg19_slim", "nonsense"])
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_other_names_stand_for_themselves(name, on_gpu):
     assert choose_loss_network(name, on_gpu) == (name, "")
@@ -713,22 +806,22 @@ def test_other_names_stand_for_themselves(name, on_gpu):
 
 def test_auto_on_a_gpu_is_vgg19_where_it_is_cached(tmp_path, monkeypatch, no_service_here):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "VGG19_URL", REFUSED)
+    monkeypatch.setitem(module.TORCHVISION, "vgg19", (REFUSED, "sha256:"))
     cached = tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"
     cached.parent.mkdir(parents=True)
     cached.touch()
     assert choose_loss_network("auto", on_gpu=True) == ("vgg19", "")
-    assert fetch_vgg19() == cached
+    assert fetch_weights("vgg19") == cached
 
 
 def test_auto_on_a_gpu_without_cache_or_network_is_the_slim_one_and_says_so(tmp_path, monkeypatch, no_service_here):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "VGG19_URL", REFUSED)
+    monkeypatch.setitem(module.TORCHVISION, "vgg19", (REFUSED, "sha256:"))
     name, warning = choose_loss_network("auto", on_gpu=True)
     assert name == "vgg19_slim"
     assert "vgg19_slim" in warning
     with pytest.raises(UserError, match="cannot be reached") as caught:
-        fetch_vgg19()
+        fetch_weights("vgg19")
     assert "vgg19_slim" in str(caught.value)
     assert "\n" not in str(caught.value)
 

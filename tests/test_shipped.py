@@ -22,6 +22,7 @@ from nst_fast.loss.tensors import to_tensor
 from nst_fast.loss.terms import layer_gram_matrix, pixel_weave
 from nst_fast.stylizing.images import resize_short_side
 from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.checkpoints import upgraded
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 STYLES = ("starry_night", "the_scream", "great_wave", "composition_vii")
@@ -72,7 +73,7 @@ def test_the_command_on_a_card_composes_the_config_that_the_model_was_trained_wi
         command = card.partition("| made by | `train ")[2].partition("`")[0]
         composed = OmegaConf.to_container(load_config("train", shlex.split(command)), resolve=True)
         for group in ("style", "loss", "network", "data"):
-            for key, value in json.loads(Stylizer(shipped_models()[name]).metadata["config"])[group].items():
+            for key, value in upgraded(json.loads(Stylizer(shipped_models()[name]).metadata["config"]))[group].items():
                 if key == "num_workers":  # the device's choice, which changes nothing
                     continue
                 # Paths are handed on as names alone.
@@ -85,11 +86,11 @@ def test_a_released_model_brings_photographs_to_the_style_targets(name):
     network = create_loss_network("vgg19_slim")
     stylize = Stylizer(shipped_models()[name])
     size = int(stylize.metadata["style_size"])
-    targets = StyleTargets.load(ASSETS / "style_targets" / f"{name}.safetensors").grams[size]
+    targets = StyleTargets.load(ASSETS / "style_targets" / f"{name}.safetensors").sizes[size]
 
     def distance(picture: Image.Image) -> float:
         features = network(to_tensor(picture), ["relu1_1", "relu2_1", "relu3_1", "relu4_1"])
-        grams = {k: layer_gram_matrix(network, k, f)[0] for k, f in features.items()}
+        grams = {k: layer_gram_matrix(network, k, f) for k, f in features.items()}
         errors = [(gram - targets[k]).square().sum() / targets[k].square().sum() for k, gram in grams.items()]
         return float(torch.stack(errors).mean())
 

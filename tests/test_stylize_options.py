@@ -606,13 +606,10 @@ def test_a_file_that_exists_is_replaced_only_when_asked(stylize):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["a/x.jpg", "b/x.jpg", "-o", "out"],
-        ["a/x.jpg", "a/x.png", "--format", "png"],
-        ["a", "-o", "out", "--format", "png"],
-        ["a/x.jpg", "a/x.jpg"],
         ["a/x.jpg", "-o", "a/x.jpg", "--overwrite"],
         ["a/x.jpg", "-o", "a", "--overwrite"],
-        ["b/y.png", "b/x.jpg"],  # b/x.tiny.jpg is there
+        ["a", "-o", "a", "--overwrite"],
+        ["b/x.jpg"],  # b/x.tiny.jpg is there
         ["b/y.png", "a/x.jpg", "-o", "out.png"],  # a folder, or the last of them?
         ["a", "-o", "out.jpg"],
     ],
@@ -625,6 +622,32 @@ def test_outputs_that_collide_are_refused_before_any_work(stylize, arguments):
     assert_one_line(stylize(*arguments))
     assert {name: Path(name).read_bytes() for name in names()} == before
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        (["a/x.jpg", "b/x.jpg", "-o", "out"], "out/x.jpg"),
+        (["a/x.jpg", "a/x.png", "--format", "png"], "a/x.tiny.png"),
+        (["a", "-o", "out", "--format", "png"], "out/x.png"),
+        (["a/x.jpg", "a/x.jpg"], "a/x.tiny.jpg"),
+        (["b/y.png", "b/x.jpg"], "b/y.tiny.png"),  # b/x.tiny.jpg is there
+        (["b/y.png", "b/y.tiny.png"], "b/y.tiny.tiny.png"),  # the first would replace the second
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_picture_that_is_in_anothers_way_is_told_and_the_rest_is_done(stylize, arguments, written):
+    for name in ("a/x.jpg", "a/x.png", "b/x.jpg", "b/x.tiny.jpg", "b/y.png"):
+        save(name)
+    if "b/y.tiny.png" in arguments:
+        save("b/y.tiny.png")
+        arguments = [*arguments, "--overwrite"]
+    before = {name: Path(name).read_bytes() for name in names()}
+    done = stylize(*arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stdout.startswith("1 of 2 pictures")
+    assert names() == {*before, written}
+    assert {name: Path(name).read_bytes() for name in before} == before
 
 
 def test_a_folder_may_be_called_like_a_picture_where_that_is_said(stylize):

@@ -182,11 +182,12 @@ def test_wrong_type_or_shape_is_a_value_error(stylizer, pictures):
         stylizer.stylize_array(pictures)
 
 
-def assert_refused(path: Path) -> None:
+def assert_refused(path: Path) -> str:
     with pytest.raises(UserError) as refusal:
         Stylizer(path)
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+    return str(refusal.value)
 
 
 def test_missing_model_is_refused_in_one_line(tmp_path):
@@ -203,10 +204,96 @@ def test_damaged_model_is_refused_in_one_line(tmp_path, model):
         assert_refused(path)
 
 
-@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.UINT8])
-def test_model_of_another_project_is_refused_in_one_line(tmp_path, kind):
-    onnx.save(identity_model(kind, ["N", "H", "W", 3]), tmp_path / "other.onnx")
-    assert_refused(tmp_path / "other.onnx")
+@pytest.mark.parametrize(
+    ("kind", "shape", "reason"),
+    [
+        (TensorProto.FLOAT, ["N", "H", "W", 3], "--pixel-range"),
+        (TensorProto.FLOAT, [1, 1, "H", "W"], "(1, 1, 'H', 'W')"),
+        (TensorProto.FLOAT, ["N", 3], "('N', 3)"),
+        (TensorProto.INT64, [1, 3, "H", "W"], "int64"),
+        (TensorProto.UINT8, ["N", "H", "W", 4], "'W', 4"),
+    ],
+)
+def test_model_of_another_project_is_refused_with_what_it_takes(tmp_path, kind, shape, reason):
+    onnx.save(identity_model(kind, shape), tmp_path / "other.onnx")
+    assert reason in assert_refused(tmp_path / "other.onnx")
+
+
+AXES = [
+    ["N", 3, "H", "W"],
+    ["batch", "channels", "height", "width"],
+    [None] * 4,
+    [1, 3, None, None],
+    ["N", "H", "W", 3],
+    ["a", "b", "c", 3],
+]
+
+
+@pytest.mark.parametrize("axes", AXES, ids=str)
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8])
+def test_axes_of_a_foreign_model_may_be_called_anything(tmp_path, kind, axes):
+    onnx.save(identity_model(kind, axes), tmp_path / "other.onnx")
+    pixels = random_pictures(21, 34)
+    given = {} if kind == TensorProto.UINT8 else {"pixel_range": 255}
+    np.testing.assert_array_equal(Stylizer(tmp_path / "other.onnx", **given)(pixels), pixels)
+
+
+def negative(kind: int, *around: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
+    """255 − x, between nodes that change the size; the first takes x, the last gives y."""
+    ends = [helper.make_tensor_value_info(name, kind, [1, 3, *size]) for name, size in (("x", "hw"), ("y", "HW"))]
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    constants.append(numpy_helper.from_array(np.array(255, np.float32), "white"))
+    graph = helper.make_graph(list(around), "g", ends[:1], ends[1:], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+@pytest.mark.parametrize("times", [2, 3, 4])
+@pytest.mark.parametrize("size", [(20, 30), (21, 33), (5, 64)])
+def test_what_a_foreign_model_enlarges_is_made_smaller_again(tmp_path, times, size):
+    nodes = [
+        helper.make_node("Sub", ["white", "x"], ["small"]),
+        helper.make_node(
+            "Resize", ["small", "", "times"], ["y"], mode="nearest", coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        ),
+    ]  # fmt: skip
+    model = negative(TensorProto.FLOAT, *nodes, times=np.array([1, 1, times, times], np.float32))
+    onnx.save(model, tmp_path / "larger.onnx")
+    pixels = random_pictures(*size)
+    np.testing.assert_array_equal(Stylizer(tmp_path / "larger.onnx", pixel_range=255)(pixels), 255 - pixels)
+
+
+@pytest.mark.parametrize("block", [2, 4, 8])
+@pytest.mark.parametrize("size", [(32, 64), (33, 65), (31, 47), (3, 5)])
+@pytest.mark.parametrize("way", ["rounds down", "refuses"])
+def test_a_foreign_model_that_needs_a_multiple_gets_it(tmp_path, way, block, size):
+    """Average pooling rounds down; SpaceToDepth takes whole blocks alone. Pictures are of flat blocks."""
+    if way == "refuses":
+        nodes = [
+            helper.make_node("SpaceToDepth", ["n"], ["d"], blocksize=block),
+            helper.make_node("DepthToSpace", ["d"], ["y"], blocksize=block),
+        ]
+    else:
+        nodes = [
+            helper.make_node("AveragePool", ["n"], ["d"], kernel_shape=[block] * 2, strides=[block] * 2),
+            helper.make_node(
+                "Resize", ["d", "", "times"], ["y"], mode="nearest", coordinate_transformation_mode="asymmetric",
+                nearest_mode="floor",
+            ),
+        ]  # fmt: skip
+    weights = {"times": np.array([1, 1, block, block], np.float32)} if way != "refuses" else {}
+    first = helper.make_node("Sub", ["white", "x"], ["n"])
+    onnx.save(negative(TensorProto.FLOAT, first, *nodes, **weights), tmp_path / "blocks.onnx")
+    rows, columns = -(-size[0] // block), -(-size[1] // block)
+    pixels = random_pictures(rows, columns).repeat(block, 0).repeat(block, 1)[: size[0], : size[1]]
+    np.testing.assert_array_equal(Stylizer(tmp_path / "blocks.onnx", pixel_range=255)(pixels), 255 - pixels)
+
+
+def test_a_foreign_model_whose_output_is_of_no_such_size_is_refused_with_both(tmp_path):
+    nodes = [helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[5, 5])]
+    onnx.save(negative(TensorProto.FLOAT, *nodes), tmp_path / "less.onnx")
+    with pytest.raises(UserError, match="26×16 of a picture of 30×20"):
+        Stylizer(tmp_path / "less.onnx", pixel_range=255)(random_pictures(20, 30))
 
 
 def test_float_variant_of_ours_makes_the_same_picture(tmp_path):

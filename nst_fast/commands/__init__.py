@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -21,13 +22,52 @@ def run(command: Callable[[list[str]], int | None], name: str, usage: str) -> No
     --help and --version are answered, a user's error is one line on stderr and exit code 1; where nobody reads what is
     printed any more, as `| head` does not, it ends in silence.
     """
+    open_closed_streams()
     try:
         code = answer(command, name, usage)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would write the rest when it ends
+        discard_output()
         code = 141  # what a shell calls SIGPIPE
+    except OSError as error:  # a disk is full, be it that of standard output
+        discard_output()
+        where = f"{error.filename} " if error.filename else ""
+        print(printable(f"{name}: {where}cannot be written or read: {error.strerror or error}"), file=sys.stderr)
+        code = 1
     sys.exit(code)
+
+
+def open_closed_streams() -> None:
+    """Give a process that was started without one of its standard streams an empty one.
+
+    Otherwise the first file that is opened would become it, and be written to by whatever prints.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                taken = os.open(os.devnull, os.O_RDWR)
+                if taken != number:
+                    os.dup2(taken, number)
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: SIM115, PTH123
+
+
+def discard_output() -> None:
+    """Let what is still to be printed vanish: Python would try to write it when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str) -> None:
+    """Print where results are; that this cannot be printed is told, and is no failure of the work that is done."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_output()
+        print(f"standard output cannot be written: {error.strerror}", file=sys.stderr)
 
 
 def answer(command: Callable[[list[str]], int | None], name: str, usage: str) -> int:

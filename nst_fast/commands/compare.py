@@ -19,7 +19,8 @@ from nst_fast.assets import find_model, shipped
 from nst_fast.commands import require_training_packages, run, tune_torch
 from nst_fast.errors import UserError
 from nst_fast.files import refuse_existing
-from nst_fast.stylizing.images import find_pictures, load_image, resize_long_side
+from nst_fast.stylizing.folders import find_pictures
+from nst_fast.stylizing.images import load_image, resize_long_side
 from nst_fast.stylizing.stylizer import Stylizer
 
 USAGE = """

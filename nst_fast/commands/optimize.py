@@ -43,7 +43,7 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   snapshot_every=N         write the picture every N iterations
   format=png|jpg
   loss=NAME                structure, balanced, gatys, johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
-  loss_network=NAME        vgg19_slim, vgg19 or teachers
+  loss_network=NAME        vgg19_slim, vgg16, vgg19, alexnet or teachers
   experiment=gatys2016   the paper's presets: figure1_content, figure1_style, figure2, figure3
   output=FOLDER            (default: runs/optimize/<style>/<time>)
   overwrite=true           replace what an earlier run left in it

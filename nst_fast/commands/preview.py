@@ -26,7 +26,7 @@ style.content_distance=…` trains one for minutes on what you like.
   content_distances='[medium, 0.6]'  how far pictures may go from the photograph: subtle, medium, strong, or numbers
   brushes='[256, 512]'     px, short side of the painting (style.size of `train`)
   size=PX                  long side of each picture (default 384)
-  loss_network=NAME        vgg19_slim, vgg19 or teachers
+  loss_network=NAME        vgg19_slim, vgg16, vgg19, alexnet or teachers
   output=FILE              (default: <style>.preview.jpg)
   overwrite=true           replace it where it is there
   --cfg                    print the resolved config and stop
@@ -46,7 +46,7 @@ def resolve(cfg: Any, console: Console) -> None:
 
     from nst_fast.commands.configuration import check_number, require_choice, require_number
     from nst_fast.commands.perceptual_loss import check_content_distance, resolve_device, resolve_perceptual_loss
-    from nst_fast.stylizing.images import find_format
+    from nst_fast.stylizing.formats import format_of
 
     require_number(cfg, "size", 16, 4096)
     for key in ("settling_steps", "steps"):
@@ -66,7 +66,7 @@ def resolve(cfg: Any, console: Console) -> None:
     for distance in cfg.content_distances:
         check_content_distance("content_distances", distance)
     if cfg.output is not None:
-        find_format(Path(cfg.output).suffix)
+        format_of(Path(cfg.output).suffix)
     path = os.path.realpath(cfg.output or f"{cfg.style.name}.preview.jpg")
     if path in {os.path.realpath(given) for given in (cfg.content, cfg.style.image) if given is not None}:
         raise UserError(f"the sheet would replace {path}; output=FILE names another")

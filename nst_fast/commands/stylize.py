@@ -6,15 +6,18 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from PIL import Image
 
 from nst_fast.assets import INT8, find_model, shipped_models
-from nst_fast.commands import printable, run
+from nst_fast.commands import printable, run, say, show_warnings
 from nst_fast.errors import UserError
-from nst_fast.stylizing.jobs import Job, Result, find_jobs, refuse_targets, stylize_jobs
+from nst_fast.stylizing.folders import say_left_out
+from nst_fast.stylizing.formats import choices
+from nst_fast.stylizing.jobs import Job, Result, check_targets, find_jobs, stylize_jobs
 from nst_fast.stylizing.looks import Looks, Saving
 from nst_fast.stylizing.stylizer import DEVICES, Stylizer
 
@@ -29,8 +32,9 @@ Stylize pictures, one forward pass each.
                         (default: photo.MODEL.jpg beside photo.jpg; FOLDER.MODEL/ beside FOLDER)
   -r, --recursive       folders with what is below them
   --overwrite           replace files that exist
-  --format FORMAT       jpg, png, webp, tiff, bmp or gif (default: the input's; jpg for HEIC, png where its name tells
-                        none)
+  --skip-existing       leave pictures whose result is there: go on with a folder
+  --format FORMAT       FORMATS
+                        (default: the input's; jpg for HEIC, png where its name tells none or it cannot be written)
   --quality N           of JPEG and WebP, 1 to 100 (default 95)
   --keep-gps            keep the position in the EXIF data, which is dropped otherwise
 
@@ -57,8 +61,20 @@ examples:
   stylize --model starry_night - -o - < photo.jpg > out.jpg
 """
 
-FORMATS = {"jpg": ".jpg", "jpeg": ".jpg", "png": ".png", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp", "gif": ".gif"}
-FLAGS = ("--overwrite", "--keep-gps", "--keep-colours", "--huge", "--bgr", "--tile", "--json", "--list", "--info")
+FORMATS = choices()
+USAGE = USAGE.replace("FORMATS", ", ".join(dict.fromkeys(suffix[1:] for suffix in FORMATS.values())))
+FLAGS = (
+    "--overwrite",
+    "--skip-existing",
+    "--keep-gps",
+    "--keep-colours",
+    "--huge",
+    "--bgr",
+    "--tile",
+    "--json",
+    "--list",
+    "--info",
+)
 
 
 def show_models() -> None:
@@ -72,6 +88,14 @@ def show_models() -> None:
         losses = "  ".join(f"{k[4:-5]} {float(v):.3g}" for k, v in told.items() if k.startswith("val_"))
         size = f"{path.stat().st_size / 1e6:.2f} MB"
         print(f"{name:<20} {about}, {size}  {'' if name.endswith(INT8) else losses}".rstrip())
+
+
+class StandardError:
+    """A console of plain lines, for which rich need not be imported."""
+
+    def print(self, text: str, **_: Any) -> None:
+        """Print a warning."""
+        print(f"stylize: {text}", file=sys.stderr)
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -124,6 +148,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def stylize(arguments: list[str]) -> int:
     """Do what a command line says; return 1 where a picture among several could not be read."""
     options = parse(arguments)
+    show_warnings(StandardError())
     if options.list:
         show_models()
         return 0
@@ -143,13 +168,16 @@ def stylize(arguments: list[str]) -> int:
             print(printable(f"{key}: {value}"))
         return 0
     suffix = None if options.format is None else FORMATS[options.format]
-    jobs = find_jobs(options.inputs, options.output, model.stem, suffix, options.recursive)
-    refuse_targets(jobs, suffix, options.overwrite)
+    left_out: Counter[str] = Counter()
+    found = find_jobs(options.inputs, options.output, model.stem, suffix, options.recursive, left_out)
+    jobs = check_targets(found, suffix, options.overwrite, options.skip_existing)
+    if len(jobs) < len(found) and not options.json:
+        say(f"{len(found) - len(jobs)} of {len(found)} pictures are there already and left as they are")
     looks = Looks(options.strength, options.keep_colours, options.max_side, options.scale)
     saving = Saving(suffix, options.quality, options.keep_gps)
     done = tell_each(stylize_jobs(jobs, stylizer, looks, saving), len(jobs), options.json)
     if not options.json:
-        sum_up(jobs, done, options.output)
+        sum_up(jobs, done, options.output, f"; {say_left_out(left_out)}" if left_out else "")
     return 0 if done == len(jobs) else 1
 
 
@@ -187,17 +215,19 @@ def tell(result: Result, as_json: bool) -> None:
         print(f"stylize: {printable(result.error)}", file=sys.stderr)
 
 
-def sum_up(jobs: list[Job], done: int, output: str | None) -> None:
+def sum_up(jobs: list[Job], done: int, output: str | None, aside: str) -> None:
     """Print where one picture is, or how many of several there are and where; nothing beside one on stdout."""
-    targets = [job.target for job in jobs if job.target is not None]
-    if len(targets) < len(jobs):
+    targets = [job.target for job in jobs if job.target is not None and job.error is None]
+    if any(job.target is None for job in jobs) or not targets:
         return
     if len(jobs) > 1:
         places = sorted({str(target.parent) for target in targets})
         named = ", ".join(places) if len(places) < 4 else f"{places[0]} and {len(places) - 1} more folders"
-        print(f"{done} of {len(jobs)} pictures stylized into {output or named}")
+        say(f"{done} of {len(jobs)} pictures stylized into {output or named}{aside}")
     elif done:
-        print(targets[0])
+        say(str(targets[0]))
+        if aside:
+            print(printable(f"stylize: {aside[2:]}"), file=sys.stderr)
 
 
 def track(jobs: Iterable[Any], total: int) -> Iterable[Any]:

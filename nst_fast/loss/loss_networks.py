@@ -68,9 +68,8 @@ class LossNetwork(nn.Module):
         for layer in wanted:
             name, times = split_octave(layer)
             octaves.setdefault(times, {})[name] = layer
-        # Blocks halve.
         sides = [
-            times * 2 ** (0 if name == PICTURE else int(name[4]) - 1) for times in octaves for name in octaves[times]
+            times * (1 if name == PICTURE else self.least_side(name)) for times in octaves for name in octaves[times]
         ]
         least = max(sides, default=1)
         if min(image.shape[2:]) < least:
@@ -85,6 +84,10 @@ class LossNetwork(nn.Module):
             found = {PICTURE: smaller} | (self.taps(smaller, tapped) if tapped else {})
             features |= {layer: found[name] for name, layer in names.items()}
         return features
+
+    def least_side(self, layer: str) -> int:
+        """Return how many pixels a side a picture must have for a layer: each of a VGG's blocks halves it."""
+        return 2 ** (int(layer[4]) - 1)
 
     def taps(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         """Return {layer: features (N, C, H, W)} of layers of the image itself, which is large enough for them."""
@@ -211,6 +214,53 @@ class VGG(LossNetwork):
         return features
 
 
+class AlexNet(LossNetwork):
+    """Five convolutions with a rectification after each and pooling before the second and third (Krizhevsky 2014).
+
+    Layers are ``conv1`` to ``conv5`` and ``relu1`` to ``relu5``. ``preprocess`` is as in `VGG`.
+    """
+
+    # Channels in and out, kernel, stride, padding; and pixels a side that a picture must have.
+    CONVOLUTIONS = (
+        (3, 64, 11, 4, 2),
+        (64, 192, 5, 1, 2),
+        (192, 384, 3, 1, 1),
+        (384, 256, 3, 1, 1),
+        (256, 256, 3, 1, 1),
+    )
+    LEAST_SIDES = (7, 15, 31, 31, 31)
+    POOLED = (2, 3)  # convolutions whose input is pooled, 3×3 with a stride of 2
+
+    def __init__(self, pooling: str = "max", identity: str = "alexnet") -> None:
+        super().__init__()
+        self.identity = identity + (":average" if pooling == "average" else "")
+        self.pool = F.max_pool2d if pooling == "max" else F.avg_pool2d
+        self.preprocess = nn.Conv2d(3, 3, 1)
+        self.convolutions = nn.ModuleDict(
+            {str(number): nn.Conv2d(*sizes) for number, sizes in enumerate(self.CONVOLUTIONS, start=1)}
+        )
+        self.filters = {
+            f"{kind}{number}": sizes[1]
+            for number, sizes in enumerate(self.CONVOLUTIONS, start=1)
+            for kind in ("conv", "relu")
+        }
+        self.layers = tuple(self.filters)
+
+    def least_side(self, layer: str) -> int:
+        """Return how many pixels a side a picture must have for a layer."""
+        return self.LEAST_SIDES[int(layer[4]) - 1]
+
+    def taps(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """Return {layer: features} for the layers wanted."""
+        features, x = {}, self.preprocess(image)
+        for number, convolution in enumerate(self.convolutions.values(), start=1):
+            features[f"conv{number}"] = convolution(self.pool(x, 3, 2) if number in self.POOLED else x)
+            x = features[f"relu{number}"] = F.relu(features[f"conv{number}"])
+            if features.keys() >= set(wanted):
+                break
+        return {layer: features[layer] for layer in wanted}
+
+
 class SlimVGG(LossNetwork):
     """A narrow VGG whose features s estimate a wide VGG's by 1×1 heads, T ≈ H s, at the layers that have a head.
 
@@ -284,7 +334,7 @@ class MergedLossNetwork(LossNetwork):
 class NormalisedLossNetwork(LossNetwork):
     """Divide each filter by its mean activation over photographs (Gatys et al. 2016): α/β then means what they mean."""
 
-    def __init__(self, network: VGG | MergedLossNetwork, factors: Mapping[str, Tensor]) -> None:
+    def __init__(self, network: LossNetwork, factors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.network = network
         self.identity = network.identity + ":normalised"
@@ -292,6 +342,10 @@ class NormalisedLossNetwork(LossNetwork):
         self.filters = network.filters
         for layer, factor in factors.items():
             self.register_buffer("mean_" + layer, factor.reshape(1, -1, 1, 1))
+
+    def least_side(self, layer: str) -> int:
+        """Return how many pixels a side a picture must have for a layer."""
+        return self.network.least_side(layer)
 
     def taps(self, image: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
         """Return {layer: features} for the layers wanted."""

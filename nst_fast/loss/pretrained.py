@@ -1,4 +1,4 @@
-"""Loss networks from their weights' files: torchvision's VGG-19, distilled ones, others' in safetensors."""
+"""Loss networks from their weights' files: torchvision's, distilled ones, others' in safetensors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,36 @@ from nst_fast.assets import VGG19_SLIM, cache_folder, nearest
 from nst_fast.downloads import Progress, fetch, file_hash, reachable
 from nst_fast.errors import UserError
 from nst_fast.files import write_atomically
-from nst_fast.loss.loss_networks import VGG, LossNetwork, MergedLossNetwork, NormalisedLossNetwork, SlimVGG, freeze
+from nst_fast.loss.loss_networks import (
+    VGG,
+    AlexNet,
+    LossNetwork,
+    MergedLossNetwork,
+    NormalisedLossNetwork,
+    SlimVGG,
+    freeze,
+)
 from nst_fast.weights import fill, read_safetensors, read_torch
 
+VGG16_WIDTHS = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 VGG19_WIDTHS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+# torchvision's IMAGENET1K_V1: where they are, and their hashes.
+TORCHVISION = {
+    "vgg16": (
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "sha256:397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    ),
+    "vgg19": (
+        "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+        "sha256:dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
+    ),
+    "alexnet": (
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        "sha256:7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    ),
+}
+# torchvision numbers convolutions, rectifications and pools in one sequence.
+ALEXNET_POSITIONS = (0, 3, 6, 8, 10)
 # torchvision's own statistics: pixels in [0, 1], RGB.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,8 +57,8 @@ def file_identity(name: str, path: str | Path) -> str:
     return f"{name}@{file_hash(path)}"
 
 
-def load_weights(network: VGG, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Fill a VGG with ``convN_M.weight|bias`` and ``preprocess.*``; UserError names the first misfit."""
+def load_weights(network: VGG | AlexNet, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Fill a network with ``convN_M.weight|bias`` and ``preprocess.*``; UserError names the first misfit."""
     state = {
         key if key.startswith("preprocess") else "convolutions." + key.removeprefix("conv"): tensor
         for key, tensor in tensors.items()
@@ -60,36 +86,68 @@ def channels(tensors: Mapping[str, Tensor], name: str, path: str | Path) -> int:
     return shape[0]
 
 
-def load_torchvision_vgg19(path: str | Path, pooling: str = "max") -> VGG:
-    """Return VGG-19 with weights in torchvision's format (``features.N.weight``), a state dict or safetensors."""
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise UserError(f"no weights file at {path}; give loss_network.weights=FILE in torchvision's VGG-19 format")
-    tensors = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch(path)
-    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise UserError(f"{path} holds no state dict; VGG-19 weights in torchvision's format are needed")
-    with torch.device("meta"):
-        network = VGG(VGG19_WIDTHS, pooling, file_identity("vgg19", path))
-    # torchvision numbers convolutions, rectifications and pools in one sequence.
-    position, renamed = 0, {}
-    for block, widths in enumerate(VGG19_WIDTHS, start=1):
+def imagenet_preprocessing() -> dict[str, Tensor]:
+    """Return the 1×1 convolution from RGB in [0, 1] to what torchvision's weights were trained on."""
+    std = torch.tensor(IMAGENET_STD)
+    return {
+        "preprocess.weight": torch.diag(1 / std)[:, :, None, None],
+        "preprocess.bias": -torch.tensor(IMAGENET_MEAN) / std,
+    }
+
+
+def torchvision_positions(name: str) -> dict[str, int]:
+    """Return {convolution: its place in torchvision's sequence} of a network, as in ``features.N.weight``."""
+    if name == "alexnet":
+        return {str(number): position for number, position in enumerate(ALEXNET_POSITIONS, start=1)}
+    positions, position = dict[str, int](), 0
+    for block, widths in enumerate({"vgg16": VGG16_WIDTHS, "vgg19": VGG19_WIDTHS}[name], start=1):
         for index in range(1, len(widths) + 1):
-            for kind in ("weight", "bias"):
-                key = f"features.{position}.{kind}"
-                if key in tensors:
-                    renamed[f"conv{block}_{index}.{kind}"] = tensors[key]
+            positions[f"{block}_{index}"] = position
             position += 2
         position += 1
-    std = torch.tensor(IMAGENET_STD)
-    renamed["preprocess.weight"] = torch.diag(1 / std)[:, :, None, None]
-    renamed["preprocess.bias"] = -torch.tensor(IMAGENET_MEAN) / std
+    return positions
+
+
+def load_torchvision(name: str, path: str | Path, pooling: str = "max") -> VGG | AlexNet:
+    """Return vgg16, vgg19 or alexnet with torchvision's weights, rounded to float16.
+
+    The file is a state dict, a .pth or safetensors, with ``features.N.weight``, or safetensors with ``convN_M.weight``.
+    Rounded and hashed, both are one network with one identity. Raises UserError where the file does not fit.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):
+        raise UserError(f"no weights file at {path}; give loss_network.weights=FILE with torchvision's {name}")
+    tensors = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch(path)
+    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError(f"{path} holds no state dict; the weights of torchvision's {name} are needed")
+    network: VGG | AlexNet
+    with torch.device("meta"):
+        widths = {"vgg16": VGG16_WIDTHS, "vgg19": VGG19_WIDTHS}.get(name)
+        network = AlexNet(pooling, name) if widths is None else VGG(widths, pooling, name)
+    renamed = imagenet_preprocessing()
+    for convolution, position in torchvision_positions(name).items():
+        for kind in ("weight", "bias"):
+            own = f"conv{convolution}.{kind}"
+            tensor = tensors.get(f"features.{position}.{kind}", tensors.get(own))
+            renamed |= {} if tensor is None else {own: tensor}
     load_weights(network, renamed, path)
+    digest = hashlib.sha256()
+    for key, parameter in sorted(network.convolutions.state_dict().items()):
+        rounded = parameter.half()
+        if not rounded.isfinite().all():
+            raise UserError(f"{path} does not fit: {key} holds numbers past float16")
+        parameter.copy_(rounded)
+        digest.update(rounded.numpy().tobytes())
+    network.identity = network.identity.replace(name, f"{name}@{digest.hexdigest()}", 1)
     return network
 
 
 def load_converted_vgg(path: str | Path, pooling: str = "max") -> VGG:
-    """Return a VGG of any widths from safetensors with ``preprocess`` and ``convN_M`` (the teachers' format)."""
-    tensors, _ = read_safetensors(path)
+    """Return a VGG of any widths from safetensors with ``convN_M`` (the teachers' format).
+
+    Without ``preprocess`` they are torchvision's weights.
+    """
+    tensors = imagenet_preprocessing() | read_safetensors(path)[0]
     widths = convolution_widths(tensors, path)
     with torch.device("meta"):
         network = VGG(widths, pooling, file_identity(Path(path).stem, path))
@@ -135,20 +193,16 @@ def load_slim_vgg(path: str | Path, normalise: bool = False) -> SlimVGG:
     return network
 
 
-# torchvision's IMAGENET1K_V1
-VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
-VGG19_HASH = "sha256:dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44"
+def kept_file(name: str) -> Path:
+    """Return where torch keeps torchvision's weights of a network once they are downloaded."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(TORCHVISION[name][0]).name
 
 
-def vgg19_file() -> Path:
-    """Return where torch keeps torchvision's VGG-19 once it is downloaded."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(VGG19_URL).name
-
-
-def fetch_vgg19(progress: Progress | None = None) -> Path:
-    """Return torchvision's VGG-19 weights file, fetched on first use; raises UserError where it cannot be had."""
+def fetch_weights(name: str, progress: Progress | None = None) -> Path:
+    """Return torchvision's weights file of a network, fetched on first use; UserError where it cannot be had."""
     advice = "use loss_network=vgg19_slim, which ships with the package, or loss_network.weights=FILE"
-    return fetch(VGG19_URL, vgg19_file(), VGG19_HASH, advice, progress)
+    url, expected = TORCHVISION[name]
+    return fetch(url, kept_file(name), expected, advice, progress)
 
 
 def choose_loss_network(name: str, on_gpu: bool) -> tuple[str, str]:
@@ -157,12 +211,12 @@ def choose_loss_network(name: str, on_gpu: bool) -> tuple[str, str]:
         return name, ""
     if not on_gpu:
         return "vgg19_slim", ""
-    if vgg19_file().exists() or reachable(VGG19_URL):
+    if kept_file("vgg19").exists() or reachable(TORCHVISION["vgg19"][0]):
         return "vgg19", ""
     return "vgg19_slim", "VGG-19 is neither cached nor to be fetched: training with vgg19_slim"
 
 
-LOSS_NETWORKS = ("vgg19", "vgg19_slim", "teachers")
+LOSS_NETWORKS = (*TORCHVISION, "vgg19_slim", "teachers")
 
 
 def create_loss_network(
@@ -176,7 +230,7 @@ def create_loss_network(
     photographs: Iterable[Tensor] = (),
     progress: Progress | None = None,
 ) -> LossNetwork:
-    """Return a frozen loss network by name: vgg19, vgg19_slim or teachers.
+    """Return a frozen loss network by name.
 
     Args:
         name: `LOSS_NETWORKS` has the names; ``auto`` is resolved by `choose_loss_network`.
@@ -186,7 +240,7 @@ def create_loss_network(
         pooling: max or average; vgg19_slim has learned max pooling alone.
         normalise: divide each filter by its mean activation over photographs.
         photographs: RGB (1, 3, H, W) in [0, 1], from which factors are computed where the weights record none.
-        progress: of the download of VGG-19.
+        progress: of a download.
 
     Raises UserError where the name is unknown or a file is missing or does not fit.
     """
@@ -196,9 +250,9 @@ def create_loss_network(
         if pooling != "max":
             raise UserError(f"loss.pooling is {pooling}, but vgg19_slim has learned max; loss_network=vgg19 takes both")
         return freeze(load_slim_vgg(weights or VGG19_SLIM, normalise))
-    network: VGG | MergedLossNetwork
-    if name == "vgg19":
-        network = load_torchvision_vgg19(weights or fetch_vgg19(progress), pooling)
+    network: LossNetwork
+    if name in TORCHVISION:
+        network = load_torchvision(name, weights or fetch_weights(name, progress), pooling)
     else:
         if shallow is None or deep is None:
             raise UserError("loss_network=teachers needs loss_network.shallow=FILE and loss_network.deep=FILE")

@@ -5,24 +5,53 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
+import struct
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from nst_fast.errors import UserError
 from nst_fast.files import write_atomically
+from nst_fast.stylizing.colour import to_srgb
+from nst_fast.stylizing.exif import CARRIED_INFO, ORIENTATION, into_tiff, is_adobe_rgb, read_directory
+from nst_fast.stylizing.formats import HEIC, READ, format_of
+from nst_fast.stylizing.tiff import CAMERAS_RAW, NotSupportedError, is_tiff, read_tiff
 
 with contextlib.suppress(ImportError):  # an extra of its own: its wheels hold an encoder under the GPL
     from pillow_heif import register_heif_opener
 
     register_heif_opener()
 
-HEIC = frozenset({".heic", ".heif"})  # what telephones write, and few programs read
-SUFFIXES = HEIC | {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-
-ORIENTATION, GPS_POSITION = 0x0112, 0x8825  # EXIF tags
+LARGEST_TEXT = 1 << 24  # bytes of a PNG's text or profile, decompressed
+PngImagePlugin.MAX_TEXT_CHUNK = LARGEST_TEXT  # Pillow refuses the whole picture for more than one megabyte
+LARGEST_ICO = 256  # px, of a side
+# What files begin with that are called like pictures, or are pictures of kinds that are not read.
+STARTS = {
+    b"%PDF": "it is a PDF document",
+    b"%!PS": "it is a PostScript document",
+    b"\x00\x05\x16\x07": "it is what a Mac keeps beside a file, not the picture",
+    b"\xff\x0a": "it is a JPEG XL picture, which is not read here",
+    b"\0\0\0\x0cJXL ": "it is a JPEG XL picture, which is not read here",
+    b"FUJIFILM": CAMERAS_RAW,
+    b"IIRO": CAMERAS_RAW,
+    b"IIU\0": CAMERAS_RAW,
+    b"<svg": "it is an SVG drawing, which is not read here",
+    b"<?xml": "it is an XML document",
+    b"<!DOCTYPE": "it is a web page, not the picture that it shows",
+    b"<html": "it is a web page, not the picture that it shows",
+    b"PK\x03\x04": "it is a ZIP archive",
+    b"\x1f\x8b": "it is compressed by gzip",
+}
+# Brands of the files that begin with a box called ftyp.
+BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1", b"heim", b"heis"), "HEIC"),
+    **dict.fromkeys((b"avif", b"avis"), "it is an AVIF picture, which this Pillow does not read"),
+    b"crx ": CAMERAS_RAW,
+}
 ORIENTED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # what Pillow reads an orientation from
 TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,6 +62,98 @@ TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def is_readable(path: str | Path) -> bool:
+    """Return whether there is a file or a pipe of a name; unlike pathlib's tests this never raises."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode)
+
+
+def open_image(source: str | Path | io.BytesIO) -> Image.Image:
+    """Return a picture as it is stored, from a file, a pipe or memory, yet to be decoded where Pillow does that.
+
+    A TIFF is read by its own tags where Pillow would not show what it holds. Raises whatever decoders raise.
+    """
+    if isinstance(source, str | Path) and stat.S_ISFIFO(os.stat(source).st_mode):  # noqa: PTH116
+        source = io.BytesIO(Path(source).read_bytes())
+    with contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else Path(source).open("rb") as file:
+        if is_tiff(file):
+            return open_tiff(file, source)
+        lighter = without_large_text(file)
+        file.seek(0)
+    Image.init()
+    return Image.open(
+        lighter or source, formats=[name for name in Image.ID if name in READ]
+    )  # its order: some accept anything
+
+
+def open_tiff(file: BinaryIO, source: str | Path | io.BytesIO) -> Image.Image:
+    """Return the full picture of a TIFF, with its EXIF data as it is stored."""
+    try:
+        opened = Image.open(source, formats=("TIFF",))
+    except UnidentifiedImageError:
+        opened = None
+    try:
+        file.seek(0)
+        image = read_tiff(file, trusted=opened is not None)
+    except BaseException:
+        if opened is not None:
+            opened.close()
+        raise
+    if image is not None and opened is not None:
+        opened.close()
+    found = image or opened
+    if found is None:
+        raise NotSupportedError("its TIFF tags are not supported")
+    with contextlib.suppress(ValueError, struct.error, OSError):
+        file.seek(0)
+        found.info[CARRIED_INFO] = read_directory(file)
+    file.seek(0)
+    return found
+
+
+def without_large_text(file: BinaryIO) -> io.BytesIO | None:
+    """Return a PNG without its texts and profiles that are too large, or None where it has none or is no PNG."""
+    file.seek(0)
+    if file.read(8) != b"\x89PNG\r\n\x1a\n":
+        return None
+    dropped, room = [], LARGEST_TEXT
+    while len(head := file.read(8)) == 8:
+        length, name = struct.unpack(">I4s", head)
+        start = file.tell() - 8
+        if name in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            size = text_size(name, file.read(length))
+            if size > room:
+                dropped.append((start, start + length + 12))
+            else:
+                room -= size
+        file.seek(start + length + 12)
+    if not dropped:
+        return None
+    file.seek(0)
+    content, kept, last = file.read(), [], 0
+    for start, end in dropped:
+        kept.append(content[last:start])
+        last = end
+    return io.BytesIO(b"".join([*kept, content[last:]]))
+
+
+def text_size(name: bytes, content: bytes) -> int:
+    """Return how long a PNG's text or profile is once it is decompressed, bytes; no further than matters."""
+    behind = content.partition(b"\0")[2]
+    if name == b"iTXt" and behind[:1] == b"\1":
+        behind = behind[2:].partition(b"\0")[2].partition(b"\0")[2]
+    elif name in (b"tEXt", b"iTXt"):
+        return len(content)
+    else:
+        behind = behind[1:]
+    with contextlib.suppress(zlib.error):
+        return len(zlib.decompressobj().decompress(behind, LARGEST_TEXT + 1))
+    return len(content)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -52,11 +173,11 @@ def upright(image: Image.Image) -> Image.Image:
 def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Return a picture as 8-bit RGB in sRGB and its alpha channel (mode L) or None.
 
-    EXIF orientation is applied, an ICC profile converted, 16 bits scaled to 8.
+    EXIF orientation is applied, colours converted that a profile or the metadata describe, 16 bits scaled to 8.
     """
     image.load()
-    image = upright(image)
-    profile, alpha = image.info.get("icc_profile"), None
+    adobe, image = is_adobe_rgb(image), upright(image)
+    info, alpha = image.info, None
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         # Pillow clips 16 bits to 8 instead of scaling them.
         values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
@@ -74,12 +195,7 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         alpha, image = rgba.getchannel("A"), rgba.convert("RGB")
     if image.mode == "P":
         image = image.convert("RGB")
-    if profile and image.mode in ("RGB", "CMYK", "L"):
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            image = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
-        except (ImageCms.PyCMSError, OSError):
-            pass  # a broken profile, or one for another mode: the numbers are the best guess there is
+    image = to_srgb(image, info, adobe)
     # A picture may be gigabytes: no copy where none is needed.
     return image if image.mode == "RGB" else image.convert("RGB"), alpha
 
@@ -118,13 +234,28 @@ def reads_heic() -> bool:
     return "HEIF" in Image.OPEN
 
 
-def why_unreadable(path: str | Path, error: Exception) -> str:
+def why_unreadable(path: str | Path | io.BytesIO, error: Exception) -> str:
     """Return what a user may be told about a picture that cannot be decoded."""
-    if isinstance(error, UnidentifiedImageError) and Path(path).suffix.lower() in HEIC and not reads_heic():
+    if not isinstance(error, UnidentifiedImageError):
+        return str(error) or type(error).__name__
+    start = b""
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(path, io.BytesIO):
+            start = path.getvalue()[:32]
+        elif os.path.isfile(path):
+            with Path(path).open("rb") as file:
+                start = file.read(32)
+            if not start:
+                return "it is empty"
+    if not start.strip(b"\0") and start:
+        return "it holds nothing but zeros, as after a broken copy"
+    heic = BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None
+    if not reads_heic() and (heic == "HEIC" or (not start and Path(str(path)).suffix.lower() in HEIC)):
         return "HEIC is read where pillow-heif is installed: pip install pillow-heif"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is in no format that is known here"
-    return str(error) or type(error).__name__
+    if start[4:8] == b"ftyp" and heic != "HEIC":
+        return heic or "it is a video, not a picture"
+    known = (reason for begin, reason in STARTS.items() if start.lstrip().lower().startswith(begin.lower()))
+    return next(known, "it is in no format that is known here")
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -133,10 +264,10 @@ def load_image(path: str | Path) -> Image.Image:
     Raises UserError where it is missing or cannot be decoded.
     """
     path = Path(path)
-    if not os.path.isfile(path):  # unlike Path.is_file this never raises, whatever the name
+    if not is_readable(path):
         raise UserError(f"no picture at {path}")
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return to_rgb(image)
     except Image.DecompressionBombError as error:
         raise UserError(f"{path} is too large to be opened safely: {error}") from error
@@ -168,38 +299,29 @@ def keep_colours(stylized: Image.Image, photograph: Image.Image) -> Image.Image:
     return Image.fromarray((photo + difference[..., None]).clip(0, 255).round().astype(np.uint8))
 
 
-def find_format(suffix: str) -> str:
-    """Return Pillow's name of the format of a suffix; raises UserError where there is none."""
-    kind = Image.registered_extensions().get(suffix.lower())
-    if kind is None:
-        raise UserError(f"{suffix or 'no suffix'} is no picture format; use .png or .jpg")
-    return kind
-
-
-def written_as(suffix: str) -> str:
-    """Return the suffix of a result, given that of its photograph.
-
-    Few programs read HEIC, so it becomes JPEG; what says nothing of a format becomes PNG.
-    """
-    if suffix.lower() in HEIC:
-        return ".jpg"
-    return suffix if suffix.lower() in Image.registered_extensions() else ".png"
-
-
 def encode_image(image: Image.Image, suffix: str, quality: int = 95, **options: Any) -> bytes:
     """Return a picture in the format of a suffix; JPEG without chroma subsampling. ``options`` are Pillow's.
 
     Raises UserError where the format is unknown or cannot hold the picture.
     """
-    kind = find_format(suffix)
+    kind = format_of(suffix).name
     if kind in ("JPEG", "MPO"):
         options |= {"quality": quality, "subsampling": 0}
-    elif kind == "WEBP":
+    elif kind in ("WEBP", "AVIF"):
         options |= {"quality": quality}
+    elif kind == "ICO":
+        if max(image.size) > LARGEST_ICO:
+            raise UserError(f"{suffix} cannot hold a picture of {image.width}×{image.height}: 256×256 is its largest")
+        options |= {"sizes": [image.size]}
+    elif kind == "JPEG2000":
+        options |= {"no_jp2": suffix.lower() in (".j2k", ".jpc", ".j2c")}
+    exif = options.pop("exif", b"") if kind == "TIFF" else b""  # Pillow would write it in its own words
     encoded = io.BytesIO()
     try:
         image.save(encoded, format=kind, **options)
-    except Exception as error:  # formats that Pillow only reads, sizes that a format cannot hold
+        if exif:
+            return into_tiff(encoded.getvalue(), exif)
+    except Exception as error:  # sizes that a format cannot hold
         raise UserError(f"{suffix} cannot hold the picture: {str(error) or type(error).__name__}") from error
     return encoded.getvalue()
 
@@ -215,28 +337,3 @@ def save_image(image: Image.Image, path: str | Path, quality: int = 95) -> None:
     except UserError as error:
         raise UserError(f"cannot write {path}: {error}") from error
     write_atomically(path, content)
-
-
-def find_pictures(folder: str | Path, recursive: bool = True) -> list[Path]:
-    """Return every file in a folder, and below it unless told, that is named like a picture, sorted.
-
-    Raises UserError where the folder is missing or holds none.
-    """
-    folder = Path(folder)
-    if not os.path.isdir(folder):
-        raise UserError(f"no folder at {folder}")
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise UserError(f"{folder} cannot be read: permission denied")
-    found: list[Path] = []
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen or (seen and not recursive):
-            folders.clear()  # a link back up would go round for ever
-            continue
-        seen.add(real)
-        found += (Path(place, f) for f in files if Path(f).suffix.lower() in SUFFIXES)
-    found = sorted(path for path in found if os.path.isfile(path))
-    if not found:
-        raise UserError(f"no pictures in {folder}; it needs files ending in {', '.join(sorted(SUFFIXES))}")
-    return found

@@ -7,33 +7,42 @@ import glob
 import io
 import os
 import sys
+import tempfile
 import threading
 import time
-from collections import deque
+import unicodedata
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
 from nst_fast.errors import UserError
 from nst_fast.files import write_atomically
-from nst_fast.stylizing.images import SUFFIXES, encode_image, find_format, find_pictures, written_as
+from nst_fast.stylizing.folders import Found, no_pictures, search
+from nst_fast.stylizing.formats import OF_NAME, OF_SUFFIX, PNG, SUFFIXES, format_of, written_as
+from nst_fast.stylizing.images import encode_image, is_readable, open_image
 from nst_fast.stylizing.looks import Looks, Saving, reading, stylize_picture
 from nst_fast.stylizing.stylizer import TILED_ABOVE, Stylizer
 
 # Pictures that run at the same time take no more memory together than the largest that is not tiled.
 PIXELS_AT_ONCE = TILED_ABOVE
+LONGEST_NAME = 255  # bytes, on nearly every file system
 SLASHES = tuple({"/", os.sep})
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to stylize: where it comes from and where it goes to; None is standard input or output."""
+    """One picture to stylize: where it comes from and where it goes to; None is standard input or output.
+
+    With an error, one line that says why, there is nothing to do but to tell of it.
+    """
 
     source: Path | None
     target: Path | None
+    error: str | None = None
 
     @property
     def name(self) -> str:
@@ -62,7 +71,12 @@ class Result:
 
 
 def find_jobs(
-    inputs: Sequence[str], output: str | None, model: str, suffix: str | None = None, recursive: bool = False
+    inputs: Sequence[str],
+    output: str | None,
+    model: str,
+    suffix: str | None = None,
+    recursive: bool = False,
+    left_out: Counter[str] | None = None,
 ) -> list[Job]:
     """Return the jobs that stylize pictures, folders and globs.
 
@@ -72,6 +86,7 @@ def find_jobs(
         model: the model's name.
         suffix: of the results' format; None: each photograph's.
         recursive: folders with what is below them.
+        left_out: counts by suffix what folders hold besides pictures.
 
     Raises UserError where inputs are missing or do not fit the output.
     """
@@ -90,7 +105,10 @@ def find_jobs(
                 raise UserError("standard input has no name: say -o FILE or -o -")
             jobs.append(Job(None, place))
         elif os.path.isdir(source):
-            jobs += jobs_of_folder(source, place, model, suffix, recursive)
+            found = search(source, recursive)
+            jobs += jobs_of_folder(source, found, place, model, suffix)
+            if left_out is not None:
+                left_out += found.left_out
         elif place is None:
             jobs.append(Job(source, source.with_name(f"{source.stem}.{model}{suffix or written_as(source.suffix)}")))
         else:
@@ -131,20 +149,23 @@ def names_one_picture(output: str, inputs: Sequence[str]) -> bool:
     return may_be_file and single
 
 
-def jobs_of_folder(source: Path, output: Path | None, model: str, suffix: str | None, recursive: bool) -> list[Job]:
-    """Return the jobs of a folder's pictures, but for those that an earlier command left in the output within it.
+def jobs_of_folder(source: Path, found: Found, output: Path | None, model: str, suffix: str | None) -> list[Job]:
+    """Return the jobs of what was found in a folder, but for what an earlier command left in the output within it.
 
     Raises UserError where there are none, or the output is a file.
     """
     into = output or source.resolve().with_name(f"{source.resolve().name}.{model}")
     if os.path.exists(into) and not os.path.isdir(into):
         raise UserError(f"{into} is a file; the output of a folder must be a folder")
-    found = find_pictures(source, recursive)
+    pictures = found.pictures
+    if not pictures:
+        raise no_pictures(source, found)
     if inside(into, source) and not inside(source, into):
-        found = [path for path in found if not inside(path, into)]
-    if not found:
+        pictures = [path for path in pictures if not inside(path, into)]
+    if not pictures:
         raise UserError(f"no pictures in {source} but those in the output {into}")
-    return [Job(path, renamed(into / path.relative_to(source), suffix)) for path in found]
+    unread = [Job(place, into, f"{place} cannot be read: {reason.lower()}") for place, reason in found.unreadable]
+    return [Job(path, renamed(into / path.relative_to(source), suffix)) for path in pictures] + unread
 
 
 def renamed(path: Path, suffix: str | None) -> Path:
@@ -157,33 +178,88 @@ def inside(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def refuse_targets(jobs: Iterable[Job], suffix: str | None = None, overwrite: bool = False) -> None:
-    """Raise UserError before any work where it would be in vain.
+def check_targets(
+    jobs: Sequence[Job], suffix: str | None = None, overwrite: bool = False, skip_existing: bool = False
+) -> list[Job]:
+    """Return jobs with the reason, before any work, why some of them cannot be done.
 
-    No format has the output's suffix, two pictures would go to one file, one would replace its input, or a file is
-    there.
+    No format has the output's suffix, two pictures would go to one file, one would replace an input, or a file is
+    there; jobs whose file is there are left out where that is asked for. Raises UserError where no job is left to do.
     """
+    checked: list[Job] = []
     taken: dict[str, Job] = {}
+    inputs = {folded(job.source): job.source for job in jobs if job.source is not None and job.error is None}
     for job in jobs:
-        if job.target is None:
+        if job.target is None or job.error is not None:
+            checked.append(job)
             continue
-        try:
-            kind = find_format(suffix or job.target.suffix)
-        except UserError as error:
-            raise UserError(f"cannot write {job.target}: {error}, or a name that ends in / for a folder") from error
-        named = Image.registered_extensions().get(job.target.suffix.lower(), kind)
-        if named != kind:
-            raise UserError(
-                f"{job.target} is named like {named} and would be {kind} by --format; leave one of them out"
-            )
-        place = os.path.realpath(job.target)
-        if job.source is not None and os.path.realpath(job.source) == place:
-            raise UserError(f"the output would replace the input {job.source}; name another with -o")
-        if place in taken:
-            raise UserError(f"{taken[place].name} and {job.name} would both be written to {job.target}")
-        taken[place] = job
-        if not overwrite and os.path.lexists(job.target):
-            raise UserError(f"{job.target} exists; --overwrite replaces it, -o names another")
+        place, there = folded(job.target), os.path.lexists(job.target)
+        source = inputs.get(place)
+        other = taken.get(place, Job(None, None))
+        reason = unwritable(job.target, suffix)
+        if reason is None and source is not None and is_same(job.target, source):
+            reason = f"the output would replace the input {source}; name another with -o"
+        elif reason is None and other.target is not None and would_be_same(job.target, other.target):
+            reason = f"{other.name} and {job.name} would both be written to {job.target}"
+        elif reason is None and there and skip_existing:
+            taken[place] = job
+            continue
+        elif reason is None and there and not overwrite:
+            reason = f"{job.target} exists; --overwrite replaces it, --skip-existing leaves it, -o names another"
+        if reason is None:
+            taken[place] = job
+        checked.append(job if reason is None else replace(job, error=reason))
+    errors = [job.error for job in checked if job.error is not None]
+    if errors and len(errors) == len(checked):
+        raise UserError(errors[0])
+    return checked
+
+
+def unwritable(target: Path, suffix: str | None) -> str | None:
+    """Return why no picture can be written to a file, by its name and the suffix of `--format`; None where it can."""
+    try:
+        kind = format_of(suffix or target.suffix)
+    except UserError as error:
+        return f"cannot write {target}: {error}, or a name that ends in / for a folder"
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        return f"cannot write {target}: the name is too long; -o FILE names another"
+    named = OF_SUFFIX.get(target.suffix.lower(), kind)
+    if named.name != kind.name:
+        return f"{target} is named like {named.name} and would be {kind.name} by --format; leave one of them out"
+    return None
+
+
+def folded(path: Path) -> str:
+    """Return what names of one file have in common, also where a file system ignores case or accents' spelling."""
+    return unicodedata.normalize("NFC", os.path.realpath(path)).casefold()
+
+
+def is_same(path: Path, other: Path) -> bool:
+    """Return whether two names that are folded alike are one file's."""
+    path, other = Path(os.path.realpath(path)), Path(os.path.realpath(other))
+    return path == other or (os.path.lexists(path) and not (is_listed(path) and is_listed(other)))
+
+
+def is_listed(path: Path) -> bool:
+    """Return whether every part of a path is spelt as its folder lists it."""
+    try:
+        return all(part.name in os.listdir(part.parent) for part in (path, *path.parents) if part.name)  # noqa: PTH208
+    except OSError:
+        return True
+
+
+def would_be_same(path: Path, other: Path) -> bool:
+    """Return whether two names that are folded alike, of files that need not be there, are one file's."""
+    if os.path.realpath(path) == os.path.realpath(other):
+        return True
+    folder = Path(os.path.realpath(path)).parent
+    while not os.path.isdir(folder):
+        folder = folder.parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".Case") as probe:
+            return os.path.lexists(folder / Path(probe.name).name.swapcase())
+    except OSError:
+        return True  # nothing can be written there anyway
 
 
 class PixelBudget:
@@ -209,13 +285,13 @@ class PixelBudget:
 
 def open_picture(job: Job) -> Image.Image:
     """Return a picture that is yet to be decoded; raises UserError where it is missing or no picture."""
-    if job.source is not None and not os.path.isfile(job.source):
+    if job.source is not None and not is_readable(job.source):
         raise UserError(f"no picture at {job.source}")
     source: Path | io.BytesIO = job.source or io.BytesIO(sys.stdin.buffer.read())
     if isinstance(source, io.BytesIO) and not source.getbuffer():
         raise UserError("standard input is empty; a picture is needed")
-    with reading(job.name):
-        return Image.open(source)
+    with reading(job.name, source):
+        return open_image(source)
 
 
 def write(job: Job, content: bytes) -> None:
@@ -229,10 +305,13 @@ def write(job: Job, content: bytes) -> None:
 
 def stylize_job(job: Job, stylizer: Stylizer, looks: Looks, saving: Saving, budget: PixelBudget) -> Result:
     """Stylize one picture once the budget has room for it, and return what became of it, errors too."""
+    if job.error is not None:
+        return Result(job.name, error=job.error)
     try:
         with open_picture(job) as image, budget.spend(image.width * image.height * max(1, looks.scale) ** 2):
             began = time.perf_counter()
-            named = job.target.suffix if job.target else written_as(f".{image.format or 'png'}")
+            known = OF_NAME.get(image.format or "")  # "-" has no name that tells it
+            named = job.target.suffix if job.target else written_as(known.suffixes[0] if known else PNG)
             suffix = saving.suffix or named.lower()
             stylized, options = stylize_picture(job.name, image, stylizer, looks, suffix, saving.keep_gps)
             try:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageSequence
 
 from nst_fast.errors import UserError
+from nst_fast.stylizing.exif import LONGEST_IN_JPEG, carried, exif_bytes, fit
+from nst_fast.stylizing.formats import OF_NAME, format_of
 from nst_fast.stylizing.images import (
-    GPS_POSITION,
-    ORIENTATION,
     fill_hidden,
     keep_colours,
     over_white,
@@ -22,14 +24,7 @@ from nst_fast.stylizing.images import (
 )
 from nst_fast.stylizing.stylizer import Stylizer
 
-ANIMATED = (".gif", ".webp", ".png", ".apng")
-ANIMATIONS = ("GIF", "WEBP", "PNG")  # as Pillow calls them
-WITH_ALPHA = (".png", ".apng", ".webp", ".avif", ".tif", ".tiff", ".gif")
-# EXIF tags that speak of the photograph, not of the file: a TIFF's are its very layout, its profile and its XMP.
-CARRIED = frozenset(
-    {0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749}
-    | {0x8298, 0x8769, GPS_POSITION, 0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F}
-)
+LARGEST_DPI = 65_535  # that a JPEG has place for
 
 
 @dataclass(frozen=True)
@@ -80,28 +75,32 @@ class Saving:
 
 
 @contextlib.contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Report whatever decoders raise as a UserError that names the picture."""
+def reading(name: str, source: Path | io.BytesIO | None = None) -> Iterator[None]:
+    """Report whatever decoders raise as a UserError that names the picture; ``source`` is where its bytes are."""
     try:
         yield
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} claims a huge size, perhaps a bomb; --huge opens it: {error}") from error
     except Exception as error:  # decoders of damaged files raise whatever they please
-        raise UserError(f"{name} cannot be read as a picture: {why_unreadable(name, error)}") from error
+        raise UserError(f"{name} cannot be read as a picture: {why_unreadable(source or name, error)}") from error
 
 
-def carried_exif(image: Image.Image, keep_gps: bool) -> bytes:
-    """Return a picture's EXIF data for its upright result, without the position unless asked for; b"" where none is."""
-    exif = Image.Exif()
-    try:
-        exif.load(image.getexif().tobytes())
-        for tag in set(exif) - (CARRIED if keep_gps else CARRIED - {GPS_POSITION}):
-            del exif[tag]
-        if ORIENTATION in exif:
-            exif[ORIENTATION] = 1
-        return exif.tobytes() if len(exif) else b""
-    except Exception:  # damaged metadata is no reason to refuse a picture
-        return b""
+def carried_metadata(
+    name: str, image: Image.Image, size: tuple[int, int], suffix: str, keep_gps: bool
+) -> dict[str, Any]:
+    """Return what of a photograph's metadata its result of a size, (width, height) px, is saved with: EXIF and dpi."""
+    options: dict[str, Any] = {}
+    kind = format_of(suffix).name
+    order, entries = carried(image, size, keep_gps)
+    if kind in ("JPEG", "MPO"):
+        entries = fit(entries, LONGEST_IN_JPEG, name)
+    if entries:
+        options["exif"] = exif_bytes(order, entries)
+    with contextlib.suppress(TypeError, ValueError):
+        dpi = tuple(float(number) for number in image.info.get("dpi", ()))
+        if len(dpi) == 2 and all(1 <= number <= LARGEST_DPI for number in dpi):
+            options["dpi"] = dpi
+    return options
 
 
 def read_frames(name: str, image: Image.Image, every: bool) -> Iterator[tuple[Image.Image, Image.Image | None, float]]:
@@ -116,7 +115,7 @@ def read_frames(name: str, image: Image.Image, every: bool) -> Iterator[tuple[Im
 def with_alpha(stylized: Image.Image, alpha: Image.Image, suffix: str) -> Image.Image:
     """Return an RGB picture with an alpha channel, or over white where its format has no place for one."""
     small = alpha if alpha.size == stylized.size else alpha.resize(stylized.size)
-    if suffix not in WITH_ALPHA:
+    if not format_of(suffix).alpha:
         return over_white(stylized, small)
     stylized.putalpha(small)
     return stylized
@@ -152,14 +151,14 @@ def stylize_picture(
     """
     with reading(name):
         image.load()
-    exif = carried_exif(image, keep_gps)
-    frames = []
-    # Only these are animated: the pictures of a TIFF or an MPO are pages and previews.
-    for photograph, alpha, duration in read_frames(name, image, suffix in ANIMATED and image.format in ANIMATIONS):
+    source, frames = OF_NAME.get(image.format or ""), []
+    # The pictures of a TIFF or an MPO are pages and previews.
+    moving = format_of(suffix).animated and source is not None and source.animated
+    for photograph, alpha, duration in read_frames(name, image, moving):
         stylized = looks.apply(stylizer, photograph)
         if alpha is not None:
             stylized = with_alpha(stylized, alpha, suffix)
         stylized.info["duration"] = duration
         frames.append(stylized)
-    options: dict[str, Any] = {"exif": exif} if exif else {}
+    options = carried_metadata(name, image, frames[0].size, suffix, keep_gps)
     return frames[0], options | (animation(image, frames, suffix) if len(frames) > 1 else {})

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,13 @@ from PIL import Image
 from nst_fast.assets import find_model
 from nst_fast.errors import UserError
 from nst_fast.stylizing.images import to_rgb
+from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout
 
 if TYPE_CHECKING:
     from nst_fast.stylizing.tiling import Box, TiledModel
 
 log = logging.getLogger(__name__)
+onnxruntime.disable_telemetry_events()  # whoever imported it first
 
 METADATA_PREFIX = "nst_fast."
 # A model's serial operations leave cores idle that other pictures or tiles can use.
@@ -55,7 +57,7 @@ class Stylizer:
 
     Args:
         model: the name of a shipped model, or an ONNX file: one that `nst-export` or `train` wrote, uint8 (N, H, W, 3)
-            RGB → the same; or another's, float (N, 3, H, W), where ``pixel_range`` is given.
+            RGB → the same; or another's, uint8 or, where ``pixel_range`` is given, float, channels first or last.
         threads: for the session; 0 takes every core.
         device: `DEVICES` has the names; ``auto`` takes cuda where onnxruntime can start it, else the processor.
         pixel_range: 1 or 255, what a foreign model calls white.
@@ -94,9 +96,10 @@ class Stylizer:
         self.foreign = "min_size" not in self.metadata
         shape = self.read_input(pixel_range)
         self.min_size = self.read_min_size()
-        self.pixel_range = pixel_range if self.foreign and pixel_range is not None else 1
+        self.pixel_range = (pixel_range or (1 if self.floating else 255)) if self.foreign else 1
         self.bgr = bgr and self.foreign
         self.fixed_size = self.read_fixed_size(shape)
+        self.multiple = 1  # px that sides have to be of, as far as is known of a foreign model
         self.tile = tile
         if tile:
             if self.fixed_size is not None:
@@ -110,18 +113,20 @@ class Stylizer:
         Raises UserError where it takes no pictures, or nothing says how to feed it.
         """
         inputs = self.session.get_inputs()
-        shape = list(inputs[0].shape) if len(inputs) == 1 else []
-        self.floating = len(inputs) == 1 and inputs[0].type == "tensor(float)"
-        if len(shape) != 4 or shape[1 if self.floating else 3] != 3 or (self.foreign and not self.floating):
-            raise UserError(
-                f"{self.path} is no style model: one input (N, H, W, 3) uint8 or (N, 3, H, W) float is needed"
-            )
-        if self.foreign and pixel_range is None:
+        try:
+            self.channels_first = channels_first(inputs)
+        except ValueError as error:
+            raise UserError(f"{self.path} is no style model: {error}; {NEEDED}") from error
+        (one,) = inputs
+        self.input_name, self.input_type = one.name, TYPES[one.type]
+        self.floating = one.type in FLOATS
+        if self.foreign and self.floating and pixel_range is None:
             raise UserError(
                 f"{self.path} does not say how its float input is scaled: give --pixel-range 1 or 255 (and --bgr)"
             )
-        self.input_name = inputs[0].name
-        return shape
+        if not self.foreign and self.floating != self.channels_first:
+            raise UserError(f"{self.path} is not as it was exported: its input is {one.type} of {one.shape}")
+        return list(one.shape)
 
     def read_min_size(self) -> int:
         """Return the least height and width that the model takes, px; raises UserError where it says no such number."""
@@ -135,7 +140,7 @@ class Stylizer:
 
         Raises UserError where no picture has that size.
         """
-        height, width = shape[2:] if self.floating else shape[1:3]
+        height, width = shape[2:] if self.channels_first else shape[1:3]
         if not isinstance(height, int) or not isinstance(width, int):
             return None
         if not 0 < width * height <= LARGEST_FIXED_SIZE:
@@ -207,21 +212,25 @@ class Stylizer:
         """Return whether a picture is run in tiles."""
         if self.fixed_size is not None or min(width, height) < self.min_size:
             return False
+        if self.foreign and self.floating != self.channels_first:  # tiles are laid out as ours and most peers' are
+            return False
         return (self.tile or width * height > self.tiled_above) and self.can_tile
 
     def to_input(self, pictures: np.ndarray) -> np.ndarray:
         """Return pictures, uint8 RGB (N, H, W, 3), as the model takes them."""
-        if not self.floating:
-            return pictures
         ordered = pictures[..., ::-1] if self.bgr else pictures
-        return np.ascontiguousarray(ordered.transpose(0, 3, 1, 2), np.float32) * np.float32(self.pixel_range / 255)
+        if self.channels_first:
+            ordered = ordered.transpose(0, 3, 1, 2)
+        if not self.floating:
+            return np.ascontiguousarray(ordered)
+        return np.ascontiguousarray(ordered, self.input_type) * self.input_type(self.pixel_range / 255)
 
     def to_pictures(self, output: np.ndarray) -> np.ndarray:
         """Return the model's output as uint8 RGB (N, H, W, 3)."""
-        if not self.floating:
-            return output
-        values = (output * np.float32(255 / self.pixel_range)).clip(0, 255).round().astype(np.uint8)
-        pictures = values.transpose(0, 2, 3, 1)
+        pictures = same_layout(output, self.channels_first)
+        if pictures.dtype != np.uint8:
+            values = np.nan_to_num(pictures.astype(np.float32, copy=False)) * np.float32(255 / self.pixel_range)
+            pictures = values.clip(0, 255).round().astype(np.uint8)
         return pictures[..., ::-1] if self.bgr else pictures
 
     @contextlib.contextmanager
@@ -234,24 +243,34 @@ class Stylizer:
             raise UserError(f"{self.path} cannot stylize a picture of {width}×{height}: {reason}") from error
 
     def infer(self, values: np.ndarray) -> np.ndarray:
-        """Return the session's output for its input; UserError where it fails or is of another shape or type."""
-        with self.running(*values.shape[2:0:-1] if not self.floating else values.shape[3:1:-1]):
-            output = self.session.run(None, {self.input_name: values})[0][: len(values)]
-        # Peers round sizes up; ours never do.
-        same = np.shape(output)[:2] == values.shape[:2] if self.foreign else np.shape(output) == values.shape
-        if not same or np.ndim(output) != 4 or output.dtype != values.dtype:
+        """Return the session's output for its input; UserError where it fails, or ours gives another shape or type."""
+        height, width = values.shape[2:] if self.channels_first else values.shape[1:3]
+        with self.running(width, height):
+            output = self.session.run(None, {self.input_name: values})[0]
+        if not self.foreign and (np.shape(output) != values.shape or output.dtype != values.dtype):
             raise UserError(f"{self.path} is no style model: its output is not of the shape and type of its input")
         return output
 
     def run(self, pictures: np.ndarray) -> np.ndarray:
         """Return the model's output, uint8 (N, H, W, 3), for pictures of a size that it takes."""
-        values = self.to_input(pictures)
-        if not self.floating:
-            return self.infer(values)
+        if not self.floating and not self.foreign:
+            return self.infer(pictures)
         # Models that are frozen to one picture a batch take them one by one.
-        outputs = np.concatenate([self.infer(v[None]) for v in values])
-        # Those that halve and double odd sizes come out a little larger.
-        return self.to_pictures(outputs[:, :, : values.shape[2], : values.shape[3]])
+        return np.concatenate([self.run_one(picture[None]) for picture in pictures])
+
+    def run_one(self, pictures: np.ndarray) -> np.ndarray:
+        """Return the output of a float or foreign model for one picture, uint8 (1, H, W, 3), at its size."""
+
+        def at_any_size(given: np.ndarray) -> np.ndarray:
+            output = self.infer(self.to_input(given))
+            try:
+                return self.to_pictures(output[:1] if np.ndim(output) == 4 else output)
+            except (AttributeError, TypeError, ValueError) as error:
+                raise UserError(f"{self.path} is no style model: {error}") from error
+
+        # A model of one size gives what it gives: the caller resizes it.
+        other_sizes = self.foreign and self.fixed_size is None
+        return self.at_its_size(pictures, at_any_size) if other_sizes else at_any_size(pictures)
 
     def run_tiled(self, picture: Image.Image) -> Image.Image:
         """Return the stylized picture of an RGB picture of any size, run tile by tile."""
@@ -267,14 +286,29 @@ class Stylizer:
             self.tiled.run(picture.size, read, write)
         return stylized
 
+    def run_tiles(self, pictures: np.ndarray) -> np.ndarray:
+        """Return the stylized picture of one of any size, uint8 (1, H, W, 3), run tile by tile."""
+
+        def tiled(given: np.ndarray) -> np.ndarray:
+            return np.asarray(self.run_tiled(Image.fromarray(given[0])))[None]
+
+        return self.at_its_size(pictures, tiled) if self.foreign else tiled(pictures)
+
+    def at_its_size(self, pictures: np.ndarray, run: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return a foreign model's output at the size of pictures, and remember what sizes it needs."""
+        stylized, needed = run_at_size(pictures, run, MULTIPLES[MULTIPLES.index(self.multiple) :])
+        if min(pictures.shape[1:3]) > 2 * MULTIPLES[-1]:  # a smaller one may just have been too small
+            self.multiple = needed
+        return stylized
+
     def stylize_array(self, pictures: np.ndarray) -> np.ndarray:
         """Return stylized uint8 RGB (N, H, W, 3) of pictures of the same shape and type."""
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape:
             raise ValueError(f"got {pictures.dtype} {pictures.shape}; uint8 (N, H, W, 3), none of them 0, is needed")
         height, width = pictures.shape[1:3]
         if self.needs_tiles(width, height):
-            return np.stack([np.asarray(self.run_tiled(Image.fromarray(picture))) for picture in pictures])
-        if self.fixed_size is not None and self.fixed_size != (width, height):
+            return np.concatenate([self.run_tiles(picture[None]) for picture in pictures])
+        if self.fixed_size is not None:
             resized = self.run(np.stack([resize(picture, self.fixed_size) for picture in pictures]))
             return np.stack([resize(picture, (width, height)) for picture in resized])
         rows, columns = max(0, self.min_size - height), max(0, self.min_size - width)
@@ -287,8 +321,8 @@ class Stylizer:
 
     def stylize(self, picture: Image.Image) -> Image.Image:
         """Return the stylized picture of an RGB picture, of exactly its size."""
-        if self.needs_tiles(*picture.size):
-            return self.run_tiled(picture)
+        if self.needs_tiles(*picture.size) and not self.foreign:
+            return self.run_tiled(picture)  # which takes no second copy of it
         return Image.fromarray(np.ascontiguousarray(self.stylize_array(np.asarray(picture)[None])[0]))
 
     def __call__(self, image: Image.Image | np.ndarray) -> Any:
@@ -337,5 +371,7 @@ def free_gpu_memory() -> int | None:
 
 
 def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a uint8 picture (H, W, 3) at another size (width, height)."""
+    """Return a uint8 picture (H, W, 3) at a size (width, height)."""
+    if picture.shape[1::-1] == size:
+        return picture
     return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.LANCZOS))

@@ -114,7 +114,8 @@ def upgraded(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     config = {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
-    style, loss, network, trainer = (config.get(key, {}) for key in ("style", "loss", "network", "trainer"))
+    groups = (config.get(key) for key in ("style", "loss", "network", "trainer"))
+    style, loss, network, trainer = (group if isinstance(group, dict) else {} for group in groups)
     if "strength" in style:
         style["content_distance"] = style.pop("strength")
     if "weight" in style:

@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nst_fast.assets import cache_folder
 from nst_fast.errors import UserError
-from nst_fast.stylizing.images import find_pictures, load_image, reads_heic, resize_short_side, to_rgb, why_unreadable
+from nst_fast.stylizing.folders import find_pictures
+from nst_fast.stylizing.images import load_image, open_image, reads_heic, resize_short_side, to_rgb, why_unreadable
 from nst_fast.training.photographs import bundled_photographs, centre_crop, dead_leaves, random_window, recolour
 
 Progress = Callable[[int, int], None]
@@ -120,7 +121,7 @@ class FolderImages(Dataset[Tensor]):
     def decode(self, path: Path) -> tuple[tuple[int, ...], bytes] | str:
         """Return the shape of the picture made small, and what is kept of it; or why it cannot be read."""
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 image.draft("RGB", (self.short_side, self.short_side))  # lets JPEG skip what would be thrown away
                 rgb = to_rgb(image)
         except Exception as error:  # decoders of damaged files raise whatever they please

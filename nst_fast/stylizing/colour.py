@@ -1,0 +1,91 @@
+"""What colours a picture's numbers mean, and their sRGB: by its ICC profile, by EXIF, by PNG's gAMA and cHRM."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image, ImageCms
+
+SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # white, red, green, blue: x and y, as in cHRM
+ADOBE_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)  # Adobe RGB (1998), 4.3.1
+ADOBE_GAMMA = 563 / 256
+SRGB_GAMMA = 1 / 0.45455  # what PNG's authors write for sRGB
+D50 = np.array([0.9642, 1.0, 0.8249])
+# Bradford's matrix: white points are adapted in it (ICC.1:2022, annex E).
+BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+
+
+def to_srgb(image: Image.Image, info: dict, adobe: bool = False) -> Image.Image:
+    """Return a picture of mode L, RGB, CMYK or LAB with its numbers in sRGB, as far as something says what they are.
+
+    Args:
+        image: its numbers, 8 bits each.
+        info: of the picture as it was opened: a profile that is broken, or for another mode, counts for nothing.
+        adobe: whether its EXIF data say that it is in Adobe RGB, which counts where there is no profile.
+    """
+    try:
+        if image.mode == "LAB":
+            return convert(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
+        if image.mode not in ("RGB", "CMYK", "L"):
+            return image
+        if info.get("icc_profile"):
+            return convert(image, ImageCms.ImageCmsProfile(io.BytesIO(info["icc_profile"])))
+        described = (ADOBE_PRIMARIES, ADOBE_GAMMA) if adobe else of_png(info)
+        if described is None or image.mode == "CMYK":
+            return image
+        return convert(image.convert("RGB"), ImageCms.ImageCmsProfile(io.BytesIO(matrix_profile(*described))))
+    except (ImageCms.PyCMSError, OSError, ValueError, np.linalg.LinAlgError):
+        return image  # the numbers are the best guess there is
+
+
+def convert(image: Image.Image, source: ImageCms.ImageCmsProfile) -> Image.Image:
+    """Return a picture in sRGB, given the profile of its numbers."""
+    return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
+
+
+def of_png(info: dict) -> tuple[tuple[float, ...], float] | None:
+    """Return primaries and gamma of a PNG by its gAMA and cHRM; None where it has none, an sRGB chunk, or sRGB's."""
+    gamma, primaries = info.get("gamma"), info.get("chromaticity")
+    if "srgb" in info or not gamma:
+        return None
+    if primaries is None or np.allclose(primaries, SRGB_PRIMARIES, atol=0.002):
+        primaries = SRGB_PRIMARIES
+        if abs(gamma - 1 / SRGB_GAMMA) < 0.005:
+            return None
+    return tuple(primaries), 1 / gamma
+
+
+def matrix_profile(primaries: tuple[float, ...], gamma: float) -> bytes:
+    """Return an ICC profile, version 2, of an RGB space.
+
+    Args:
+        primaries: x and y of white, red, green and blue.
+        gamma: the exponent from numbers to light.
+
+    Raises ValueError or LinAlgError where no light is of these numbers.
+    """
+    if not 0.1 <= gamma <= 20 or min(primaries[1::2]) <= 0:
+        raise ValueError(f"no colour space has primaries {primaries} and gamma {gamma}")
+    white, *columns = (
+        np.array([x / y, 1, (1 - x - y) / y]) for x, y in zip(primaries[::2], primaries[1::2], strict=True)
+    )
+    light = np.stack(columns, 1)
+    light = light * np.linalg.solve(light, white)
+    light = np.linalg.inv(BRADFORD) @ np.diag(BRADFORD @ D50 / (BRADFORD @ white)) @ BRADFORD @ light
+    curve = b"para\0\0\0\0\0\0\0\0" + struct.pack(">i", round(gamma * 65536))
+    tags = {b"wtpt": xyz(D50), b"desc": b"desc\0\0\0\0\0\0\0\x02p\0" + bytes(80), b"cprt": b"text\0\0\0\0p\0\0\0"}
+    for number, name in enumerate((b"r", b"g", b"b")):
+        tags |= {name + b"XYZ": xyz(light[:, number]), name + b"TRC": curve}
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    head = struct.pack(">I4xI", 132 + 12 * len(tags) + len(body), 0x02400000) + b"mntrRGB XYZ " + bytes(12) + b"acsp"
+    return head + bytes(28) + xyz(D50)[8:] + bytes(48) + table + body
+
+
+def xyz(values: np.ndarray) -> bytes:
+    """Return a colour as ICC writes it."""
+    return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(float(v) * 65536) for v in values))

@@ -1,0 +1,118 @@
+"""Which files of a folder are its photographs."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nst_fast.errors import UserError
+from nst_fast.stylizing.formats import SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+# What systems and programs keep for themselves, in small letters: thumbnails, previews, what was deleted.
+CACHES = frozenset({"@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "system volume information"})
+CACHES |= {"#snapshot", "@recently-snapshot", "lost+found", "thumbnails.cache", "ipod photo cache"}
+CACHE_ENDINGS = (".lrdata", ".cocatalog", ".thumbnails")
+NO_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "zbthumbnail.info", "picasa.ini"})
+# What is in the folder of a run beside its config.yaml, or in that of a comparison.
+OF_A_RUN = frozenset({"checkpoints", "samples", "snapshots", "tensorboard", "trace.json", "summary.json"})
+OF_A_COMPARISON = frozenset({"report.html", "report.json"})
+
+
+@dataclass
+class Found:
+    """What a folder holds.
+
+    Attributes:
+        pictures: its photographs, sorted.
+        unreadable: (folder, reason) of those below it that cannot be listed.
+        left_out: how many files of each suffix are no pictures that are read here; hidden ones do not count.
+    """
+
+    pictures: list[Path] = field(default_factory=list)
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def say_left_out(left_out: Counter[str]) -> str:
+    """Return how many files were left out, for a message."""
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
+    return f"left out, in no known format of pictures: {kinds}"
+
+
+def is_ours(folders: list[str], files: list[str]) -> bool:
+    """Return whether a folder of these names is that of a run or a comparison, whose pictures are no photographs."""
+    names = {*folders, *files}
+    return ("config.yaml" in names and bool(names & OF_A_RUN)) or names >= OF_A_COMPARISON
+
+
+def is_kept_aside(name: str) -> bool:
+    """Return whether a file or folder of a name is hidden, or a cache."""
+    small = name.lower()
+    return name.startswith(".") or small in CACHES or small.endswith(CACHE_ENDINGS)
+
+
+def search(folder: str | Path, recursive: bool = True) -> Found:
+    """Return what a folder, and what is below it unless told, holds.
+
+    Hidden files and folders, caches and what our own runs have left are passed over, but never the folder itself.
+    Raises UserError where it is missing or cannot be read.
+    """
+    folder = Path(folder)
+    if not os.path.isdir(folder):
+        raise UserError(f"no folder at {folder}")
+    found = Found()
+    seen: set[str] = set()
+
+    def note(error: OSError) -> None:
+        found.unreadable.append((Path(error.filename), error.strerror or str(error)))
+
+    for place, folders, files in os.walk(folder, onerror=note, followlinks=True):
+        real = os.path.realpath(place)
+        first = not seen
+        if real in seen or (not first and is_ours(folders, files)):
+            folders.clear()  # a link back up would go round for ever
+            continue
+        seen.add(real)
+        if not os.access(place, os.X_OK):
+            note(PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place)))
+        folders[:] = sorted(f for f in folders if recursive and not is_kept_aside(f))
+        for name in files:
+            path, suffix = Path(place, name), Path(name).suffix.lower()
+            if is_kept_aside(name) or name.lower() in NO_FILES or not os.path.isfile(path):
+                continue
+            if suffix in SUFFIXES:
+                found.pictures.append(path)
+            else:
+                found.left_out[suffix or "without suffix"] += 1
+    for unread, reason in found.unreadable:
+        if unread == folder:
+            raise UserError(f"{folder} cannot be read: {reason.lower()}")
+    found.pictures.sort()
+    return found
+
+
+def no_pictures(folder: str | Path, found: Found) -> UserError:
+    """Return what a user is told of a folder without pictures."""
+    aside = f" ({say_left_out(found.left_out)})" if found.left_out else ""
+    return UserError(f"no pictures in {folder}{aside}; it needs files ending in {', '.join(sorted(SUFFIXES))}")
+
+
+def find_pictures(folder: str | Path, recursive: bool = True) -> list[Path]:
+    """Return the photographs in a folder, and below it unless told, sorted; what is left out is warned of.
+
+    Raises UserError where the folder is missing, cannot be read or holds none.
+    """
+    found = search(folder, recursive)
+    for place, reason in found.unreadable:
+        logger.warning("%s cannot be read: %s", place, reason.lower())
+    if not found.pictures:
+        raise no_pictures(folder, found)
+    if found.left_out:
+        logger.warning("%s: %s", folder, say_left_out(found.left_out))
+    return found.pictures
