@@ -98,6 +98,8 @@ def carried_metadata(
         options["exif"] = exif_bytes(order, entries)
     with contextlib.suppress(TypeError, ValueError):
         dpi = tuple(float(number) for number in image.info.get("dpi", ()))
+        if image.format in ("JPEG", "MPO") and not image.info.get("jfif_unit"):
+            dpi = ()  # what Pillow makes of EXIF data, which are carried themselves
         if len(dpi) == 2 and all(1 <= number <= LARGEST_DPI for number in dpi):
             options["dpi"] = dpi
     return options
