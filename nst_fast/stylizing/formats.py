@@ -100,7 +100,7 @@ def format_of(suffix: str) -> Format:
     if kind is None:
         raise UserError(f"{suffix or 'no suffix'} is no picture format; use .png or .jpg")
     if not kind.written:
-        raise UserError(f"{kind.name} ({suffix}) can be read, not written; use .png or .jpg")
+        raise UserError(f"{kind.name} ({suffix}) cannot be written here; use .png or .jpg")
     return kind
 
 

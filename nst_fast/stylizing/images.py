@@ -41,6 +41,8 @@ STARTS = {
     b"\xff\x0a": "it is a JPEG XL picture, which is not read here",
     b"\0\0\0\x0cJXL ": "it is a JPEG XL picture, which is not read here",
     b"FUJIFILM": CAMERAS_RAW,
+    b"\0MRM": CAMERAS_RAW,
+    b"FOVb": CAMERAS_RAW,
     b"IIRO": CAMERAS_RAW,
     b"IIU\0": CAMERAS_RAW,
     b"<svg": "it is an SVG drawing, which is not read here",
@@ -332,7 +334,7 @@ def encode_image(image: Image.Image, suffix: str, quality: int = 95, **options: 
 
 
 def saved(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
-    """Return a picture as Pillow saves it; EXIF data of a TIFF as they are, which Pillow would write in its own words."""
+    """Return a picture as Pillow saves it; EXIF data of a TIFF are written as they are, not in its words."""
     exif = options.get("exif", b"") if kind == "TIFF" else b""
     encoded = io.BytesIO()
     image.save(encoded, format=kind, **{k: v for k, v in options.items() if not (exif and k == "exif")})
