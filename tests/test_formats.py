@@ -16,6 +16,7 @@ from nst_fast.stylizing import folders
 from nst_fast.stylizing.folders import find_pictures, search
 from nst_fast.stylizing.formats import OF_SUFFIX, SUFFIXES, TABLE, described, format_of, written_as
 from nst_fast.stylizing.images import encode_image, load_image, open_image
+from nst_fast.stylizing.looks import Looks, stylize_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(3)
@@ -43,6 +44,36 @@ def test_an_animated_format_holds_frames(kind):
     frames = [Image.fromarray(RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)) for _ in range(3)]
     content = encode_image(frames[0], kind.suffixes[0], save_all=True, append_images=frames[1:])
     assert Image.open(io.BytesIO(content)).n_frames == 3
+
+
+ANIMATED = [kind.suffixes[0] for kind in WRITTEN if kind.animated and kind.becomes is None]
+
+
+class Negative:
+    """A model that inverts."""
+
+    @staticmethod
+    def stylize(picture: Image.Image) -> Image.Image:
+        return Image.fromarray(255 - np.asarray(picture))
+
+
+@pytest.mark.parametrize("to", ANIMATED)
+@pytest.mark.parametrize("suffix", ANIMATED)
+def test_every_animated_format_becomes_every_other(suffix, to):
+    levels = (40, 120, 200)
+    frames = [Image.new("RGB", (32, 16), (level, level, level)) for level in levels]
+    options = {"save_all": True, "append_images": frames[1:], "duration": [50, 120, 70]}
+    with open_image(io.BytesIO(encode_image(frames[0], suffix, **options))) as image:
+        result, options = stylize_picture("moving", image, Negative(), Looks(), to)
+        got = Image.open(io.BytesIO(encode_image(result, to, **options)))
+    shown = []
+    for number in range(got.n_frames):
+        got.seek(number)
+        got.load()
+        shown.append((got.convert("RGB").getpixel((8, 8))[0], round(got.info["duration"])))
+    for (level, duration), (given, lasting) in zip(shown, zip(levels, (50, 120, 70), strict=True), strict=True):
+        assert level == pytest.approx(255 - given, abs=4)
+        assert duration == lasting
 
 
 @pytest.mark.parametrize("suffix", [s for s, kind in OF_SUFFIX.items() if kind.read])
