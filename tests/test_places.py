@@ -1,5 +1,6 @@
 """What is written where: file systems without case or permissions, long names, collisions, going on, pipes, streams."""
 
+import io
 import json
 import os
 import subprocess
@@ -207,6 +208,19 @@ def test_a_pipe_is_read_by_its_name(stylize):
         assert read()
         pouring.join()
     np.testing.assert_array_equal(np.asarray(Image.open("out.png")), PIXELS)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="only POSIX has them")
+def test_a_pipe_is_written_into_not_replaced(stylize):
+    save("photo.png")
+    os.mkfifo("pipe")
+    received: list[bytes] = []
+    reading = threading.Thread(target=lambda: received.append(Path("pipe").read_bytes()))
+    reading.start()
+    assert stylize("photo.png", "--format", "png", "-o", "pipe").returncode == 0
+    reading.join()
+    assert Path("pipe").is_fifo()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(received[0]))), PIXELS)
 
 
 SHELL = [sys.executable, "-m", "nst_fast.commands.stylize", "--model", "m.onnx", "--threads", "1", "photo.png", "-o"]
