@@ -1,11 +1,15 @@
 """Fast neural style transfer: train one feed-forward network per style, stylize in one forward pass."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nst_fast.stylizing.stylizer import Stylizer as Stylizer
 
 __version__ = "0.1.0"
+
+# onnxruntime keeps a device's id in the home folder and reports to its maker, unless this is set when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import stat
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +15,23 @@ from nst_fast.errors import UserError
 LONGEST_PREFIX = 50  # characters of a temporary name, at most 200 bytes: a name may have 255
 
 
+def is_stream(path: Path) -> bool:
+    """Return whether a name is a pipe's or a device's, into which is written and which nothing may replace."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write bytes beside the target, then rename; raises UserError where that is not allowed."""
+    if is_stream(path):
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:LONGEST_PREFIX]}.")

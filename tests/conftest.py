@@ -11,6 +11,7 @@ import pytest
 # Tests run in as many processes as there are cores, and the processes that they start inherit it: weights that must
 # agree bit for bit come from one number of threads. Before torch is imported, which reads it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests that import it themselves
 
 from nst_fast.commands import train as train_command
 

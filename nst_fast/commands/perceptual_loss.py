@@ -147,7 +147,7 @@ def find_blend(
     """
     styles = [cfg.style]
     for name in others:
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         arguments = ["style=custom", f"style.image={path}"] if path.is_file() else [f"style={name}"]
         styles.append(load_config("optimize", ["content=none", *arguments]).style)
     found = [find_style(style, loss, size, progress) for style in styles]

@@ -166,7 +166,10 @@ def stylize(arguments: list[str]) -> int:
     if options.info:
         for key, value in stylizer.metadata.items():
             print(printable(f"{key}: {value}"))
+        print(f"device: {stylizer.device}")
         return 0
+    if options.device != "auto" or stylizer.device != "cpu":
+        say(f"on {stylizer.device}")
     suffix = None if options.format is None else FORMATS[options.format]
     left_out: Counter[str] = Counter()
     found = find_jobs(options.inputs, options.output, model.stem, suffix, options.recursive, left_out)

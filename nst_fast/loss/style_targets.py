@@ -153,7 +153,7 @@ def fetch_painting(url: str, sha256: str, progress: Progress | None = None) -> P
     name = url.rsplit("/", 1)[1]
     own = os.environ.get("NST_FAST_STYLES")
     if own:
-        path = Path(own).expanduser() / name
+        path = Path(os.path.expanduser(own)) / name
         if not path.is_file():
             raise UserError(f"NST_FAST_STYLES={own} has no {name}")
     else:

@@ -18,6 +18,7 @@ CARRIED = frozenset(
     {0x010E, 0x010F, 0x0110, ORIENTATION, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749}
     | {0x8298, EXIF_IFD, GPS_POSITION, 0x9C9B, 0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F}
 )
+RESOLUTION = (0x011A, 0x011B, 0x0128)
 POINTERS = (EXIF_IFD, GPS_POSITION, INTEROP_IFD)
 WIDTH, HEIGHT, RELATED_WIDTH, RELATED_HEIGHT = 0xA002, 0xA003, 0x1001, 0x1002
 COLOUR_SPACE, INTEROP_INDEX = 0xA001, 1
@@ -182,9 +183,10 @@ def reordered(entries: Directory, order: str, wanted: str) -> Directory:
 
 
 def into_tiff(content: bytes, exif: bytes) -> bytes:
-    """Return a TIFF of one picture with EXIF data among its tags, of which none replaces one of its own."""
+    """Return a TIFF of one picture with EXIF data among its tags, of which none but the resolution replaces its own."""
     own, layout = read_directory(io.BytesIO(content))
     order, entries = read_directory(io.BytesIO(exif.removeprefix(b"Exif\0\0")))
-    merged = reordered(entries, order, own) | layout
+    entries = reordered(entries, order, own)
+    merged = entries | layout | {tag: entries[tag] for tag in RESOLUTION if tag in entries}
     content += bytes(len(content) % 2)
     return content[:4] + struct.pack(f"{own}I", len(content)) + content[8:] + directory_bytes(merged, own, len(content))

@@ -54,7 +54,6 @@ TABLE = (
     Format("PPM", (".ppm", ".pnm")),
     Format("PCX", (".pcx",)),
     Format("DIB", (".dib",)),
-    Format("IM", (".im",)),
     Format("MPO", (".mpo",)),  # a camera's JPEG with previews: of one picture it is a JPEG
     # What few programs read, and what has no place for colours or this size.
     Format("HEIF", (".heic", ".heif", ".hif"), becomes=".jpg"),
@@ -62,6 +61,7 @@ TABLE = (
     Format("SGI", (".bw",), becomes=".sgi"),
     Format("ICNS", (".icns",), alpha=True, becomes=PNG),
     Format("BLP", (".blp",), becomes=PNG),
+    Format("IM", (".im",), becomes=PNG),
     Format("MSP", (".msp",), becomes=PNG),
     Format("XBM", (".xbm",), becomes=PNG),
     # What Pillow does not write.
@@ -100,7 +100,7 @@ def format_of(suffix: str) -> Format:
     if kind is None:
         raise UserError(f"{suffix or 'no suffix'} is no picture format; use .png or .jpg")
     if not kind.written:
-        raise UserError(f"{kind.name} ({suffix}) can be read, not written; use .png or .jpg")
+        raise UserError(f"{kind.name} ({suffix}) cannot be written here; use .png or .jpg")
     return kind
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import stat
 import struct
@@ -26,8 +27,11 @@ with contextlib.suppress(ImportError):  # an extra of its own: its wheels hold a
 
     register_heif_opener()
 
+logger = logging.getLogger(__name__)
+
 LARGEST_TEXT = 1 << 24  # bytes of a PNG's text or profile, decompressed
 PngImagePlugin.MAX_TEXT_CHUNK = LARGEST_TEXT  # Pillow refuses the whole picture for more than one megabyte
+METADATA = ("exif", "dpi")  # Pillow's options
 LARGEST_ICO = 256  # px, of a side
 # What files begin with that are called like pictures, or are pictures of kinds that are not read.
 STARTS = {
@@ -37,6 +41,8 @@ STARTS = {
     b"\xff\x0a": "it is a JPEG XL picture, which is not read here",
     b"\0\0\0\x0cJXL ": "it is a JPEG XL picture, which is not read here",
     b"FUJIFILM": CAMERAS_RAW,
+    b"\0MRM": CAMERAS_RAW,
+    b"FOVb": CAMERAS_RAW,
     b"IIRO": CAMERAS_RAW,
     b"IIU\0": CAMERAS_RAW,
     b"<svg": "it is an SVG drawing, which is not read here",
@@ -315,15 +321,24 @@ def encode_image(image: Image.Image, suffix: str, quality: int = 95, **options: 
         options |= {"sizes": [image.size]}
     elif kind == "JPEG2000":
         options |= {"no_jp2": suffix.lower() in (".j2k", ".jpc", ".j2c")}
-    exif = options.pop("exif", b"") if kind == "TIFF" else b""  # Pillow would write it in its own words
-    encoded = io.BytesIO()
     try:
-        image.save(encoded, format=kind, **options)
-        if exif:
-            return into_tiff(encoded.getvalue(), exif)
+        return saved(image, kind, options)
     except Exception as error:  # sizes that a format cannot hold
-        raise UserError(f"{suffix} cannot hold the picture: {str(error) or type(error).__name__}") from error
-    return encoded.getvalue()
+        reason = str(error) or type(error).__name__
+    try:  # metadata cost no picture
+        content = saved(image, kind, {name: value for name, value in options.items() if name not in METADATA})
+    except Exception as error:
+        raise UserError(f"{suffix} cannot hold the picture: {reason}") from error
+    logger.warning("a picture is written without its metadata, which %s cannot hold: %s", suffix, reason)
+    return content
+
+
+def saved(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
+    """Return a picture as Pillow saves it; EXIF data of a TIFF are written as they are, not in its words."""
+    exif = options.get("exif", b"") if kind == "TIFF" else b""
+    encoded = io.BytesIO()
+    image.save(encoded, format=kind, **{k: v for k, v in options.items() if not (exif and k == "exif")})
+    return into_tiff(encoded.getvalue(), exif) if exif else encoded.getvalue()
 
 
 def save_image(image: Image.Image, path: str | Path, quality: int = 95) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from nst_fast.errors import UserError
-from nst_fast.files import write_atomically
+from nst_fast.files import is_stream, write_atomically
 from nst_fast.stylizing.folders import Found, no_pictures, search
 from nst_fast.stylizing.formats import OF_NAME, OF_SUFFIX, PNG, SUFFIXES, format_of, written_as
 from nst_fast.stylizing.images import encode_image, is_readable, open_image
@@ -193,7 +193,7 @@ def check_targets(
         if job.target is None or job.error is not None:
             checked.append(job)
             continue
-        place, there = folded(job.target), os.path.lexists(job.target)
+        place, there = folded(job.target), os.path.lexists(job.target) and not is_stream(job.target)
         source = inputs.get(place)
         other = taken.get(place, Job(None, None))
         reason = unwritable(job.target, suffix)

@@ -98,6 +98,8 @@ def carried_metadata(
         options["exif"] = exif_bytes(order, entries)
     with contextlib.suppress(TypeError, ValueError):
         dpi = tuple(float(number) for number in image.info.get("dpi", ()))
+        if image.format in ("JPEG", "MPO") and not image.info.get("jfif_unit"):
+            dpi = ()  # what Pillow makes of EXIF data, which are carried themselves
         if len(dpi) == 2 and all(1 <= number <= LARGEST_DPI for number in dpi):
             options["dpi"] = dpi
     return options
@@ -124,7 +126,8 @@ def with_alpha(stylized: Image.Image, alpha: Image.Image, suffix: str) -> Image.
 def animation(image: Image.Image, frames: list[Image.Image], suffix: str) -> dict[str, Any]:
     """Return Pillow's options for saving frames as the animation that a picture is."""
     options: dict[str, Any] = {"save_all": True, "append_images": frames[1:]}
-    options["duration"] = [frame.info["duration"] for frame in frames]
+    whole = format_of(suffix).name == "AVIF"  # takes no parts of milliseconds
+    options["duration"] = [round(d) if whole else d for d in (frame.info["duration"] for frame in frames)]
     # A GIF that says nothing plays once.
     options["loop"] = image.info.get("loop", None if suffix == ".gif" else 1)
     if suffix == ".gif" and any(frame.mode == "RGBA" for frame in frames):

@@ -85,7 +85,12 @@ def pillow_is_right(page: Any) -> bool:
         return samples == 1
     if bits == 16 and planar and page.compression == 1:
         return False
-    return bits == 8 or (bits == 16 and page.sampleformat == UNSIGNED) or (bits == 32 and samples == 1)
+    return bits == 8 or (bits == 16 and page.sampleformat == UNSIGNED) or one_signed_or_float(page, bits)
+
+
+def one_signed_or_float(page: Any, bits: int) -> bool:
+    """Return whether a picture is of the numbers of 32 bits that Pillow holds; of unsigned ones it makes negative."""
+    return bits == 32 and page.samplesperpixel == 1 and page.sampleformat in (SIGNED, FLOAT)
 
 
 def bits_of(page: Any) -> int:
@@ -203,6 +208,8 @@ def to_bytes(values: np.ndarray, page: Any) -> np.ndarray:
     """Return samples as uint8 whose white is 255; raises NotSupportedError for numbers that are no light."""
     if page.sampleformat == UNSIGNED:
         white = float(2 ** bits_of(page) - 1)
+        if white > WHITES[-1] >= values.max(initial=0):  # 16 bits in more of them
+            white = WHITES[-1]
         return np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8)
     if page.sampleformat == FLOAT:
         finite = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
