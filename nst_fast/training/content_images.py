@@ -29,7 +29,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nst_fast.assets import cache_folder
 from nst_fast.errors import UserError
 from nst_fast.stylizing.folders import find_pictures
-from nst_fast.stylizing.images import load_image, open_image, reads_heic, resize_short_side, to_rgb, why_unreadable
+from nst_fast.stylizing.images import (
+    EDITION,
+    load_image,
+    open_image,
+    reads_heic,
+    resize_short_side,
+    to_rgb,
+    why_unreadable,
+)
 from nst_fast.training.photographs import bundled_photographs, centre_crop, dead_leaves, random_window, recolour
 
 Progress = Callable[[int, int], None]
@@ -81,7 +89,7 @@ class FolderImages(Dataset[Tensor]):
         self.short_side = round(1.25 * size)
         files = find_pictures(root)
         listing = "".join(f"{p.relative_to(self.root)}\0{size_and_time(p)}\0" for p in files)
-        key = f"{self.root.resolve()}\0{self.short_side}\0{listing}{reads_heic()}"
+        key = f"{self.root.resolve()}\0{self.short_side}\0{listing}{reads_heic()}{EDITION}"
         self.cache = (
             cache_folder() / "content" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         )
