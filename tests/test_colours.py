@@ -170,6 +170,17 @@ def test_a_tiffs_lab_is_converted(tmp_path):
     np.testing.assert_allclose(np.asarray(load_image(tmp_path / "a.tif")), 119, atol=1)
 
 
+def test_training_sees_the_same_pictures(tmp_path, monkeypatch):
+    content_images = pytest.importorskip("nst_fast.training.content_images")
+    monkeypatch.setenv("NST_FAST_CACHE", str(tmp_path / "cache"))
+    tifffile.imwrite(tmp_path / "a.tif", integers(1 - LIGHT[..., 0], 16), photometric="miniswhite")
+    write_with_preview(tmp_path / "b.tif", integers(LIGHT, 16), True, photometric="rgb")
+    photographs = content_images.FolderImages(tmp_path, 16, 0)  # of 20 px: as they are
+    assert photographs.shapes == [(20, 30, 3)] * 2
+    kept = np.asarray(photographs.pixels).reshape(2, 20, 30, 3)
+    np.testing.assert_allclose(kept, [255 * GREY, 255 * LIGHT], atol=1)
+
+
 # Colours
 
 COLOURS = np.array([[100, 150, 80], [200, 120, 90], [128, 128, 128], [60, 90, 140]], np.uint8)

@@ -35,7 +35,7 @@ Stylize pictures, one forward pass each.
   --skip-existing       leave pictures whose result is there: go on with a folder
   --format FORMAT       FORMATS
                         (default: the input's; jpg for HEIC, png where its name tells none or it cannot be written)
-  --quality N           of JPEG and WebP, 1 to 100 (default 95)
+  --quality N           of JPEG, WebP and AVIF, 1 to 100 (default 95)
   --keep-gps            keep the position in the EXIF data, which is dropped otherwise
 
   --strength S          0 is the photograph, 1 the stylized picture (default 1)

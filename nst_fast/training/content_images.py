@@ -31,7 +31,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nst_fast.assets import cache_folder
 from nst_fast.errors import UserError
 from nst_fast.stylizing.folders import find_pictures
-from nst_fast.stylizing.images import load_image, open_image, reads_heic, resize_short_side, to_rgb, why_unreadable
+from nst_fast.stylizing.images import (
+    EDITION,
+    load_image,
+    open_image,
+    reads_heic,
+    resize_short_side,
+    to_rgb,
+    why_unreadable,
+)
 from nst_fast.training.photographs import bundled_photographs, centre_crop, dead_leaves, random_window, recolour
 
 Progress = Callable[[int, int], None]
@@ -91,7 +99,8 @@ class FolderImages(Dataset[Tensor]):
         listing = "".join(f"{p.relative_to(self.root)}\0{size_and_time(p)}\0" for p in files)
         expected = BYTES_PER_PICTURE * self.short_side**2 * len(files)
         self.jpeg = expected > LARGEST_RAW
-        key = f"{CACHE_VERSION}\0{self.jpeg}\0{self.root.resolve()}\0{self.short_side}\0{listing}{reads_heic()}"
+        edition = f"{EDITION} {CACHE_VERSION}"
+        key = f"{edition}\0{self.jpeg}\0{self.root.resolve()}\0{self.short_side}\0{listing}{reads_heic()}"
         self.cache = (
             cache_folder() / "content" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         )
