@@ -382,16 +382,25 @@ def load_torchvision_vgg19(path: str | Path, pooling: str = "max") -> VGG:
                     renamed[f"conv{block}_{index}.{kind}"] = tensors[key]
             position += 2
         position += 1
-    std = torch.tensor(IMAGENET_STD)
-    renamed["preprocess.weight"] = torch.diag(1 / std)[:, :, None, None]
-    renamed["preprocess.bias"] = -torch.tensor(IMAGENET_MEAN) / std
-    load_weights(network, renamed, path)
+    load_weights(network, renamed | imagenet_preprocessing(), path)
     return network
 
 
+def imagenet_preprocessing() -> dict[str, Tensor]:
+    """Return the 1×1 convolution from RGB in [0, 1] to what torchvision's weights were trained on."""
+    std = torch.tensor(IMAGENET_STD)
+    return {
+        "preprocess.weight": torch.diag(1 / std)[:, :, None, None],
+        "preprocess.bias": -torch.tensor(IMAGENET_MEAN) / std,
+    }
+
+
 def load_converted_vgg(path: str | Path, pooling: str = "max") -> VGG:
-    """Return a VGG of any widths from safetensors with ``preprocess`` and ``convN_M`` (the teachers' format)."""
-    tensors, _ = read_safetensors(path)
+    """Return a VGG of any widths from safetensors with ``convN_M`` (the teachers' format).
+
+    Without ``preprocess`` they are torchvision's weights.
+    """
+    tensors = imagenet_preprocessing() | read_safetensors(path)[0]
     widths = convolution_widths(tensors, path)
     with torch.device("meta"):
         network = VGG(widths, pooling, file_identity(Path(path).stem, path))
@@ -422,12 +431,12 @@ def load_slim_vgg(
     ``normalise`` divides each estimated filter by its mean activation, as recorded for max pooling and computed from
     photographs for average pooling.
     """
-    tensors, _ = read_safetensors(path)
+    tensors, metadata = read_safetensors(path)
     heads = {k[5:-7]: channels(tensors, k, path) for k in tensors if k.startswith("head_") and k.endswith(".weight")}
     if not heads:
         raise UserError(f"{path} is no distilled loss network: it has no heads")
     widths = convolution_widths(tensors, path)
-    identity = file_identity("vgg19_slim", path) + (":normalised" if normalise else "")
+    identity = file_identity(metadata.get("name", "vgg19_slim"), path) + (":normalised" if normalise else "")
     with torch.device("meta"):
         network = SlimVGG(widths, dict(sorted(heads.items(), key=lambda h: h[0][4:])), pooling, identity)
     load_weights(network.trunk, {k: v for k, v in tensors.items() if not k.startswith(("head_", "mean_"))}, path)
