@@ -263,17 +263,18 @@ def matching_errors(student: ScaledSlimVGG, teacher: LossNetwork, images: Tensor
     """Return {kind: {layer: error}}, one figure a picture, relative to the teacher's energy in that picture."""
     layers = student.layers
     with torch.no_grad():
-        truth = {k: t.float() for k, t in teacher(images, layers).items()}
+        truth = teacher(images, layers)
     features = student.trunk(images, layers)
     errors: dict[str, dict[str, Tensor]] = {"feature": {}, "gram": {}}
     with torch.autocast(images.device.type, enabled=False):
         for layer in layers:
-            s, t, head = features[layer].float(), truth[layer], student.scaled_head(layer)
-            target = gram_matrix(t)
-            gram = head @ gram_matrix(s) @ head.T
+            s, head = features[layer], student.scaled_head(layer)
+            t = truth[layer].permute(0, 2, 3, 1).flatten(1, 2)  # in the teacher's precision, which is enough for sums
+            target = (t.transpose(1, 2) @ t).float() / t.shape[1]
+            gram = head @ gram_matrix(s.float()) @ head.T
             # ‖H s − t‖² over all positions in Gram matrices: H s itself would be the widest map of all.
-            cross = s.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2) @ t.permute(0, 2, 3, 1).flatten(1, 2)
-            cross = (cross / t[0, 0].numel() * head.T).sum((1, 2))
+            cross = (s.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).to(t.dtype) @ t).float() / t.shape[1]
+            cross = (cross * head.T).sum((1, 2))
             energy = target.diagonal(dim1=1, dim2=2).sum(1)
             error = gram.diagonal(dim1=1, dim2=2).sum(1) - 2 * cross + energy
             # A flat picture has hardly any energy; that of photographs keeps it from outweighing all others.
