@@ -1,14 +1,14 @@
-"""Distil vgg19_slim, the loss network that ships with the package, from VGG-19 teachers.
+"""Distil vgg16_slim, the loss network that ships with the package, from VGG-16.
 
-    OMP_NUM_THREADS=2 torchrun --nproc-per-node 2 scripts/distill_loss_network.py  # resumes where it stopped
-    python scripts/distill_loss_network.py 'cycles=[{steps: 300}]' run=runs/try output=try.safetensors report=try.json
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 scripts/distill_loss_network.py  # resumes where it stopped
+    python scripts/distill_loss_network.py 'cycles=[[300, 2.0e-3]]' run=runs/try output=try.safetensors report=try.json
 
 Several processes, of a batch each, keep the cores of a CPU busier than several threads do; give each its share with
 OMP_NUM_THREADS. The same seed on the same processes and threads gives the same student, unless the run was stopped and
-resumed: the adversaries start over.
+resumed: the adversaries start over. The run's folder has the student as it was last saved.
 
-The student's heads are matched to the teachers' features and to their Gram matrices on photographs, paintings, noise
-and perturbations and, half of every batch, on pictures made against the student while it learns: by style networks in
+The student's heads are matched to VGG-16's features and to their Gram matrices on photographs, paintings, noise and
+perturbations and, half of every batch, on pictures made against the student while it learns: by style networks in
 training on it and by pictures being optimised on it. Where such pictures walk, the student is corrected.
 """
 
@@ -21,7 +21,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,32 +34,35 @@ from PIL import Image
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from nst_fast.loss.loss_networks import LossNetwork, MergedLossNetwork, SlimVGG, freeze, multiplies_bfloat16
-from nst_fast.loss.pretrained import load_converted_vgg, load_slim_vgg, load_torchvision, save_slim_vgg
+from nst_fast.loss.loss_networks import LossNetwork, SlimVGG, Widths, freeze, multiplies_bfloat16
+from nst_fast.loss.pretrained import load_converted_vgg, load_slim_vgg, save_slim_vgg
 from nst_fast.loss.terms import gram_matrix, total_variation
 from nst_fast.training.networks import FastNetwork
-from nst_fast.weights import read_safetensors
 
 ROOT = Path(__file__).resolve().parent.parent
-STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
-CONTENT_LAYER = "relu4_2"
+# What users train with: Johnson's layers and Gatys'. An adversary takes one of them.
+STYLES = (
+    ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
+    ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),
+)
+CONTENTS = ("relu2_2", "relu3_3", "relu4_2")
 PICTURES = {".jpg", ".jpeg", ".png"}
 
 
 # Pictures
 
 
-def read_pictures(folder: str | Path, short_side: int) -> dict[str, Tensor]:
-    """Return {name: uint8 (3, H, W)} of every picture in a folder, at the given short side in pixels."""
+def read_pictures(folders: Sequence[str], short_side: int, held_out: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return {name: uint8 (3, H, W)} of every picture in some folders that is not held out, at the given short side."""
     pictures = {}
-    for path in sorted(Path(folder).iterdir()):
-        if path.suffix.lower() in PICTURES:
+    for path in (path for folder in folders for path in sorted(Path(folder).iterdir())):
+        if path.suffix.lower() in PICTURES and path.name not in held_out:
             image = Image.open(path).convert("RGB")
             ratio = short_side / min(image.size)
             image = image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.LANCZOS)
-            pictures[path.stem] = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+            pictures[path.name] = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     if not pictures:
-        raise SystemExit(f"no pictures in {folder}")
+        raise SystemExit(f"no pictures in {', '.join(folders)}")
     return pictures
 
 
@@ -123,10 +126,10 @@ class Mixture:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        self.photographs = list(read_pictures(cfg.photographs, cfg.short_side).values())
-        held_out = set(cfg.held_out_paintings)
-        paintings = {k: v for k, v in read_pictures(cfg.paintings, 2 * cfg.short_side).items() if k not in held_out}
-        self.paintings = list(paintings.values())
+        held_out = json.loads((ROOT / cfg.held_out).read_text())
+        self.photographs = list(read_pictures(cfg.photographs, cfg.short_side, held_out["photographs"]).values())
+        paintings = [*held_out["paintings"], *cfg.held_out_styles]
+        self.paintings = list(read_pictures(cfg.paintings, 2 * cfg.short_side, paintings).values())
 
     def photograph(self, size: int, rng: np.random.Generator) -> Tensor:
         return crop(self.photographs[rng.integers(len(self.photographs))], size, rng)
@@ -149,7 +152,7 @@ class Mixture:
 
 
 class StyleTask:
-    """What an adversary aims at: a painting at some size, the student's view of it, and weights."""
+    """What an adversary aims at: a painting at some size, layers, the student's view of the painting, and a weight."""
 
     def __init__(self, mixture: Mixture, cfg: DictConfig, rng: np.random.Generator) -> None:
         painting = mixture.paintings[rng.integers(len(mixture.paintings))]
@@ -158,25 +161,25 @@ class StyleTask:
         size = (round(painting.shape[1] * ratio), round(painting.shape[2] * ratio))
         self.painting = F.interpolate(painting[None].float() / 255, size=size, mode="bilinear", antialias=True)
         self.style_weight = math.exp(rng.uniform(*(math.log(w) for w in cfg.style_weight)))
+        self.style_layers = STYLES[rng.integers(len(STYLES))]
+        self.content_layer = CONTENTS[rng.integers(len(CONTENTS))]
         self.targets: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def refresh(self, student: ScaledSlimVGG, device: torch.device) -> None:
-        self.targets = student.estimated_grams(student.trunk(self.painting.to(device), STYLE_LAYERS))
+        self.targets = student.estimated_grams(student.trunk(self.painting.to(device), self.style_layers))
 
     def loss(self, student: ScaledSlimVGG, image: Tensor, content: Tensor) -> Tensor:
         """Return the balanced perceptual loss of a picture as the student sees it."""
-        features = student.trunk(image, [*STYLE_LAYERS, CONTENT_LAYER])
-        head = student.scaled_head(CONTENT_LAYER)[:, :, None, None]
+        features = student.trunk(image, [*self.style_layers, self.content_layer])
+        head = student.scaled_head(self.content_layer)[:, :, None, None]
         with torch.no_grad():
-            target = F.conv2d(student.trunk(content, [CONTENT_LAYER])[CONTENT_LAYER], head).float()
-        seen = F.conv2d(features.pop(CONTENT_LAYER), head).float()
+            target = F.conv2d(student.trunk(content, [self.content_layer])[self.content_layer], head).float()
+        seen = F.conv2d(features[self.content_layer], head).float()
         error = (seen - target).square().mean((1, 2, 3)) / target.square().mean((1, 2, 3))
-        grams = student.estimated_grams(features)
-        style = sum(relative_gram_error(grams[k], self.targets[k]).mean() for k in STYLE_LAYERS)
-        return (
-            error.mean() + self.style_weight * style / len(STYLE_LAYERS) + 0.5 * total_variation(image.float()).mean()
-        )
+        grams = student.estimated_grams({k: features[k] for k in self.style_layers})
+        style = torch.stack([relative_gram_error(grams[k], self.targets[k]).mean() for k in self.style_layers]).mean()
+        return error.mean() + self.style_weight * style + 0.5 * total_variation(image.float()).mean()
 
 
 class StyleNetworkAdversary:
@@ -248,61 +251,55 @@ def relative_gram_error(gram: Tensor, target: Tensor) -> Tensor:
     return (gram - target).square().sum((1, 2)) / target.square().sum((1, 2))
 
 
-def matching_errors(student: ScaledSlimVGG, teachers: Teachers, images: Tensor) -> dict[str, dict[str, Tensor]]:
-    """Return {kind: {layer: error}}, one figure a picture: relative to the teacher's energy for features and Gram
-    matrices, to the variance over photographs for full-width features."""
+def matching_errors(student: ScaledSlimVGG, teacher: LossNetwork, images: Tensor) -> dict[str, dict[str, Tensor]]:
+    """Return {kind: {layer: error}}, one figure a picture, relative to the teacher's energy in that picture."""
     layers = student.layers
     with torch.no_grad():
-        truth = {k: t.float() for k, t in teachers.network(images, layers).items()}
-        full_width = teachers.full_width(truth)
+        truth = teacher(images, layers)
     features = student.trunk(images, layers)
-    errors: dict[str, dict[str, Tensor]] = {"feature": {}, "gram": {}, "full_width": {}}
+    errors: dict[str, dict[str, Tensor]] = {"feature": {}, "gram": {}}
     with torch.autocast(images.device.type, enabled=False):
         for layer in layers:
-            s, t, head = features[layer].float(), truth[layer], student.scaled_head(layer)
-            target = gram_matrix(t)
-            gram = head @ gram_matrix(s) @ head.T
+            s, head = features[layer], student.scaled_head(layer)
+            t = truth[layer].permute(0, 2, 3, 1).flatten(1, 2)  # in the teacher's precision, which is enough for sums
+            target = (t.transpose(1, 2) @ t).float() / t.shape[1]
+            gram = head @ gram_matrix(s.float()) @ head.T
             # ‖H s − t‖² over all positions in Gram matrices: H s itself would be the widest map of all.
-            cross = s.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2) @ t.permute(0, 2, 3, 1).flatten(1, 2)
-            cross = (cross / t[0, 0].numel() * head.T).sum((1, 2))
+            cross = (s.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).to(t.dtype) @ t).float() / t.shape[1]
+            cross = (cross * head.T).sum((1, 2))
             energy = target.diagonal(dim1=1, dim2=2).sum(1)
             error = gram.diagonal(dim1=1, dim2=2).sum(1) - 2 * cross + energy
-            errors["feature"][layer] = error / (energy + 1e-2 * len(head))
+            # A flat picture has hardly any energy; that of photographs keeps it from outweighing all others.
+            errors["feature"][layer] = error / (energy + 1e-2 * student.get_buffer("energy_" + layer))
             errors["gram"][layer] = relative_gram_error(gram, target)
-            if layer in full_width:
-                error = (student.full_width[layer](s) - full_width[layer]).square().mean((1, 2, 3))
-                errors["full_width"][layer] = error / student.get_buffer("variance_" + layer)
     return errors
 
 
-def load_teacher(path: str) -> LossNetwork:
-    """Return a teacher from either weights format."""
-    file = ROOT / path
-    return load_converted_vgg(file) if file.suffix == ".safetensors" else load_torchvision("vgg19", file)
-
-
-class Teachers:
-    """The teachers as one loss network, and a narrow teacher's own maps to the full-width network's features."""
-
-    def __init__(self, cfg: DictConfig, device: torch.device) -> None:
-        self.network = freeze(MergedLossNetwork([(load_teacher(t.path), list(t.layers)) for t in cfg.teachers]))
-        self.network.to(device)
-        self.maps: dict[str, tuple[Tensor, Tensor]] = {}
-        for teacher in cfg.teachers:
-            tensors = read_safetensors(ROOT / teacher.path)[0] if teacher.path.endswith(".safetensors") else {}
-            for layer in teacher.layers:
-                key = f"to_vgg19.conv{layer[4:]}"
-                if key + ".weight" in tensors:
-                    self.maps[layer] = (tensors[key + ".weight"].to(device), tensors[key + ".bias"].to(device))
-
-    def full_width(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the estimates of the full-width network's features, after rectification, where there are maps."""
-        return {layer: F.relu(F.conv2d(features[layer], *parts)) for layer, parts in self.maps.items()}
+def load_teacher(cfg: DictConfig) -> LossNetwork:
+    """Return VGG-16."""
+    return freeze(load_converted_vgg(ROOT / cfg.teacher))
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     mixed = precision == "bf16" or (precision == "auto" and multiplies_bfloat16(device.type))
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed)
+
+
+def choose_filters(moments: Tensor, count: int) -> Tensor:
+    """Return which features explain most of all of them: a pivoted Cholesky decomposition of their second moments."""
+    left, chosen = moments.clone(), []
+    for _ in range(count):
+        gain = left.square().sum(0) / left.diagonal().clamp_min(1e-9 * moments.diagonal().mean())
+        gain[chosen] = -1
+        chosen.append(int(gain.argmax()))
+        column = left[:, chosen[-1]].clone()
+        left -= torch.outer(column, column) / column[chosen[-1]].clamp_min(1e-12 * moments.diagonal().max())
+    return torch.tensor(chosen)
+
+
+def solve_ridge(normal: Tensor, cross: Tensor, strength: float) -> Tensor:
+    """Return the weights (inputs, outputs) of least squares, given the inputs' products with themselves and outputs."""
+    return torch.linalg.solve(normal + strength * normal.diagonal().mean() * torch.eye(len(normal)), cross)
 
 
 class ScaledSlimVGG(SlimVGG):
@@ -311,48 +308,50 @@ class ScaledSlimVGG(SlimVGG):
     Edge filters fire rarely and strongly; heads that must grow to their size learn slowly.
     """
 
-    def start(
-        self, images: Tensor, truth: dict[str, Tensor], full_width: dict[str, Tensor], earlier: SlimVGG | None = None
-    ) -> None:
-        """Give every convolution zero mean and unit variance on some images, and fit the heads by ridge regression.
+    def __init__(self, widths: Widths, heads: Mapping[str, int]) -> None:
+        super().__init__(widths, heads)
+        # Pixels to about zero mean and unit variance; the convolutions learn the rest.
+        self.trunk.preprocess.weight.data = torch.eye(3)[:, :, None, None] * 4
+        self.trunk.preprocess.bias.data = torch.full((3,), -1.8)
+        self.trunk.preprocess.requires_grad_(False)
+        for layer, filters in heads.items():
+            self.register_buffer("scale_" + layer, torch.ones(filters, 1, 1))
+            self.register_buffer("energy_" + layer, torch.ones(()))
 
-        Where there is an earlier student it is taken over; filters that it has not are new and read by new ones alone.
+    @torch.no_grad()
+    def start(self, images: Tensor, teacher: LossNetwork) -> None:
+        """Let every convolution imitate some of the teacher's filters and fit the heads, all by ridge regression.
+
+        Filters are those that explain most of their layer; each is fitted on what the student's layer before gives.
         """
-        # A narrow teacher's estimates of full-width features are learned beside its own, by heads that are not kept.
-        self.full_width = torch.nn.ModuleDict(
-            {k: torch.nn.Conv2d(self.trunk.filters[k], t.shape[1], 1, bias=False) for k, t in full_width.items()}
-        )
         x, block = self.trunk.preprocess(images), "1"
         for name, convolution in self.trunk.convolutions.items():
-            torch.nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-            torch.nn.init.zeros_(convolution.bias)
             x, block = (F.max_pool2d(x, 2) if name[0] != block else x), name[0]
-            y = convolution(x)
-            mean, deviation = y.mean((0, 2, 3)), y.std((0, 2, 3))
-            convolution.weight /= deviation[:, None, None, None]
-            convolution.bias.copy_(0.3 * torch.randn(len(mean)) - mean / deviation)
-            if earlier is not None:
-                old = earlier.trunk.convolutions[name]
-                convolution.weight[: old.out_channels] = 0
-                convolution.weight[: old.out_channels, : old.in_channels] = old.weight
-                convolution.bias[: old.out_channels] = old.bias
+            strength = 1e-4 * 4 ** int(name[0])  # a block has a quarter of the positions of the one before
+            answers = teacher(images, ["conv" + name])["conv" + name]
+            t = to_positions(F.relu(answers))
+            chosen = choose_filters((t.T @ t / len(t)).double(), convolution.out_channels)
+            answers = answers[:, chosen].flatten(2)
+            side = 9 * x.shape[1] + 1
+            normal, cross = torch.zeros(side, side).double(), torch.zeros(side, len(chosen)).double()
+            for picture, answer in zip(x.split(1), answers, strict=True):
+                patches = F.pad(F.unfold(picture, 3, padding=1)[0], (0, 0, 0, 1), value=1.0)
+                normal += patches @ patches.T
+                cross += patches @ answer.T
+            # Filters in units of their own root mean square: one learning rate for all layers.
+            weights = solve_ridge(normal, cross, strength) / answers.square().mean((0, 2)).sqrt()
+            convolution.weight.copy_(weights[:-1].T.reshape(convolution.weight.shape))
+            convolution.bias.copy_(weights[-1])
             x = F.relu(convolution(x))
-        for layer, features in self.trunk(images, self.layers).items():
-            scale = truth[layer].square().mean((0, 2, 3)).sqrt().clamp_min(1e-2)
-            self.register_buffer("scale_" + layer, scale[:, None, None])
-            s = to_positions(features)
-            normal = s.T @ s
-            normal += 1e-3 * normal.diagonal().mean() * torch.eye(len(normal))
-            weights = torch.linalg.solve(normal, s.T @ to_positions(truth[layer] / scale[:, None, None]))
-            self.heads[layer].weight.copy_(weights.float().T[:, :, None, None])
-            if earlier is not None:
-                head = earlier.heads[layer].weight / scale[:, None, None, None]
-                self.heads[layer].weight.zero_()[:, : head.shape[1]] = head
-            if layer in full_width:
-                weights = torch.linalg.solve(normal, s.T @ to_positions(full_width[layer]))
-                self.full_width[layer].weight.copy_(weights.float().T[:, :, None, None])
-                variance = to_positions(full_width[layer]).var(0).mean()
-                self.register_buffer("variance_" + layer, variance.float())
+            layer = "relu" + name
+            if layer in self.layers:
+                energy = t.square().mean(0)
+                scale = energy.sqrt().clamp_min(1e-2 * energy.mean().sqrt())
+                self.get_buffer("energy_" + layer).copy_(energy.sum())
+                self.get_buffer("scale_" + layer).copy_(scale[:, None, None])
+                s = to_positions(x)
+                weights = solve_ridge((s.T @ s).double(), (s.T @ (t / scale)).double(), strength)
+                self.heads[layer].weight.copy_(weights.T[:, :, None, None])
 
     def scaled_head(self, layer: str) -> Tensor:
         """Return H (teacher's channels, own channels)."""
@@ -373,46 +372,26 @@ class ScaledSlimVGG(SlimVGG):
         return plain
 
 
-@torch.no_grad()
-def new_student(cfg: DictConfig, teachers: Teachers, mixture: Mixture, earlier: SlimVGG | None = None) -> ScaledSlimVGG:
-    torch.manual_seed(cfg.seed)
-    rng = np.random.default_rng(cfg.seed)
-    images = torch.stack([mixture.photograph(128, rng) for _ in range(48)])
-    truth = teachers.network(images, teachers.network.layers)
-    widths = OmegaConf.to_container(cfg.widths)
-    student = ScaledSlimVGG(widths, {layer: t.shape[1] for layer, t in truth.items()})  # type: ignore[arg-type]
-    # Pixels to about zero mean and unit variance; the convolutions learn the rest.
-    student.trunk.preprocess.weight.data = torch.eye(3)[:, :, None, None] * 4
-    student.trunk.preprocess.bias.data = torch.full((3,), -1.8)
-    student.trunk.preprocess.requires_grad_(False)
-    student.start(images, truth, teachers.full_width(truth), earlier)
-    return student
-
-
 def as_matrix(weight: Tensor) -> Tensor:
     """Return a channels-last convolution weight as the matrix (out, kernel and in) that shares its memory."""
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
 
 class Optimizer:
-    """Muon (Jordan et al. 2024) for the convolutions, seen as matrices, AdamW for the biases, one cycle for both."""
+    """Muon (Jordan et al. 2024) for the convolutions, seen as matrices, AdamW for the biases."""
 
-    def __init__(self, student: SlimVGG, learning_rate: float, steps: int) -> None:
+    def __init__(self, student: SlimVGG) -> None:
         self.parameters = [p for p in student.parameters() if p.requires_grad]
         self.weights = [p for p in self.parameters if p.dim() == 4]
         self.matrices = [torch.nn.Parameter(as_matrix(p.data)) for p in self.weights]
         assert all(m.data_ptr() == w.data_ptr() for m, w in zip(self.matrices, self.weights, strict=True))
         biases = [p for p in self.parameters if p.dim() != 4]
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(self.matrices, learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(biases, learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.Muon(self.matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(biases, betas=(0.9, 0.98), weight_decay=0.0),
         )
-        self.schedules = [
-            torch.optim.lr_scheduler.OneCycleLR(o, learning_rate, steps + 1, pct_start=0.05, cycle_momentum=False)
-            for o in self.optimizers
-        ]
 
-    def step(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor, learning_rate: float) -> None:
         """Step along the gradient, its mean over all processes, where it is finite."""
         grads = torch.autograd.grad(loss, self.parameters)
         flat = torch.cat([g.flatten() for g in grads])
@@ -427,30 +406,43 @@ class Optimizer:
             for matrix, weight in zip(self.matrices, self.weights, strict=True):
                 matrix.grad, weight.grad = as_matrix(weight.grad), None  # type: ignore[arg-type]
             for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate
                 optimizer.step()
-        for schedule in self.schedules:
-            schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return {str(i): part.state_dict() for i, part in enumerate([*self.optimizers, *self.schedules])}
+        return {str(i): part.state_dict() for i, part in enumerate(self.optimizers)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for i, part in enumerate([*self.optimizers, *self.schedules]):
+        for i, part in enumerate(self.optimizers):
             part.load_state_dict(state[str(i)])
 
 
-def distil(cfg: DictConfig, earlier: SlimVGG | None = None) -> ScaledSlimVGG:
-    """Train a student, a new one or an earlier one that is taken over, or go on from its saved state, and return it."""
+def learning_rate(cycles: Sequence[Sequence[float]], step: int) -> float:
+    """Return the rate of a step: each cycle [steps, peak] warms up for a thirtieth of its steps, then falls to 0."""
+    for steps, peak in cycles:
+        if step < steps:
+            return peak * min(30 * (step + 1) / steps, (1 - step / steps) * 30 / 29, 1)
+        step -= int(steps)
+    raise ValueError("no cycle has that step")
+
+
+def distil(cfg: DictConfig) -> None:
+    """Train a new student or go on from its saved state; the run's folder has state, student and log."""
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     run = Path(cfg.run)
     run.mkdir(parents=True, exist_ok=True)
-    teachers = Teachers(cfg, device)
-    mixture = Mixture(cfg)
-    student = new_student(cfg, Teachers(cfg, torch.device("cpu")), mixture, earlier)
-    student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = Optimizer(student, cfg.learning_rate, cfg.steps)
-    first, seconds = 0, 0.0
+    teacher, mixture = load_teacher(cfg), Mixture(cfg)
+    widths: Any = OmegaConf.to_container(cfg.widths)
+    student = ScaledSlimVGG(widths, {layer: teacher.filters[layer] for layer in cfg.layers})
     state_file = run / "state.pt"
+    if not state_file.exists():
+        rng = np.random.default_rng(cfg.seed)
+        student.start(torch.stack([mixture.batch(1, 192, rng)[0] for _ in range(32)]), teacher)
+    student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher.to(device)
+    optimizer = Optimizer(student)
+    first, seconds, steps = 0, 0.0, sum(int(cycle[0]) for cycle in cfg.cycles)
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
         student.load_state_dict(state["student"])
@@ -465,8 +457,8 @@ def distil(cfg: DictConfig, earlier: SlimVGG | None = None) -> ScaledSlimVGG:
     running: dict[str, float] = {}
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
     with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("distil", total=cfg.steps, completed=first, loss="")
-        for step in range(first, cfg.steps):
+        bar = progress.add_task("distil", total=steps, completed=first, loss="")
+        for step in range(first, steps):
             shape = int(np.random.default_rng((cfg.seed, step)).integers(len(cfg.batches)))
             rng = np.random.default_rng((cfg.seed, step, rank))
             count, size = cfg.batches[shape]
@@ -475,31 +467,39 @@ def distil(cfg: DictConfig, earlier: SlimVGG | None = None) -> ScaledSlimVGG:
                 made = adversary.pictures(student, count // 2, size, rng)
                 clean = mixture.batch(count - count // 2, size, rng).to(device)
                 images = torch.cat([made, clean]).contiguous(memory_format=torch.channels_last)
-                errors = matching_errors(student, teachers, images)
-            # g / (1 + g): one picture whose Gram matrix is far off must not outweigh the rest of the batch
-            bounded = {k: g / (1 + g) for k, g in errors["gram"].items()}
-            terms = [
-                weight * cfg.layer_weights[layer] * error.mean()
-                for weight, part in ((1, errors["feature"]), (cfg.gram_weight, bounded), (1, errors["full_width"]))
-                for layer, error in part.items()
-            ]
+                errors = matching_errors(student, teacher, images)
+            # One picture that is far off must not outweigh the rest of the batch.
+            terms = [cfg.layer_weights[k] * e.log1p().mean() for k, e in errors["feature"].items()]
+            terms += [cfg.gram_weight * cfg.layer_weights[k] * (g / (1 + g)).mean() for k, g in errors["gram"].items()]
             loss = torch.stack(terms).sum()
-            optimizer.step(loss)
+            optimizer.step(loss, learning_rate(cfg.cycles, step))
             for kind, part in errors.items():
                 for layer, value in part.items():
                     for group, figures in (("made", value[: count // 2]), ("clean", value[count // 2 :])):
                         key = f"{group}/{kind}/{layer}"
                         running[key] = running.get(key, 0.0) * 0.99 + 0.01 * float(figures.detach().mean())
             progress.update(bar, advance=1, loss=f"loss {loss.item():.3f}")
-            if rank == 0 and ((step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps):
+            if rank == 0 and ((step + 1) % cfg.save_every == 0 or step + 1 == steps):
                 seconds = time.perf_counter() - start
                 state = {"student": student.state_dict(), "optimizer": optimizer.state_dict()}
                 state |= {"step": step + 1, "seconds": seconds}
                 torch.save(state, state_file.with_suffix(".tmp"))
                 state_file.with_suffix(".tmp").replace(state_file)
+                export(cfg, student.folded(), mixture, run / "student.safetensors")
                 log.write(json.dumps({"step": step + 1, "seconds": seconds, **running}) + "\n")
                 log.flush()
-    return student
+
+
+def export(cfg: DictConfig, student: SlimVGG, mixture: Mixture, path: Path) -> None:
+    """Write a student with its mean activations over photographs."""
+    photographs = [p[None].float() / 255 for p in mixture.photographs[:: max(1, len(mixture.photographs) // 24)]]
+    student.cpu().eval().requires_grad_(False)
+    metadata = {
+        "name": "vgg16_slim",
+        "origin": f"distilled by nst_fast from {Path(cfg.teacher).stem}",
+        "teachers_licence": "VGG-16: Simonyan & Zisserman, CC BY 4.0; torchvision's weights, BSD 3-Clause",
+    }
+    save_slim_vgg(student, path, metadata, student.mean_activations(photographs, student.layers))
 
 
 def trunk_widths(student: SlimVGG) -> list[list[int]]:
@@ -508,92 +508,34 @@ def trunk_widths(student: SlimVGG) -> list[list[int]]:
     return [[c.out_channels for name, c in convolutions if name[0] == str(block)] for block in range(1, 6)]
 
 
-@torch.no_grad()
-def prune(cfg: DictConfig, student: SlimVGG, mixture: Mixture) -> SlimVGG:
-    """Return the student without the filters that no picture of any kind makes fire."""
-    layers = ["relu" + name for name in student.trunk.convolutions]
-    energy = dict.fromkeys(layers, torch.zeros(()))
-    for step in range(cfg.prune_batches):
-        images = mixture.batch(*cfg.prune_batch, np.random.default_rng((cfg.seed, cfg.steps, step)))
-        for layer, features in student.trunk(images, layers).items():
-            energy[layer] = energy[layer] + features.double().square().mean((0, 2, 3))
-    kept = {k[4:]: (e > cfg.prune_below * e.mean()).nonzero()[:, 0] for k, e in energy.items()}
-    widths = [[len(kept[name]) for name in kept if name[0] == str(block)] for block in range(1, 6)]
-    pruned = SlimVGG(widths, {layer: head.out_channels for layer, head in student.heads.items()})
-    pruned.trunk.preprocess.load_state_dict(student.trunk.preprocess.state_dict())
-    read = torch.arange(3)
-    for name, convolution in student.trunk.convolutions.items():
-        new = pruned.trunk.convolutions[name]
-        new.weight.copy_(convolution.weight[kept[name]][:, read])
-        new.bias.copy_(convolution.bias[kept[name]])
-        read = kept[name]
-    for layer, head in student.heads.items():
-        pruned.heads[layer].weight.copy_(head.weight[:, kept[layer[4:]]])
-    return pruned
-
-
-def widen_first_layer(cfg: DictConfig, student: SlimVGG, teachers: Teachers, mixture: Mixture) -> SlimVGG:
-    """Return the student with more filters in its first convolution, which nothing but the head of relu1_1 reads.
-
-    The trunk needs no more; a full-width first layer does. All other layers stay as they are.
-    """
-    old, heads = student.state_dict(), {layer: head.out_channels for layer, head in student.heads.items()}
-    widths, more = trunk_widths(student), int(cfg.tap_filters)
-    kept = widths[0][0]
-    widths[0][0] += more
-    torch.manual_seed(cfg.seed)
-    wide = SlimVGG(widths, heads)
-    new = wide.state_dict()
-    new["trunk.convolutions.1_2.weight"].zero_()
-    for name, tensor in old.items():
-        new[name][tuple(slice(side) for side in tensor.shape)] = tensor
-    wide.load_state_dict(new)
-    first, head = wide.trunk.convolutions["1_1"], wide.heads["relu1_1"]
-    optimizer = torch.optim.Adam([first.weight, first.bias, head.weight], cfg.tap_learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.tap_learning_rate, cfg.tap_steps)
-    for step in range(cfg.tap_steps):
-        images = mixture.batch(*cfg.tap_batch, np.random.default_rng((cfg.seed, cfg.steps + step)))
-        with torch.no_grad():
-            truth = teachers.network(images, ["relu1_1"])["relu1_1"]
-        estimate = wide.estimates(images, ["relu1_1"])["relu1_1"]
-        feature = (estimate - truth).square().mean((1, 2, 3)) / (truth.square().mean((1, 2, 3)) + 1e-2)
-        optimizer.zero_grad()
-        feature.mean().backward()
-        for parameter in (first.weight, first.bias):
-            parameter.grad[:kept] = 0
-        optimizer.step()
-        schedule.step()
-    return wide
-
-
 # Report
 
 
 def to_positions(features: Tensor) -> Tensor:
-    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1]).double()
+    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
 
 @torch.no_grad()
 def fidelity(cfg: DictConfig, student: SlimVGG, photographs: int = 200) -> dict[str, float]:
     """Return each layer's R² on validation photographs at 256 px, after a 1×1 map with bias by least squares."""
-    teachers = Teachers(cfg, torch.device("cpu"))
+    teacher = load_teacher(cfg)
+    held_out = json.loads((ROOT / cfg.held_out).read_text())["photographs"]
 
-    def pairs(folder: str, count: int) -> Any:
-        names = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in PICTURES)
+    def pairs(folders: Sequence[str], count: int) -> Any:
+        names = sorted(p for f in folders for p in Path(f).iterdir() if p.suffix.lower() in PICTURES)
+        names = [p for p in names if p.name not in held_out]
         for path in names[:: max(1, len(names) // count)][:count]:
             image = Image.open(path).convert("RGB")
             ratio = 256 / min(image.size)
             image = image.resize((max(256, round(image.width * ratio)), max(256, round(image.height * ratio))), 1)
             left, top = (image.width - 256) // 2, (image.height - 256) // 2
             x = torch.from_numpy(np.array(image.crop((left, top, left + 256, top + 256)))).permute(2, 0, 1)[None] / 255
-            truth = teachers.network(x, student.layers)
-            truth |= teachers.full_width(truth)
-            yield student(x, student.layers), truth
+            yield student(x, student.layers), teacher(x, student.layers)
 
     normal: dict[str, list[Tensor]] = {}
     for seen, truth in pairs(cfg.photographs, photographs):
         for layer in student.layers:
-            s, t = to_positions(seen[layer]), to_positions(truth[layer])
+            s, t = to_positions(seen[layer]).double(), to_positions(truth[layer]).double()
             s = torch.cat([s, torch.ones(len(s), 1)], 1)
             if layer not in normal:
                 normal[layer] = [
@@ -604,9 +546,9 @@ def fidelity(cfg: DictConfig, student: SlimVGG, photographs: int = 200) -> dict[
             normal[layer][1] += s.T @ t
     maps = {k: torch.linalg.lstsq(a, b, driver="gelsd").solution for k, (a, b) in normal.items()}
     sums: dict[str, list[Any]] = {}
-    for seen, truth in pairs(cfg.validation, 10**6):
+    for seen, truth in pairs([cfg.validation], 10**6):
         for layer in student.layers:
-            s, t = to_positions(seen[layer]), to_positions(truth[layer])
+            s, t = to_positions(seen[layer]).double(), to_positions(truth[layer]).double()
             error = (torch.cat([s, torch.ones(len(s), 1)], 1) @ maps[layer] - t).square().sum()
             a = sums.setdefault(layer, [0.0, 0.0, 0.0, 0])
             a[0] += float(error)
@@ -627,11 +569,9 @@ def multiply_adds(widths: Sequence[Sequence[int]]) -> float:
     return total
 
 
-def write_report(cycles: Sequence[DictConfig], processes: int) -> None:
+def write_report(cfg: DictConfig, processes: int) -> None:
     """Write what was trained and how well it matches, as JSON and as a page beside it."""
-    cfg = cycles[-1]
-    lasts = [json.loads(Path(cycle.run, "log.jsonl").read_text().splitlines()[-1]) for cycle in cycles]
-    last, seconds = lasts[-1], sum(entry["seconds"] for entry in lasts)
+    last = json.loads(Path(cfg.run, "log.jsonl").read_text().splitlines()[-1])
     released = load_slim_vgg(cfg.output)
     widths, r2 = trunk_widths(released), fidelity(cfg, released)
     report = {
@@ -639,58 +579,53 @@ def write_report(cycles: Sequence[DictConfig], processes: int) -> None:
         "relative_errors_in_training": {k: v for k, v in last.items() if "/" in k},
         "widths": widths,
         "multiply_adds_per_pixel": multiply_adds(widths),
-        "vgg19_multiply_adds_per_pixel": multiply_adds([[64] * 2, [128] * 2, [256] * 4, [512] * 4, [512]]),
+        "vgg16_multiply_adds_per_pixel": multiply_adds([[64] * 2, [128] * 2, [256] * 3, [512] * 3, [512]]),
         "bytes": Path(cfg.output).stat().st_size,
-        "steps": [entry["step"] for entry in lasts],
+        "steps": last["step"],
+        "cycles": OmegaConf.to_container(cfg.cycles),
         "pixels_a_step": processes * sum(count * size**2 for count, size in cfg.batches) / len(cfg.batches),
-        "seconds": seconds,
+        "seconds": last["seconds"],
         "processes": processes,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
         "torch": torch.__version__,
-        "teachers": [Path(t.path).name for t in cfg.teachers],
+        "teacher": Path(cfg.teacher).name,
         "seed": cfg.seed,
-        "sha256": student_sha256(cfg.output),
+        "sha256": hashlib.sha256(Path(cfg.output).read_bytes()).hexdigest(),
     }
     path = Path(cfg.report)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
-    source = {layer: Path(t.path).stem for t in cfg.teachers for layer in t.layers}
     rows = []
     for layer in released.layers:
-        clean, made = last[f"clean/gram/{layer}"], last[f"made/gram/{layer}"]
-        rows.append(f"| {layer} | {source[layer]} | {r2[layer]:.3f} | {clean:.3f} | {made:.3f} |")
+        figures = [last[f"{group}/{kind}/{layer}"] for kind in ("feature", "gram") for group in ("clean", "made")]
+        rows.append(f"| {layer} | {r2[layer]:.3f} | " + " | ".join(f"{figure:.3f}" for figure in figures) + " |")
     trunk = " \\| ".join(",".join(map(str, block)) for block in widths)
-    slim, full = report["multiply_adds_per_pixel"] / 1e3, report["vgg19_multiply_adds_per_pixel"] / 1e3
-    steps = " and ".join(map(str, report["steps"]))
-    page = f"""# vgg19_slim
+    slim, full = report["multiply_adds_per_pixel"] / 1e3, report["vgg16_multiply_adds_per_pixel"] / 1e3
+    page = f"""# vgg16_slim
 
 Written by `OMP_NUM_THREADS={report["threads"]} torchrun --nproc-per-node {processes} scripts/distill_loss_network.py`;
 the figures are in `{path.name}`.
 
-A VGG of 3×3 convolutions {trunk} with max pooling between, trained from
-scratch. 1×1 heads estimate the teachers' features. They are stored in the teachers' channels; loading makes a metric of
-the trunk's own channels of them, which leaves every content and Gram distance as it is and makes the loss cheap.
+A VGG of 3×3 convolutions {trunk} with max pooling between. At first each filter
+imitated one of VGG-16 by least squares; then all were trained together. 1×1 heads estimate VGG-16's features, which are
+not normalised. Loading makes a metric of the trunk's own channels of them, which leaves every content and Gram distance
+as it is and makes the loss cheap.
 
 - {report["bytes"] / 1e6:.2f} MB as float16; {slim:.1f} k multiply-adds a pixel against
-  {full:.0f} k of VGG-19 to conv5_1.
-  Measured times: `benchmarks/loss_network.json`.
-- {steps} steps of {report["pixels_a_step"] / 1e3:.0f} k pixels (mean) in {seconds / 60:.0f} minutes on
-  {report["device"]}, {report["processes"]} processes of {report["threads"]} threads.
+  {full:.0f} k of VGG-16 to conv5_1.
+- {report["steps"]} steps of {report["pixels_a_step"] / 1e3:.0f} k pixels (mean) in {report["seconds"] / 60:.0f} minutes
+  on {report["device"]}, {report["processes"]} processes of {report["threads"]} threads.
 
 R²: a 1×1 map with bias by least squares on 200 training photographs at 256², scored on the validation photographs,
-pooled over channels and positions. Gram error: ‖G − A‖² / ‖A‖² near the end of training, on pictures that no adversary
-made (photographs, paintings, noise, perturbations) and on pictures made against the student: by style networks in
-training on it and by pictures being optimised on it.
+pooled over channels and positions. Feature error: ‖F − T‖² / ‖T‖², Gram error: ‖G − A‖² / ‖A‖², both near the end of
+training, on pictures that no adversary made (photographs, paintings, noise, perturbations) and on pictures made against
+the student: by style networks in training on it and by pictures being optimised on it.
 
-| layer | teacher | R² | Gram error, other pictures | Gram error, adversaries' pictures |
-|---|---|---|---|---|
+| layer | R² | features, others | features, adversaries' | Gram, others | Gram, adversaries' |
+|---|---|---|---|---|---|
 """ + "\n".join(rows)
     path.with_suffix(".md").write_text(page + "\n")
-
-
-def student_sha256(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def main() -> None:
@@ -703,31 +638,13 @@ def main() -> None:
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    cycles = [OmegaConf.merge(cfg, cycle, {"run": f"{cfg.run}/{n}"}) for n, cycle in enumerate(cfg.cycles, start=1)]
-    student: SlimVGG | None = None
-    for cycle in cycles:
-        made = Path(cycle.run, "student.safetensors")
-        trained = distil(cycle, student)
-        if rank == 0:
-            mixture, photographs = Mixture(cycle), list(read_pictures(cfg.photographs, 256).values())
-            student = prune(cycle, trained.cpu().folded(), mixture)
-            if cycle.tap_filters:
-                student = widen_first_layer(cycle, student, Teachers(cycle, torch.device("cpu")), mixture)
-            student.eval().requires_grad_(False)
-            sample = [p[None].float() / 255 for p in photographs[:: max(1, len(photographs) // 100)]]
-            origin = "distilled by nst_fast from " + " and ".join(Path(t.path).stem for t in cfg.teachers)
-            licence = "VGG-19: Simonyan & Zisserman, CC BY 4.0; quarter-width VGG-19: Wang et al., MIT"
-            metadata = {"origin": origin, "teachers_licence": licence}
-            save_slim_vgg(student, made, metadata, student.mean_activations(sample, student.layers))
-        if dist.is_initialized():
-            dist.barrier()
-        student = load_slim_vgg(made)
+    distil(cfg)
     if dist.is_initialized():
         dist.destroy_process_group()
     if rank == 0:
         Path(cfg.output).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(made, cfg.output)
-        write_report(cycles, processes)
+        shutil.copyfile(Path(cfg.run, "student.safetensors"), cfg.output)
+        write_report(cfg, processes)
         print(f"{cfg.output}\n{cfg.report}")
 
 

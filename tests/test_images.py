@@ -10,13 +10,7 @@ from PIL import Image, ImageCms, JpegImagePlugin
 from nst_fast.errors import UserError
 from nst_fast.stylizing.folders import find_pictures
 from nst_fast.stylizing.formats import SUFFIXES
-from nst_fast.stylizing.images import (
-    fill_hidden,
-    load_image,
-    resize_short_side,
-    save_image,
-    to_rgb,
-)
+from nst_fast.stylizing.images import fill_hidden, load_image, resize_short_side, save_image, to_rgb
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)

@@ -172,12 +172,12 @@ def load_slim_vgg(path: str | Path, normalise: bool = False) -> SlimVGG:
 
     ``normalise`` divides each estimated filter by its mean activation, as the file records it.
     """
-    tensors, _ = read_safetensors(path)
+    tensors, metadata = read_safetensors(path)
     heads = {k[5:-7]: channels(tensors, k, path) for k in tensors if k.startswith("head_") and k.endswith(".weight")}
     if not heads:
         raise UserError(f"{path} is no distilled loss network: it has no heads")
     widths = convolution_widths(tensors, path)
-    identity = file_identity("vgg19_slim", path) + (":normalised" if normalise else "")
+    identity = file_identity(metadata.get("name", "vgg19_slim"), path) + (":normalised" if normalise else "")
     with torch.device("meta"):
         network = SlimVGG(widths, dict(sorted(heads.items(), key=lambda h: h[0][4:])), identity)
     load_weights(network.trunk, {k: v for k, v in tensors.items() if not k.startswith(("head_", "mean_"))}, path)
