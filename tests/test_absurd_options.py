@@ -25,7 +25,8 @@ TEXTS = {f"style.{key}" for key in ("name", "title", "artist", "year", "licence"
 FINE = {
     "loss.normalise": {"true"},
     "float_nchw": {"true"},
-    "keep_colours": {"true"},
+    **{key: {"true"} for key in ("keep_colours", "overwrite", "network.grain", "network.contrast", "trainer.one_cycle")},
+    "trainer.gradient_clip": {"null"},
     "trainer.max_steps": {"null"},
     "size": {"null"},
     "style.content_distance": {"null"},
