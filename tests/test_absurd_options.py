@@ -25,8 +25,10 @@ TEXTS = {f"style.{key}" for key in ("name", "title", "artist", "year", "licence"
 FINE = {
     "loss.normalise": {"true"},
     "float_nchw": {"true"},
-    **{key: {"true"} for key in ("keep_colours", "overwrite", "network.grain", "network.contrast", "trainer.one_cycle")},
+    **{key: {"true"} for key in ("keep_colours", "overwrite")},
+    **{key: {"true"} for key in ("network.grain", "network.contrast", "trainer.one_cycle")},
     "trainer.gradient_clip": {"null"},
+    "data.num_workers": {"null"},
     "trainer.max_steps": {"null"},
     "size": {"null"},
     "style.content_distance": {"null"},
