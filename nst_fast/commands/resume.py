@@ -50,10 +50,7 @@ def resume_run(arguments: list[str]) -> DictConfig:
             notes += take_over_edits(recorded, folder / "config.yaml")
     elif folder:
         notes = [f"{folder} has no checkpoint yet: starting over"]
-        try:
-            recorded = stored(upgraded(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
-        except Exception as error:  # a damaged file can fail in any way
-            raise UserError(f"{folder / 'config.yaml'} cannot be read ({type(error).__name__}); start anew") from error
+        recorded = read_config(folder / "config.yaml")
     run = checkpoint or folder
     groups = [str(key) for key, value in wanted.items() if isinstance(value, DictConfig)]
     for group in groups:
@@ -88,6 +85,14 @@ def resume_run(arguments: list[str]) -> DictConfig:
     return recorded
 
 
+def read_config(path: Path) -> DictConfig:
+    """Return a run's config.yaml in today's options; raises UserError where it cannot be read."""
+    try:
+        return stored(upgraded(yaml.safe_load(path.read_text("utf-8"))))
+    except Exception as error:  # a damaged file can fail in any way
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); put it right, or start anew") from error
+
+
 def take_over_edits(recorded: DictConfig, path: Path) -> list[str]:
     """Put what may change and is another in a run's config.yaml into what its checkpoint records; return notes of it.
 
@@ -95,12 +100,8 @@ def take_over_edits(recorded: DictConfig, path: Path) -> list[str]:
     """
     if not path.exists():
         return []
-    try:
-        written = options(stored(upgraded(yaml.safe_load(path.read_text("utf-8")))))
-    except Exception as error:  # a damaged file can fail in any way
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); put it right, or start anew") from error
     notes = []
-    for name, value in written:
+    for name, value in options(read_config(path)):
         was = OmegaConf.select(recorded, name, default=value)  # an option that came after the checkpoint is there alone
         if name in ("resume", "output") or value == was:
             continue

@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 LARGEST_TEXT = 1 << 24  # bytes of a PNG's text or profile, decompressed
 PngImagePlugin.MAX_TEXT_CHUNK = LARGEST_TEXT  # Pillow refuses the whole picture for more than one megabyte
-EDITION = 2  # counts up when files are read as other pixels: nothing that was kept of an earlier one is right
 METADATA = ("exif", "dpi")  # Pillow's options
 LARGEST_ICO = 256  # px, of a side
 # What files begin with that are called like pictures, or are pictures of kinds that are not read.

@@ -31,19 +31,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nst_fast.assets import cache_folder
 from nst_fast.errors import UserError
 from nst_fast.stylizing.folders import find_pictures
-from nst_fast.stylizing.images import (
-    EDITION,
-    load_image,
-    open_image,
-    reads_heic,
-    resize_short_side,
-    to_rgb,
-    why_unreadable,
-)
+from nst_fast.stylizing.images import load_image, open_image, reads_heic, resize_short_side, to_rgb, why_unreadable
 from nst_fast.training.photographs import bundled_photographs, centre_crop, dead_leaves, random_window, recolour
 
 Progress = Callable[[int, int], None]
-CACHE_VERSION = 2  # of what is kept of a picture; another one where pictures are read or made small in another way
+CACHE_VERSION = 3  # of what is kept of a picture; another one where pictures are read or made small in another way
 LARGEST_RAW = 4e9  # bytes of a folder's pixels; of larger ones JPEGs are kept, about a fifth
 MOST_CACHED = 20e9  # bytes of all folders
 BYTES_PER_PICTURE = 4.5  # and square of its short side: three channels, half as long again as it is high
@@ -99,8 +91,7 @@ class FolderImages(Dataset[Tensor]):
         listing = "".join(f"{p.relative_to(self.root)}\0{size_and_time(p)}\0" for p in files)
         expected = BYTES_PER_PICTURE * self.short_side**2 * len(files)
         self.jpeg = expected > LARGEST_RAW
-        edition = f"{EDITION} {CACHE_VERSION}"
-        key = f"{edition}\0{self.jpeg}\0{self.root.resolve()}\0{self.short_side}\0{listing}{reads_heic()}"
+        key = f"{CACHE_VERSION}\0{self.jpeg}\0{self.root.resolve()}\0{self.short_side}\0{listing}{reads_heic()}"
         self.cache = (
             cache_folder() / "content" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         )
