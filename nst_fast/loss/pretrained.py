@@ -193,16 +193,37 @@ def load_slim_vgg(path: str | Path, normalise: bool = False) -> SlimVGG:
     return network
 
 
-def kept_file(name: str) -> Path:
-    """Return where torch keeps torchvision's weights of a network once they are downloaded."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(TORCHVISION[name][0]).name
+def kept_files(name: str) -> list[Path]:
+    """Return where weights of torchvision's may be: its convolutions in our cache, the whole file in torch's own."""
+    whole = Path(TORCHVISION[name][0])
+    return [
+        cache_folder() / "loss_networks" / f"{whole.stem}.safetensors",
+        Path(torch.hub.get_dir()) / "checkpoints" / whole.name,
+    ]
+
+
+def is_kept(name: str) -> bool:
+    """Return whether torchvision's weights of a network are on this machine."""
+    return any(path.is_file() for path in kept_files(name))
 
 
 def fetch_weights(name: str, progress: Progress | None = None) -> Path:
-    """Return torchvision's weights file of a network, fetched on first use; UserError where it cannot be had."""
+    """Return a file of torchvision's weights of a network, fetched on first use; only its convolutions are kept.
+
+    Raises UserError where it cannot be had.
+    """
+    ours, torchs = kept_files(name)
+    if torchs.is_file() and not ours.is_file():
+        return torchs
     advice = "use loss_network=vgg19_slim, which ships with the package, or loss_network.weights=FILE"
     url, expected = TORCHVISION[name]
-    return fetch(url, kept_file(name), expected, advice, progress)
+    return fetch(url, ours, expected, advice, progress, lambda whole: convolutions(name, whole))
+
+
+def convolutions(name: str, path: Path) -> bytes:
+    """Return safetensors of a network's convolutions from torchvision's file: all that it has as a loss network."""
+    state = load_torchvision(name, path).convolutions.state_dict()
+    return save({f"conv{key}": tensor.half() for key, tensor in state.items()}, {"source": TORCHVISION[name][0]})
 
 
 def choose_loss_network(name: str, on_gpu: bool) -> tuple[str, str]:
@@ -211,7 +232,7 @@ def choose_loss_network(name: str, on_gpu: bool) -> tuple[str, str]:
         return name, ""
     if not on_gpu:
         return "vgg19_slim", ""
-    if kept_file("vgg19").exists() or reachable(TORCHVISION["vgg19"][0]):
+    if is_kept("vgg19") or reachable(TORCHVISION["vgg19"][0]):
         return "vgg19", ""
     return "vgg19_slim", "VGG-19 is neither cached nor to be fetched: training with vgg19_slim"
 
