@@ -24,6 +24,7 @@ from nst_fast.loss.loss_networks import (
     MergedLossNetwork,
     NormalisedLossNetwork,
     SlimVGG,
+    floored,
     freeze,
 )
 from nst_fast.weights import fill, read_safetensors, read_torch
@@ -187,8 +188,7 @@ def load_slim_vgg(path: str | Path, normalise: bool = False) -> SlimVGG:
         for layer, head in network.heads.items():
             if layer not in factors or factors[layer].shape != (heads[layer],):
                 raise UserError(f"{path} does not fit: {heads[layer]} mean activations of {layer} are needed")
-            factor = factors[layer].clamp_min(1e-3 * float(factors[layer].mean()))
-            head.state_dict()["weight"].div_(factor[:, None, None, None])
+            head.state_dict()["weight"].div_(floored(factors[layer])[:, None, None, None])
     network.set_metrics()
     return network
 
