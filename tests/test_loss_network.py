@@ -24,6 +24,7 @@ from nst_fast.loss.pretrained import (
     choose_loss_network,
     create_loss_network,
     fetch_weights,
+    kept_files,
     load_converted_vgg,
     load_slim_vgg,
     load_torchvision,
@@ -831,6 +832,24 @@ def test_auto_on_a_gpu_without_cache_or_network_is_the_slim_one_and_says_so(tmp_
         fetch_weights("vgg19")
     assert "vgg19_slim" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize(
+    ("kept", "chosen"), [({"vgg19"}, "vgg19"), ({"vgg16"}, "vgg16"), ({"vgg16", "vgg19"}, "vgg19"), ({"alexnet"}, None)]
+)
+def test_a_reference_is_a_real_network_where_one_is_kept(kept, chosen, on_gpu, tmp_path, monkeypatch, no_service_here):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("NST_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(module.TORCHVISION, "vgg19", (REFUSED, "sha256:"))
+    for name in kept:
+        path, _ = kept_files(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    name, warning = choose_loss_network("auto", on_gpu, reference=True)
+    assert name == (chosen or "vgg19_slim")
+    assert ("loss_network=vgg16" in warning) == (chosen is None)
+    assert "\n" not in warning
 
 
 def test_refused_address_is_not_reachable(no_service_here):

@@ -226,15 +226,25 @@ def convolutions(name: str, path: Path) -> bytes:
     return save({f"conv{key}": tensor.half() for key, tensor in state.items()}, {"source": TORCHVISION[name][0]})
 
 
-def choose_loss_network(name: str, on_gpu: bool) -> tuple[str, str]:
-    """Return which network ``auto`` stands for, and a warning or nothing; other names stand for themselves."""
+def choose_loss_network(name: str, on_gpu: bool, reference: bool = False) -> tuple[str, str]:
+    """Return which network ``auto`` stands for, and a warning or nothing; other names stand for themselves.
+
+    A GPU has vgg19 where it is on this machine or can be fetched, a CPU vgg19_slim. A reference has vgg19 or vgg16 on a
+    CPU too where one of them is on this machine, and vgg19_slim with a warning where none is.
+    """
     if name != "auto":
         return name, ""
-    if not on_gpu:
-        return "vgg19_slim", ""
-    if is_kept("vgg19") or reachable(TORCHVISION["vgg19"][0]):
+    kept = [real for real in ("vgg19", "vgg16") if is_kept(real)]
+    if reference and kept:
+        return kept[0], ""
+    if on_gpu and ("vgg19" in kept or reachable(TORCHVISION["vgg19"][0])):
         return "vgg19", ""
-    return "vgg19_slim", "VGG-19 is neither cached nor to be fetched: training with vgg19_slim"
+    if reference:
+        return "vgg19_slim", (
+            "neither VGG-19 nor VGG-16 is on this machine: vgg19_slim, a small network, takes their place; "
+            "loss_network=vgg16 fetches VGG-16 once"
+        )
+    return "vgg19_slim", "VGG-19 is neither cached nor to be fetched: training with vgg19_slim" if on_gpu else ""
 
 
 LOSS_NETWORKS = (*TORCHVISION, "vgg19_slim", "teachers")
