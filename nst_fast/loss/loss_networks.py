@@ -20,7 +20,7 @@ Widths = Sequence[Sequence[int]]
 OCTAVES = (2, 4, 8)  # how many times smaller the picture may be made for a layer
 PICTURE = "rgb"  # the layer that every network has
 # Of a layer's mean activation, the least that a filter is divided by. On a few photographs a rare filter's own mean is
-# chance: divided by it, one filter of VGG-16's relu5_1 was worth a thousand times all others together.
+# chance: divided by it, the rarest of VGG-16's relu5_1 outweighed all other layers' style terms 500 times.
 ACTIVATION_FLOOR = 0.1
 
 
