@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nst_fast.assets import cache_folder
 from nst_fast.errors import UserError
+from nst_fast.files import write_atomically
 
 Progress = Callable[[str, int, int], None]  # a file's name, bytes that are here, bytes in all (0: not known)
 TIMEOUT = (5.0, 60.0)  # seconds, for a connection and between two blocks
@@ -48,7 +49,14 @@ def reachable(url: str, seconds: float = 3.0) -> bool:
     return True
 
 
-def fetch(url: str, path: str | Path, expected: str, advice: str, progress: Progress | None = None) -> Path:
+def fetch(
+    url: str,
+    path: str | Path,
+    expected: str,
+    advice: str,
+    progress: Progress | None = None,
+    part_to_keep: Callable[[Path], bytes] | None = None,
+) -> Path:
     """Return a file, fetched from its address unless it is there already.
 
     What came before a break is kept as ``<path>.part``, and this call or a later one goes on from there. Of several
@@ -60,6 +68,7 @@ def fetch(url: str, path: str | Path, expected: str, advice: str, progress: Prog
         expected: its hash, ``sha256:…`` or ``md5:…``.
         advice: what to do without it.
         progress: told after every block.
+        part_to_keep: given the whole file, returns what is written to ``path`` in its stead; the rest goes.
 
     Raises UserError where the host is not to be reached or refuses, the file is another one or cannot be written.
     """
@@ -84,7 +93,11 @@ def fetch(url: str, path: str | Path, expected: str, advice: str, progress: Prog
                     whole = receive(url, part, path.name, progress)
                     got = f"{expected.partition(':')[0]}:{file_hash(part, expected.partition(':')[0])}"
                     if got == expected:
-                        part.replace(path)
+                        if part_to_keep is None:
+                            part.replace(path)
+                        else:
+                            write_atomically(path, part_to_keep(part))
+                            part.unlink()
                         return path
                     part.unlink()
                     wrong += 1

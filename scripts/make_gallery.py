@@ -13,7 +13,6 @@ from pathlib import Path
 
 import skimage.data
 from PIL import Image
-from rich.console import Console
 
 from nst_fast.assets import shipped_models
 from nst_fast.commands.compare import loss_arguments
@@ -45,7 +44,7 @@ def main() -> None:
     for name, model in shipped_models().items():
         stylize = Stylizer(model)
         cfg = load_config("optimize", ["content=photograph", *loss_arguments(stylize, name, sys.argv[1:])])
-        resolve(cfg, Console(stderr=True))
+        resolve(cfg)
         loss = create_perceptual_loss(cfg)
         style_targets, _ = find_style(cfg.style, loss)
         slow = [optimize_image(to_tensor(p), loss, style_targets, iterations=ITERATIONS)[0] for p in photographs]

@@ -297,7 +297,24 @@ def test_the_loss_is_the_one_that_the_model_was_trained_on(loss, tmp_path):
     arguments = loss_arguments(stylizer, "starry_night", ["loss.tv_weight=9"])
     cfg = load_config("optimize", ["content=x", *arguments])
     assert cfg.loss == {**config["loss"], "tv_weight": 9}
-    assert (cfg.style.size, cfg.loss_network.name) == (256, "vgg19_slim")
+    assert (cfg.style.size, cfg.loss_network.name) == (256, "auto")  # the real network, where there is one
+
+
+@pytest.mark.parametrize(
+    ("trained", "overrides", "judged"),
+    [
+        ("vgg19_slim", [], "auto"),
+        ("teachers", [], "auto"),
+        ("vgg16", [], "vgg16"),
+        ("vgg19_slim", ["loss_network=vgg19_slim"], "vgg19_slim"),
+        ("teachers", ["loss_network=vgg16"], "vgg16"),
+    ],
+)
+def test_a_small_network_is_no_reference_unless_it_is_asked_for(trained, overrides, judged, tmp_path):
+    config = trained_config("starry_night") | {"loss_network": {"name": trained}}
+    stylizer = Stylizer(make_model(tmp_path / "model.onnx", style="starry_night", config=config))
+    cfg = load_config("optimize", ["content=x", *loss_arguments(stylizer, "starry_night", overrides)])
+    assert cfg.loss_network.name == judged
 
 
 def test_the_loss_of_a_model_from_before_has_the_product_of_its_two_weights(tmp_path):

@@ -120,16 +120,15 @@ def test_gatys_layers_are_the_papers():
     assert loss["style_layers"] == {f"relu{block}_1": pytest.approx(1 / 5) for block in range(1, 6)}
     # Not the paper's α/β = 1e-3, which its own equations do not give: the file says why.
     assert loss["content_weight"] / loss["style_weight"] == pytest.approx(1e-6)
-    # Not the paper's average pooling, which vgg19_slim was not distilled from: the file says so.
-    assert (loss["pooling"], loss["normalise"]) == ("max", True)
+    assert (loss["pooling"], loss["normalise"]) == ("auto", True)  # average where it can be
 
 
 def test_the_johnson_recipe_is_the_fields_standard():
     cfg = load_config("train", ["style=starry_night", "experiment=johnson2016"])
     assert (cfg.network.name, cfg.network.width, cfg.network.blocks) == ("johnson", 32, 5)
-    assert (cfg.loss.name, cfg.loss_network.name) == ("johnson", "vgg19")
+    assert (cfg.loss.name, cfg.loss_network.name) == ("johnson", "vgg16")
     # pytorch/examples: content after relu2_2, style after the last rectification of each of the first four blocks of
-    # VGG-16, which are these layers.
+    # VGG-16.
     assert dict(cfg.loss.content_layers) == {"relu2_2": 1.0}
     assert dict(cfg.loss.style_layers) == dict.fromkeys(("relu1_2", "relu2_2", "relu3_3", "relu4_3"), 1.0)
     assert (cfg.loss.content_weight, cfg.loss.style_weight) == (1e5, 1e10)

@@ -18,12 +18,13 @@ import torch
 import torchvision
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file
 
 from nst_fast import downloads
 from nst_fast.commands import train as train_command
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.progress import download_progress
-from nst_fast.downloads import COCO, fetch, fetch_coco, file_hash, reachable
+from nst_fast.downloads import COCO, fetch, fetch_coco, reachable
 from nst_fast.errors import UserError
 from nst_fast.loss import pretrained
 from nst_fast.loss.style_targets import fetch_painting
@@ -429,18 +430,84 @@ def test_a_painting_that_cannot_be_had_says_what_to_do(server, cache):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["vgg16", "vgg19", "alexnet"])
-def test_weights_are_fetched_where_torchvision_keeps_them(name, server, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    file = pretrained.TORCHVISION[name][0].rsplit("/", 1)[1]
-    server.files[f"/{file}"] = CONTENT
-    monkeypatch.setitem(pretrained.TORCHVISION, name, (f"{server.url}/{file}", "sha256:other"))
-    with pytest.raises(UserError, match=r"another file.*loss_network=vgg19_slim"):
-        pretrained.fetch_weights(name)
-    monkeypatch.setitem(pretrained.TORCHVISION, name, (f"{server.url}/{file}", SHA256))
+@pytest.fixture
+def published(server, cache, tmp_path, monkeypatch):
+    """Return a function that has the server publish random weights as those of one of torchvision's networks."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+    def publish(name="alexnet"):
+        torch.manual_seed(0)
+        with torch.device("meta"):
+            features = getattr(torchvision.models, name)().features
+        state = {f"features.{key}": torch.randn(t.shape) / 100 for key, t in features.state_dict().items()}
+        torch.save(state | {"classifier.6.weight": torch.randn(1000, 500)}, tmp_path / "whole.pth")
+        content, file = (tmp_path / "whole.pth").read_bytes(), f"{name}-01234567.pth"
+        server.files[f"/{file}"] = content
+        expected = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        monkeypatch.setitem(pretrained.TORCHVISION, name, (f"{server.url}/{file}", expected))
+        return state
+
+    return publish
+
+
+def files_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("name", ["vgg16", "alexnet"])
+def test_of_a_download_the_convolutions_alone_are_kept(name, published, server, cache, tmp_path):
+    state = published(name)
+    assert not pretrained.is_kept(name)
+    server.cuts = [16 * downloads.BLOCK]  # it breaks off and is gone on with
     path = pretrained.fetch_weights(name)
-    assert path == Path(torch.hub.get_dir()) / "checkpoints" / file
-    assert file_hash(path) == SHA256.partition(":")[2]
+    assert [start for start, _ in server.asked] == [0, 16 * downloads.BLOCK]
+    assert pretrained.is_kept(name)
+    assert files_in(cache) == [path]
+    names = (
+        [f"conv{n}" for n in range(1, 6)]
+        if name == "alexnet"
+        else [f"conv{block}_{n}" for block, count in enumerate((2, 2, 3, 3, 3), 1) for n in range(1, count + 1)]
+    )
+    wanted = [f"{convolution}.{kind}" for convolution in names for kind in ("weight", "bias")]
+    kept = load_file(path)
+    assert set(kept) == set(wanted)
+    for own, tensor in zip(wanted, state.values(), strict=True):
+        torch.testing.assert_close(kept[own], tensor.half(), rtol=0, atol=0)
+    assert path.stat().st_size < 2 * sum(tensor.numel() for tensor in kept.values()) + 4_000
+    # The next start reads it without asking the server, and has the network of the whole file.
+    again, whole = (pretrained.create_loss_network(name, weights=file) for file in (None, tmp_path / "whole.pth"))
+    assert again.identity == whole.identity
+    assert len(server.asked) == 2
+
+
+def test_what_a_killed_process_left_whole_is_not_fetched_again(published, server, cache):
+    published()
+    path, _ = pretrained.kept_files("alexnet")
+    path.parent.mkdir(parents=True)
+    path.with_name(path.name + ".part").write_bytes(server.files["/alexnet-01234567.pth"])
+    assert pretrained.fetch_weights("alexnet") == path
+    assert sum(sent for _, sent in server.asked) == 0
+    assert files_in(cache) == [path]
+
+
+def test_nothing_of_another_file_is_kept(published, server, cache):
+    published()
+    server.files["/alexnet-01234567.pth"] = CONTENT
+    with pytest.raises(UserError, match=r"another file.*loss_network=vgg19_slim"):
+        pretrained.fetch_weights("alexnet")
+    assert files_in(cache) == []
+
+
+def test_the_file_that_torch_keeps_is_read_where_it_lies(published, server, cache):
+    published()
+    _, path = pretrained.kept_files("alexnet")
+    assert path == Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-01234567.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(server.files["/alexnet-01234567.pth"])
+    assert pretrained.is_kept("alexnet")
+    assert pretrained.fetch_weights("alexnet") == path
+    assert path.is_file()
+    assert (server.asked, files_in(cache)) == ([], [])
 
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg19", "alexnet"])

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 
+from nst_fast.commands.configuration import load_config
+from nst_fast.commands.perceptual_loss import create_perceptual_loss
 from nst_fast.errors import UserError
 from nst_fast.loss.loss_networks import VGG, NormalisedLossNetwork, SlimVGG
 from nst_fast.loss.perceptual_loss import (
@@ -221,6 +224,83 @@ def test_johnson_style_term_is_that_of_pytorch_examples():
 
 
 # A narrow network's taps and metric
+
+
+# experiment=johnson2016 as a whole, against the formulas of pytorch/examples' fast_neural_style on torchvision's VGG-16
+
+EXAMPLES_TAPS = {3: "relu1_2", 8: "relu2_2", 15: "relu3_3", 22: "relu4_3"}  # places in torchvision's sequence
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory):
+    """Return torchvision's VGG-16 with random weights that float16 holds, and a file of them."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        features = torchvision.models.vgg16().features
+    features = features.to_empty(device="cpu").eval().requires_grad_(False)
+    for name, parameter in features.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.uniform_(parameter, -0.1, 0.1)
+        else:
+            torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        parameter.copy_(parameter.half())
+    path = tmp_path_factory.mktemp("vgg16") / "vgg16.pth"
+    torch.save({f"features.{k}": v for k, v in features.state_dict().items()}, path)
+    yield features, path
+    path.unlink()
+
+
+def examples_loss(features, stylized, photographs, painting):
+    """Return {term: unweighted} of pictures (N, 3, H, W) in [0, 255], the painting's (1, 3, H, W)."""
+
+    def tapped(pictures):
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        x, found = (pictures / 255 - mean[:, None, None]) / std[:, None, None], {}
+        for place, layer in enumerate(features[: max(EXAMPLES_TAPS) + 1]):
+            x = layer(x.clone())  # torchvision rectifies in place
+            if place in EXAMPLES_TAPS:
+                found[EXAMPLES_TAPS[place]] = x
+        return found
+
+    def gram(x):
+        return torch.einsum("nchw,ndhw->ncd", x, x) / (x.shape[1] * x.shape[2] * x.shape[3])
+
+    ours, theirs, painted = tapped(stylized), tapped(photographs), tapped(painting)
+    terms = {name: F.mse_loss(gram(x), gram(painted[name]).expand(len(x), -1, -1)) for name, x in ours.items()}
+    return terms | {"content": F.mse_loss(ours["relu2_2"], theirs["relu2_2"])}
+
+
+def relative_difference(result, expected):
+    return float(((result - expected).norm() / expected.norm()).detach())
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_term_of_johnson2016_is_that_of_pytorch_examples(vgg16, seed):
+    features, path = vgg16
+    cfg = load_config("train", ["style=starry_night", "experiment=johnson2016", f"loss_network.weights={path}"])
+    loss = create_perceptual_loss(cfg)
+    shapes = {"stylized": (4, 3, 64, 80), "photographs": (4, 3, 64, 80), "painting": (1, 3, 96, 72)}
+    pictures = {
+        name: random(*shape, seed=10 * seed + n, dtype=torch.float32).sigmoid()
+        for n, (name, shape) in enumerate(shapes.items())
+    }
+    pictures["stylized"].requires_grad_(True)
+    expected = examples_loss(features, **{name: 255 * picture for name, picture in pictures.items()})
+    style = sum(expected[layer] for layer in EXAMPLES_TAPS.values())
+    total = 1e5 * expected["content"] + 1e10 * style
+    (gradient,) = torch.autograd.grad(total, pictures["stylized"])
+
+    style_targets = targets_of(loss, pictures["painting"])
+    content_targets = loss.content_targets(pictures["photographs"])
+    result = loss(pictures["stylized"], content_targets, style_targets)
+    assert relative_difference(result["content"], expected["content"]) < 1e-5
+    assert relative_difference(result["style"], style) < 1e-5
+    assert relative_difference(result["total"], total) < 1e-5
+    assert relative_difference(torch.autograd.grad(result["total"], pictures["stylized"])[0], gradient) < 1e-5
+    for layer in EXAMPLES_TAPS.values():
+        alone = JohnsonLoss(loss.loss_network, {"relu2_2": 1.0}, {layer: 1.0}, 0.0, 1.0, 0.0)
+        term = alone(pictures["stylized"], content_targets, style_targets)["style"]
+        assert relative_difference(term, expected[layer]) < 1e-5, layer
 
 
 @pytest.mark.parametrize("kind", [GatysLoss, JohnsonLoss, BalancedLoss])

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,19 +17,21 @@ import pytest
 import skimage.data
 import torch
 import torch.nn.functional as F
+import torchvision
 import yaml
 from omegaconf import OmegaConf
 from PIL import Image, JpegImagePlugin
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nst_fast.assets import ASSETS
 from nst_fast.commands import optimize as optimize_command
 from nst_fast.commands.configuration import load_config
-from nst_fast.commands.optimize import optimize
+from nst_fast.commands.optimize import optimize, usual_scales
 from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_blend
 from nst_fast.errors import UserError
-from nst_fast.loss.perceptual_loss import StructureLoss
-from nst_fast.loss.pretrained import create_loss_network
+from nst_fast.loss.perceptual_loss import BalancedLoss
+from nst_fast.loss.pretrained import create_loss_network, kept_files
 from nst_fast.loss.style_targets import StyleTargets
 from nst_fast.loss.tensors import to_image, to_tensor
 from nst_fast.reference.comparison import perceptual_losses
@@ -54,11 +56,10 @@ def shipped_targets(name: str, size: int) -> dict[str, torch.Tensor]:
     return dict(StyleTargets.load(ASSETS / "style_targets" / f"{name}.safetensors").sizes[size])
 
 
-def shipped_loss() -> StructureLoss:
-    """Return the loss that configs/loss/structure.yaml describes."""
+def shipped_loss() -> BalancedLoss:
+    """Return the loss that configs/loss/balanced.yaml describes."""
     styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
-    content = {"relu3_1": 0.5, "relu4_2": 0.5}
-    return StructureLoss(create_loss_network("vgg19_slim"), content, styles, 1.0, 5.0, 3.0)
+    return BalancedLoss(create_loss_network("vgg19_slim"), {"relu4_2": 1.0}, styles, 1.0, 7.0, 3.0)
 
 
 def photograph_at(width: int, height: int) -> torch.Tensor:
@@ -133,7 +134,7 @@ def test_trace_has_every_iteration_and_falls_from_the_photograph_on(finished):
     assert totals == sorted(totals, reverse=True)
     assert totals[-1] < totals[0] / 2
     for row in trace:
-        assert row["total"] == pytest.approx(row["content"] + 5 * row["style"] + 3 * row["tv"], rel=1e-5)
+        assert row["total"] == pytest.approx(row["content"] + 7 * row["style"] + 3 * row["tv"], rel=1e-5)
 
 
 def test_report_says_what_was_optimised(finished):
@@ -278,7 +279,7 @@ def mean_targets(weights: dict[str, float]) -> dict[str, torch.Tensor]:
 
 
 def test_find_blend_is_the_weighted_mean_of_the_targets():
-    cfg = load_config("optimize", [*PHOTO, "loss_network=vgg19_slim"])
+    cfg = load_config("optimize", [*PHOTO, "loss_network=vgg19_slim", "loss.pooling=max"])
     loss = create_perceptual_loss(cfg)
     grams, hashes = find_blend(cfg, {"the_scream": 0.5, "great_wave": 2.0}, loss, 256)
     expected = mean_targets({"starry_night": 1.0, "the_scream": 0.5, "great_wave": 2.0})
@@ -288,7 +289,7 @@ def test_find_blend_is_the_weighted_mean_of_the_targets():
 
 
 def test_find_blend_takes_files(folder):
-    cfg = load_config("optimize", [*CUSTOM, "loss_network=vgg19_slim"])
+    cfg = load_config("optimize", [*CUSTOM, "loss_network=vgg19_slim", "loss.pooling=max"])
     loss = create_perceptual_loss(cfg)
     alone, _ = find_blend(cfg, {}, loss, 64)
     Image.new("RGB", (80, 80)).save("black.png")
@@ -298,7 +299,7 @@ def test_find_blend_takes_files(folder):
 
 
 def test_find_blend_names_a_style_that_it_does_not_know():
-    cfg = load_config("optimize", [*PHOTO, "loss_network=vgg19_slim"])
+    cfg = load_config("optimize", [*PHOTO, "loss_network=vgg19_slim", "loss.pooling=max"])
     with pytest.raises(UserError, match="unknown style 'the_screen': did you mean the_scream") as caught:
         find_blend(cfg, {"the_screen": 1.0}, create_perceptual_loss(cfg), 256)
     assert "\n" not in str(caught.value)
@@ -349,6 +350,64 @@ PRESETS = {
     "gatys2016_figure1_style": (0.0, 1.0),
     "gatys2016": (1e-6, 1.0),
 }
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory) -> Iterator[Path]:
+    """A file of VGG-16's convolutions, random, as a download leaves it."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        network = torchvision.models.vgg16().features
+    blocks = [f"{block}_{n}" for block, count in enumerate((2, 2, 3, 3, 3), 1) for n in range(1, count + 1)]
+    convolutions = [layer for layer in network if isinstance(layer, torch.nn.Conv2d)]
+    tensors = {}
+    for name, layer in zip(blocks, convolutions, strict=True):
+        spread = (2 / (9 * layer.in_channels)) ** 0.5
+        tensors[f"conv{name}.weight"] = (spread * torch.randn(layer.weight.shape)).half()
+        tensors[f"conv{name}.bias"] = torch.full(layer.bias.shape, 0.1).half()
+    path = tmp_path_factory.mktemp("vgg16") / "vgg16.safetensors"
+    save_file(tensors, path)
+    yield path
+    path.unlink()
+
+
+ON_VGG16 = ["content=photo.png", "style=custom", "style.image=painting.jpg", "style.size=48", "device=cpu"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [(["size=240"], [120, 240]), (["experiment=gatys2016", "loss.normalise=false", "size=48"], [48])],
+)
+def test_vgg16_in_the_cache_is_the_reference_with_average_pooling(options, sizes, vgg16, folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("NST_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    kept, _ = kept_files("vgg16")
+    kept.parent.mkdir(parents=True)
+    kept.symlink_to(vgg16)
+    optimize(load_config("optimize", [*ON_VGG16, *options, "iterations=1", "output=o"]))
+    report = json.loads(Path("o", "trace.json").read_text())
+    assert re.fullmatch("vgg16@[0-9a-f]{64}:average", report["loss_network"])
+    assert sorted({row["size"] for row in report["trace"]}) == sizes  # 240 px are 160 px high
+
+
+@pytest.mark.parametrize(
+    ("short_side", "scales"), [(16, 1), (159, 1), (160, 2), (319, 2), (320, 3), (341, 3), (1024, 4), (0.5, 1)]
+)
+def test_scales_start_where_the_short_side_is_no_less_than_80_px(short_side, scales):
+    assert usual_scales(short_side) == scales
+    assert scales == 1 or 80 <= short_side / 2 ** (scales - 1) < 160
+
+
+def test_without_a_real_network_one_line_says_what_takes_its_place(folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("NST_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    _, _, output = run(*PHOTO, "loss_network=auto", "output=o")
+    told = [line for line in capsys.readouterr().err.splitlines() if "takes their place" in line]
+    assert len(told) == 1
+    assert "vgg19_slim" in told[0]
+    assert "loss_network=vgg16" in told[0]
+    config = yaml.safe_load((output / "config.yaml").read_text())
+    assert (config["loss_network"]["name"], config["loss"]["pooling"], config["scales"]) == ("vgg19_slim", "max", 1)
 
 
 def test_every_preset_of_the_paper_is_tried_here():

@@ -624,7 +624,7 @@ def test_processes_of_a_run_take_the_loss_network_that_the_first_one_chose(monke
     """The first may reach VGG-19, and a later one not."""
     answers = iter([("vgg19", ""), ("vgg19_slim", "")])
     choose = "nst_fast.commands.perceptual_loss.choose_loss_network"
-    monkeypatch.setattr(choose, lambda name, on_gpu: next(answers) if name == "auto" else (name, ""))
+    monkeypatch.setattr(choose, lambda name, on_gpu, reference: next(answers) if name == "auto" else (name, ""))
     monkeypatch.setattr(train_command, "choose_engine", lambda cfg: True)
     monkeypatch.delenv(train_command.CHOSEN, raising=False)
     names = []

@@ -26,7 +26,8 @@ from nst_fast.stylizing.stylizer import Stylizer
 USAGE = """
 usage: nst-compare --model FILE_OR_NAME [--model ...] --content FOLDER [options] [key=value ...]
 
-Compare models with the per-image optimiser on the very same loss: at how many iterations does it pass them?
+Compare models with the per-image optimiser on the very same loss: at how many iterations does it pass them? A model
+that a small loss network trained is compared on VGG-19 or VGG-16 where one of them is on this machine.
 
   --model FILE_OR_NAME  an .onnx file or the name of a shipped model; several may be given. Models of one style are
                         compared by loss; those of another style, or of a peer, only by picture and time
@@ -86,10 +87,11 @@ def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list
         known = {path.stem for path in (shipped("configs") / "style").glob("*.yaml")}
         # A painting of the user's own has to be given again: style.image=FILE.
         arguments = [f"style={style if style in known else 'custom'}"]
-        # The teachers are files of whoever trained the model: unless they are given again, ours stands in.
+        # A small network flatters what it trained, and the teachers are files of whoever trained the model: unless they
+        # are given again, the reference's own network takes their place.
         given = any(option.startswith("loss_network") for option in overrides)
         network = plain(trained["loss_network"]["name"])
-        network = "vgg19_slim" if network == "teachers" and not given else network
+        network = "auto" if network in ("vgg19_slim", "teachers") and not given else network
         arguments += [f"loss={plain(trained['loss']['name'])}", f"loss_network={network}"]
         arguments.append(f"style.size={plain(trained['style']['size'])}")
         if trained["style"].get("content_distance") is not None:  # the weight that training arrived at
@@ -244,7 +246,7 @@ def compare_command(arguments: list[str]) -> int:
     models, style, judged = load_models(options)
     first = models[judged[0]] if judged else next(iter(models.values()))
     cfg = load_config("optimize", ["content=photograph", *loss_arguments(first, style, overrides)])
-    resolve(cfg, console)
+    warning = resolve(cfg)
     if cfg.device == "cpu" and first.device != "cpu":
         models, *_ = load_models(options, "cpu")  # both sides are timed on one device
     models_on = next(iter(models.values())).device
@@ -288,6 +290,8 @@ def compare_command(arguments: list[str]) -> int:
         **summarise(comparisons, judged, options.iterations),
     }
     write_report(report, comparisons, judged, options.output)
+    if warning:
+        console.print(warning, style="yellow", soft_wrap=True)
     trained_on = first.metadata.get("loss_network") if judged else None
     if trained_on not in (None, report["loss_network"]):
         used = report["loss_network"].partition("@")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
 
+COARSEST = 80  # px, short side of the first scale: what a real VGG sees at once there, it lays out as one
 LONGEST_NAME = 240  # bytes of a file's name without its suffix: it has more while it is written
 
 USAGE = """
@@ -34,7 +36,8 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   style.image=FILE         with style=custom: your own picture
   style.size=PX            short side of the painting; smaller means smaller strokes (default 384)
   size=PX                  long side of the result (default 512; null: as the photograph is)
-  scales=N                 coarse to fine: start at size/2^(N-1) and double
+  scales=N                 coarse to fine: start at size/2^(N-1) and double (default: from a short side of 80 px or
+                           more; on vgg19_slim 1, as its style targets ship for one size)
   start=content|noise      or start_image=FILE
   method=lbfgs|adam
   iterations=N             at most, at each scale (default 300)
@@ -42,8 +45,9 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   keep_colours=true         luminance of the result, colours of the photograph
   snapshot_every=N         write the picture every N iterations
   format=png|jpg
-  loss=NAME                structure, balanced, gatys, johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
-  loss_network=NAME        vgg19_slim, vgg16, vgg19, alexnet or teachers
+  loss=NAME                balanced, structure, gatys, johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
+  loss_network=NAME        vgg19_slim, vgg16, vgg19, alexnet or teachers (default: vgg19 or vgg16 where it is on this
+                           machine, else vgg19_slim, or on a GPU vgg19 where it can be fetched)
   experiment=gatys2016   the paper's presets: figure1_content, figure1_style, figure2, figure3
   output=FOLDER            (default: runs/optimize/<style>/<time>)
   overwrite=true           replace what an earlier run left in it
@@ -58,8 +62,11 @@ examples:
 """
 
 
-def resolve(cfg: Any, console: Console) -> None:
-    """Check a config's values and replace what is automatic by what this machine gets."""
+def resolve(cfg: Any) -> str:
+    """Check a config's values and replace what is automatic by what this machine gets.
+
+    Returns what the user should know of the loss network, or nothing.
+    """
     from nst_fast.commands.configuration import require_choice, require_number, require_weights
     from nst_fast.commands.perceptual_loss import resolve_device, resolve_perceptual_loss
     from nst_fast.reference.image_optimizer import METHODS, STARTS
@@ -67,7 +74,7 @@ def resolve(cfg: Any, console: Console) -> None:
     if cfg.content is None:
         raise UserError("content is null; the photograph is needed: content=FILE")
     require_number(cfg, "size", 16, 32768, optional=True)  # px
-    require_number(cfg, "scales", 1, 16)
+    require_number(cfg, "scales", 1, 16, optional=True)
     require_number(cfg, "iterations", 1)
     require_number(cfg, "snapshot_every", 1, optional=True)
     require_number(cfg, "learning_rate", 0, whole=False)
@@ -81,19 +88,28 @@ def resolve(cfg: Any, console: Console) -> None:
     if cfg.style.content_distance is not None:
         raise UserError("style.content_distance is for train and nst-preview; here say loss.style_weight=W")
     resolve_device(cfg)
-    resolve_perceptual_loss(cfg, cfg.device == "cuda", console)
+    return resolve_perceptual_loss(cfg, cfg.device == "cuda", reference=True)
+
+
+def usual_scales(short_side: float) -> int:
+    """Return how many scales a result of a short side in pixels has, the first no smaller than `COARSEST`."""
+    return 1 + max(0, math.floor(math.log2(short_side / COARSEST)))
 
 
 def optimize(cfg: Any) -> Path:
     """Optimise as a config says, leave the run's folder behind and return the path of the picture."""
+    from nst_fast.loss.pretrained import TORCHVISION
     from nst_fast.loss.tensors import to_image
     from nst_fast.reference.image_optimizer import optimize_picture
     from nst_fast.stylizing.images import keep_colours, load_image, save_image
 
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    resolve(cfg, console)
+    warning = resolve(cfg)
     photograph = load_image(cfg.content)
     size = cfg.size or max(photograph.size)
+    if cfg.scales is None:
+        short_side = size * min(photograph.size) / max(photograph.size)
+        cfg.scales = usual_scales(short_side) if cfg.loss_network.name in TORCHVISION else 1
     start = cfg.start if cfg.start_image is None else load_image(cfg.start_image)
     sizes = [max(16, round(size / 2**octave)) for octave in reversed(range(cfg.scales))]
     perceptual_loss, found = prepare_loss(cfg, photograph, sizes, console)
@@ -110,6 +126,8 @@ def optimize(cfg: Any) -> Path:
         save_image(optimized, path)
         return path
 
+    if warning:
+        console.print(warning, style="yellow", soft_wrap=True)
     console.print(
         f"style {cfg.style.name} at {cfg.style.size} px, loss {cfg.loss.name}, loss network "
         f"{perceptual_loss.loss_network.identity[:30]}, {cfg.method} on {cfg.device} at {sizes} px → {output}",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from nst_fast.assets import nearest
 from nst_fast.commands.configuration import (
@@ -23,7 +22,7 @@ from nst_fast.commands.configuration import (
 from nst_fast.downloads import Progress
 from nst_fast.errors import UserError
 from nst_fast.loss.perceptual_loss import LOSSES, PerceptualLoss, Targets, blend
-from nst_fast.loss.pretrained import LOSS_NETWORKS, choose_loss_network, create_loss_network
+from nst_fast.loss.pretrained import LOSS_NETWORKS, TORCHVISION, choose_loss_network, create_loss_network
 from nst_fast.loss.style_targets import find_style_targets
 from nst_fast.loss.style_weight import DISTANCES, StyleWeightControl, content_distance
 
@@ -48,8 +47,12 @@ def check_content_distance(name: str, distance: Any) -> None:
         check_number(name, distance, 0.01, 10, whole=False)
 
 
-def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
-    """Check the values of the groups style, loss and loss_network, and replace what is automatic."""
+def resolve_perceptual_loss(cfg: Any, gpu: bool, reference: bool = False) -> str:
+    """Check the values of the groups style, loss and loss_network, and replace what is automatic.
+
+    A ``reference`` optimises pictures: on a real VGG where one is, with average pooling there. Returns what the user
+    should know of the loss network, or nothing.
+    """
     require_number(cfg, "style.size", 16, 16384)  # px
     for key in ("loss.content_weight", "loss.style_weight", "loss.tv_weight"):
         require_number(cfg, key, 0, whole=False)
@@ -57,7 +60,7 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
     require_weights(cfg, "loss.style_layers")
     require_weights(cfg, "loss.sliced_layers", optional=True)
     require_choice(cfg, "loss.name", LOSSES)
-    require_choice(cfg, "loss.pooling", ("max", "average"))
+    require_choice(cfg, "loss.pooling", ("auto", "max", "average"))
     require_choice(cfg, "loss.normalise", (True, False))
     require_choice(cfg, "loss_network.name", ("auto", *LOSS_NETWORKS))
     if cfg.style.content_distance is not None:
@@ -68,12 +71,13 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, console: Console) -> None:
         require_text(cfg, f"style.{key}")
     if None not in (cfg.style.url, cfg.style.sha256):
         cfg.style.url, cfg.style.sha256 = literal(str(cfg.style.url)), literal(str(cfg.style.sha256))
-    cfg.loss_network.name, warning = choose_loss_network(cfg.loss_network.name, gpu)
-    if warning:
-        console.print(warning, style="yellow")
+    cfg.loss_network.name, warning = choose_loss_network(cfg.loss_network.name, gpu, reference)
+    if cfg.loss.pooling == "auto":
+        cfg.loss.pooling = "average" if reference and cfg.loss_network.name in TORCHVISION else "max"
     cfg.style.name = literal(style_name(cfg.style))
     if cfg.style.title is None:
         cfg.style.title = literal(cfg.style.name)
+    return warning
 
 
 def style_name(style: Any) -> str:

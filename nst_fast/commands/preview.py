@@ -73,7 +73,8 @@ def resolve(cfg: Any, console: Console) -> None:
     if not cfg.overwrite:
         refuse_existing([Path(path)], "overwrite=true")
     resolve_device(cfg)
-    resolve_perceptual_loss(cfg, cfg.device == "cuda", console)
+    if warning := resolve_perceptual_loss(cfg, cfg.device == "cuda"):
+        console.print(warning, style="yellow", soft_wrap=True)
 
 
 def preview_sheet(cfg: Any) -> Path:

@@ -76,7 +76,8 @@ def resolve(cfg: Any, console: Console) -> None:
     several = cfg.trainer.devices * cfg.trainer.num_nodes > 1
     if several and cfg.loss_network.name == "auto" and getattr(rank_zero_only, "rank", 0):
         cfg.loss_network.name = os.environ.get(CHOSEN, "auto")
-    resolve_perceptual_loss(cfg, gpu, console)
+    if warning := resolve_perceptual_loss(cfg, gpu):
+        console.print(warning, style="yellow", soft_wrap=True)
     if several:
         os.environ[CHOSEN] = cfg.loss_network.name
 

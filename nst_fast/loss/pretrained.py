@@ -24,6 +24,7 @@ from nst_fast.loss.loss_networks import (
     MergedLossNetwork,
     NormalisedLossNetwork,
     SlimVGG,
+    floored,
     freeze,
 )
 from nst_fast.weights import fill, read_safetensors, read_torch
@@ -187,33 +188,63 @@ def load_slim_vgg(path: str | Path, normalise: bool = False) -> SlimVGG:
         for layer, head in network.heads.items():
             if layer not in factors or factors[layer].shape != (heads[layer],):
                 raise UserError(f"{path} does not fit: {heads[layer]} mean activations of {layer} are needed")
-            factor = factors[layer].clamp_min(1e-3 * float(factors[layer].mean()))
-            head.state_dict()["weight"].div_(factor[:, None, None, None])
+            head.state_dict()["weight"].div_(floored(factors[layer])[:, None, None, None])
     network.set_metrics()
     return network
 
 
-def kept_file(name: str) -> Path:
-    """Return where torch keeps torchvision's weights of a network once they are downloaded."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(TORCHVISION[name][0]).name
+def kept_files(name: str) -> list[Path]:
+    """Return where weights of torchvision's may be: its convolutions in our cache, the whole file in torch's own."""
+    whole = Path(TORCHVISION[name][0])
+    return [
+        cache_folder() / "loss_networks" / f"{whole.stem}.safetensors",
+        Path(torch.hub.get_dir()) / "checkpoints" / whole.name,
+    ]
+
+
+def is_kept(name: str) -> bool:
+    """Return whether torchvision's weights of a network are on this machine."""
+    return any(path.is_file() for path in kept_files(name))
 
 
 def fetch_weights(name: str, progress: Progress | None = None) -> Path:
-    """Return torchvision's weights file of a network, fetched on first use; UserError where it cannot be had."""
+    """Return a file of torchvision's weights of a network, fetched on first use; only its convolutions are kept.
+
+    Raises UserError where it cannot be had.
+    """
+    ours, torchs = kept_files(name)
+    if torchs.is_file() and not ours.is_file():
+        return torchs
     advice = "use loss_network=vgg19_slim, which ships with the package, or loss_network.weights=FILE"
     url, expected = TORCHVISION[name]
-    return fetch(url, kept_file(name), expected, advice, progress)
+    return fetch(url, ours, expected, advice, progress, lambda whole: convolutions(name, whole))
 
 
-def choose_loss_network(name: str, on_gpu: bool) -> tuple[str, str]:
-    """Return which network ``auto`` stands for, and a warning or nothing; other names stand for themselves."""
+def convolutions(name: str, path: Path) -> bytes:
+    """Return safetensors of a network's convolutions from torchvision's file: all that it has as a loss network."""
+    state = load_torchvision(name, path).convolutions.state_dict()
+    return save({f"conv{key}": tensor.half() for key, tensor in state.items()}, {"source": TORCHVISION[name][0]})
+
+
+def choose_loss_network(name: str, on_gpu: bool, reference: bool = False) -> tuple[str, str]:
+    """Return which network ``auto`` stands for, and a warning or nothing; other names stand for themselves.
+
+    A GPU has vgg19 where it is on this machine or can be fetched, a CPU vgg19_slim. A reference has vgg19 or vgg16 on a
+    CPU too where one of them is on this machine, and vgg19_slim with a warning where none is.
+    """
     if name != "auto":
         return name, ""
-    if not on_gpu:
-        return "vgg19_slim", ""
-    if kept_file("vgg19").exists() or reachable(TORCHVISION["vgg19"][0]):
+    kept = [real for real in ("vgg19", "vgg16") if is_kept(real)]
+    if reference and kept:
+        return kept[0], ""
+    if on_gpu and ("vgg19" in kept or reachable(TORCHVISION["vgg19"][0])):
         return "vgg19", ""
-    return "vgg19_slim", "VGG-19 is neither cached nor to be fetched: training with vgg19_slim"
+    if reference:
+        return "vgg19_slim", (
+            "neither VGG-19 nor VGG-16 is on this machine: vgg19_slim, a small network, takes their place; "
+            "loss_network=vgg16 fetches VGG-16 once"
+        )
+    return "vgg19_slim", "VGG-19 is neither cached nor to be fetched: training with vgg19_slim" if on_gpu else ""
 
 
 LOSS_NETWORKS = (*TORCHVISION, "vgg19_slim", "teachers")

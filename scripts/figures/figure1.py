@@ -1,7 +1,7 @@
 """Figure 1 of Gatys et al. 2016: style and content reconstructions from white noise, layer by layer.
 
-python scripts/figures/figure1.py                       # on vgg19_slim → docs/images/gatys2016_figure1.jpg
-python scripts/figures/figure1.py loss_network=vgg19    # where its weights are
+python scripts/figures/figure1.py                       # → docs/images/gatys2016_figure1.jpg
+python scripts/figures/figure1.py loss_network=vgg16    # fetched where it is not on this machine
 """
 
 from sheet import STYLE_LAYERS, arguments, make_sheet

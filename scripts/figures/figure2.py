@@ -1,7 +1,7 @@
 """Figure 2 of Gatys et al. 2016: painting over photograph, from white noise, iteration by iteration.
 
-python scripts/figures/figure2.py                       # on vgg19_slim → docs/images/gatys2016.jpg
-python scripts/figures/figure2.py loss_network=vgg19    # where its weights are
+python scripts/figures/figure2.py                       # → docs/images/gatys2016.jpg
+python scripts/figures/figure2.py loss_network=vgg16    # fetched where it is not on this machine
 """
 
 from sheet import arguments, make_sheet

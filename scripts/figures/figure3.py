@@ -1,7 +1,7 @@
 """Figure 3 of Gatys et al. 2016: style layers against the ratio of content to style weight, from white noise.
 
-python scripts/figures/figure3.py                       # on vgg19_slim → docs/images/gatys2016.jpg
-python scripts/figures/figure3.py loss_network=vgg19    # where its weights are
+python scripts/figures/figure3.py                       # → docs/images/gatys2016.jpg
+python scripts/figures/figure3.py loss_network=vgg16    # fetched where it is not on this machine
 """
 
 from sheet import STYLE_LAYERS, arguments, make_sheet
