@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from nst_fast.commands.stylize import FORMATS, USAGE
@@ -74,6 +75,36 @@ def test_every_animated_format_becomes_every_other(suffix, to):
     for (level, duration), (given, lasting) in zip(shown, zip(levels, (50, 120, 70), strict=True), strict=True):
         assert level == pytest.approx(255 - given, abs=4)
         assert duration == lasting
+
+
+def pages(count: int, **of_others: int) -> bytes:
+    content = io.BytesIO()
+    with tifffile.TiffWriter(content) as file:
+        for number in range(count):
+            file.write(PIXELS[..., :3], photometric="rgb", metadata=None, **(of_others if number else {}))
+    return content.getvalue()
+
+
+def moving(suffix: str) -> bytes:
+    frames = [Image.new("RGB", (32, 16), (level, level, level)) for level in (40, 120)]
+    return encode_image(frames[0], suffix, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize(
+    ("content", "to", "told"),
+    [
+        (pages(3), ".tif", True),
+        (pages(2, subfiletype=2), ".png", True),
+        (pages(2, subfiletype=1), ".tif", False),
+        (pages(1), ".tif", False),
+        *((moving(suffix), to, to == ".jpg") for suffix in ANIMATED for to in (".jpg", ".webp")),
+        (encode_image(Image.new("RGB", (8, 8)), ".gif"), ".jpg", False),
+    ],
+)
+def test_pictures_behind_the_first_that_are_left_out_are_told(content, to, told, caplog):
+    with open_image(io.BytesIO(content)) as image:
+        stylize_picture("album/a", image, Negative(), Looks(), to)
+    assert ("album/a holds several pictures; the first alone is stylized" in caplog.text) == told
 
 
 @pytest.mark.parametrize("suffix", [s for s, kind in OF_SUFFIX.items() if kind.read])

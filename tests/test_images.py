@@ -1,5 +1,6 @@
 """Reading pictures as 8-bit sRGB, writing them in one step, finding them in folders."""
 
+import errno
 import struct
 from pathlib import Path
 
@@ -321,3 +322,25 @@ def test_interruption_while_writing_leaves_the_old_file_and_nothing_else(tmp_pat
         save_image(Image.fromarray(PIXELS), tmp_path / "out.png")
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
     assert (tmp_path / "out.png").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+def test_a_tga_of_32_bits_that_uses_24_is_no_hidden_picture(tmp_path, opaque):
+    alpha = np.zeros((4, 6), np.uint8)
+    alpha[0, 0] = 255 * opaque
+    pixels = np.dstack([np.full((4, 6, 3), 90, np.uint8), alpha])
+    Image.fromarray(pixels).save(tmp_path / "a.tga")
+    got = np.asarray(load_image(tmp_path / "a.tga"))
+    assert got[0, 0].tolist() == [90] * 3
+    assert got[3, 5].tolist() == ([255] * 3 if opaque else [90] * 3)
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"")
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "a.png")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match="cannot be read as a picture: permission denied"):
+        load_image(tmp_path / "a.png")

@@ -168,6 +168,63 @@ def test_text_of_any_length_in_a_png_costs_nothing(tmp_path, kind, length, behin
     np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), PIXELS)
 
 
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind the pixels"])
+@pytest.mark.parametrize(
+    ("name", "content", "checksum"),
+    [
+        (b"tEXt", b"Comment\0hello", 1),
+        (b"pHYs", bytes(9), 1),
+        (b"prIv", b"any program's", 1),
+        (b"pHYs", b"abc", 0),
+        (b"gAMA", b"\0\0", 0),
+        (b"cHRM", bytes(3), 0),
+        (b"tRNS", b"\0", 0),
+        (b"iCCP", b"", 0),
+        (b"iCCP", b"name\0\5" + zlib.compress(b"profile"), 0),
+        (b"iCCP", b"name\0\0junk", 0),
+        (b"zTXt", b"Comment\0\1junk", 0),
+        (b"iTXt", b"Comment\0\1\0", 0),
+        (b"eXIf", b"II", 0),
+    ],
+)
+def test_a_damaged_chunk_of_a_png_costs_that_chunk(tmp_path, name, content, checksum, behind):
+    """A checksum of 1 is wrong in one bit."""
+    wrong = zlib.crc32(name + content) ^ checksum
+    chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", wrong)
+    whole = encoded("PNG", exif=exif_of("<"))
+    at = whole.index(b"IEND") - 4 if behind else 33
+    (tmp_path / "a.png").write_bytes(whole[:at] + chunk + whole[at:])
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), PIXELS)
+    if name != b"eXIf":
+        _, entries = entries_of(stylized((tmp_path / "a.png").read_bytes(), ".webp"))
+        assert entries[COPYRIGHT] == directory("<", CARRIED)[COPYRIGHT]
+
+
+@pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO")
+@pytest.mark.parametrize(
+    ("marker", "content"),
+    [
+        (0xEE, b"Adobe"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xE2, b"ICC_PROFILE\0\1\3junk"),
+        (0xE2, b"MPF\0II*\0\x08\0\0\0\3\0" + b"\xff" * 40),
+        (0xED, b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\0\xff"),
+        (0xE0, b"JFIF"),
+        (0xFE, bytes(range(256))),
+        (0xE1, b"Exif\0\0II"),
+    ],
+)
+def test_a_damaged_segment_of_a_jpeg_costs_that_segment(tmp_path, marker, content):
+    whole = encoded("JPEG", quality=100, subsampling=0, exif=exif_of("<"))
+    (tmp_path / "whole.jpg").write_bytes(whole)
+    segment = struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+    (tmp_path / "a.jpg").write_bytes(whole[:2] + segment + whole[2:])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.jpg"), load_image(tmp_path / "whole.jpg"))
+    if marker != 0xE1:
+        _, entries = entries_of(stylized((tmp_path / "a.jpg").read_bytes(), ".webp"))
+        assert entries[COPYRIGHT] == directory("<", CARRIED)[COPYRIGHT]
+
+
 @pytest.mark.parametrize("length", [1_200_000, 30_000_000])
 def test_a_long_colour_profile_counts_or_is_left_out(tmp_path, length):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -35,7 +35,7 @@ from nst_fast.stylizing.images import load_image, open_image, reads_heic, resize
 from nst_fast.training.photographs import bundled_photographs, centre_crop, dead_leaves, random_window, recolour
 
 Progress = Callable[[int, int], None]
-CACHE_VERSION = 3  # of what is kept of a picture; another one where pictures are read or made small in another way
+CACHE_VERSION = 4  # of what is kept of a picture; another one where pictures are read or made small in another way
 LARGEST_RAW = 4e9  # bytes of a folder's pixels; of larger ones JPEGs are kept, about a fifth
 MOST_CACHED = 20e9  # bytes of all folders
 BYTES_PER_PICTURE = 4.5  # and square of its short side: three channels, half as long again as it is high
