@@ -185,9 +185,52 @@ def test_what_a_folder_holds_besides_is_counted(stylize):
     save("album/1.png", "album/2.png")
     for name in ("album/raw.NEF", "album/b.nef", "album/c.mov", "album/.hidden.mov"):
         Path(name).touch()
-    assert stylize("album", "-o", "out").stdout.endswith(
-        "out; left out, in no known format of pictures: 1 .mov, 2 .nef\n"
-    )
+    done = stylize("album", "-o", "out")
+    told = "stylize: album: left out, in no known format of pictures: 1 .mov, 2 .nef\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2 of 2 pictures stylized into out\n", told)
+
+
+@pytest.mark.parametrize("others", [[], ["--overwrite"], ["--skip-existing"]])
+@pytest.mark.parametrize("inputs", [["album"], ["-r", "."], ["album/*.*"], ["album/a.png", "album/a.m.png", "album"]])
+def test_what_an_earlier_command_made_of_a_picture_is_no_picture(stylize, inputs, others):
+    save("album/a.png", "album/b.v2.jpg", "album/a.m.png", "album/b.v2.m.webp", "album/a.other.png", "album/m.png")
+    save("album.m/a.png", "album.m/alone.png", "album/lonely.m.png")
+    done = stylize(*inputs, "-o", "out/", *others)
+    made = {Path(name).name for name in files("out")}
+    album = {"a.png", "b.v2.jpg", "a.other.png", "m.png", "lonely.m.png"}
+    assert made == (album | {"alone.png"} if inputs == ["-r", "."] else album)
+    count, lines = (3, 2) if inputs == ["-r", "."] else (2, 1)  # of . the model, too, is left out
+    assert (done.returncode, done.stderr.count("\n")) == (0, lines)
+    assert f"left out {count} earlier results" in done.stderr
+
+
+def test_the_same_command_again_in_the_same_folder_makes_nothing_new(stylize):
+    save("a.png", "b.jpg")
+    assert stylize("*.[pj]*").returncode == 0
+    made = files()
+    for option in ("--overwrite", "--skip-existing"):
+        done = stylize("*.[pj]*", option)
+        assert (done.returncode, files()) == (0, made)
+    assert stylize("a.m.png").returncode == 0
+    assert files() == made | {"a.m.m.png"}
+
+
+@pytest.mark.parametrize("inputs", [["a.png", "a.png"], ["a.png", "./a.png"], ["a.png", "*.png"], ["x", "x/", "a.png"]])
+def test_what_is_named_twice_is_done_once(stylize, inputs):
+    save("a.png", "x/b.png")
+    done = stylize(*inputs, "-o", "out/")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files("out") == ({"a.png", "b.png"} if "x" in inputs else {"a.png"})
+
+
+def test_an_empty_folder_is_told_and_the_others_are_done(stylize):
+    save("full/a.png")
+    Path("empty").mkdir()
+    done = stylize("empty", "full", "-o", "out")
+    assert (done.returncode, files("out")) == (1, {"a.png"})
+    assert done.stderr.startswith("stylize: no pictures in empty; it needs .jpg")
+    alone = stylize("empty")
+    assert (alone.returncode, alone.stdout) == (1, "")
 
 
 # Pipes and streams

@@ -160,7 +160,8 @@ def stylize_picture(
         image.load()
     source, frames = OF_NAME.get(image.format or ""), []
     # The pictures of a TIFF or an MPO are pages and previews.
-    frames_in = source is not None and source.animated and getattr(image, "n_frames", 1) > 1
+    with reading(name):
+        frames_in = source is not None and source.animated and getattr(image, "n_frames", 1) > 1
     moving = frames_in and format_of(suffix).animated
     if image.info.get(MORE_PAGES) or (frames_in and not moving):
         logger.warning("%s holds several pictures; the first alone is stylized", name)
