@@ -24,7 +24,7 @@ from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_
 if TYPE_CHECKING:
     from nst_fast.stylizing.tiling import Box, TiledModel
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 onnxruntime.disable_telemetry_events()  # whoever imported it first
 
 METADATA_PREFIX = "nst_fast."
@@ -170,7 +170,7 @@ class Stylizer:
         session = self.start(content, wanted)  # which tells whether it is the model's fault
         if wanted != "auto":
             raise UserError(f"onnxruntime cannot start {device} ({reason}); install them, or leave --device out")
-        log.warning("onnxruntime cannot start %s (%s): the processor does the work; --device cpu", device, reason)
+        logger.warning("onnxruntime cannot start %s (%s): the processor does the work; --device cpu", device, reason)
         return session
 
     @functools.cached_property
