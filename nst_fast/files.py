@@ -35,6 +35,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:LONGEST_PREFIX]}.")
+    except FileExistsError as error:
+        raise UserError(f"cannot write {path}: {error.filename} is a file, not a folder") from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     try:

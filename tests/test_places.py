@@ -306,6 +306,57 @@ def test_nothing_is_reported_to_anyone():
     assert done.stdout == "1\n"
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        (
+            "train",
+            [
+                "style=the_scream",
+                "trainer=smoke",
+                "trainer.max_steps=1",
+                "data.size=32",
+                "data.num_workers=0",
+                "output=run",
+            ],
+        ),
+        ("optimize", ["content=photo.png", "style=the_scream", "size=32", "iterations=1", "output=run"]),
+        ("compare", ["--model", "the_scream", "--content", ".", "--size", "32", "--iterations", "1", "-o", "run"]),
+    ],
+)
+def test_nothing_is_written_but_what_was_named_and_our_cache(folder, module, arguments):
+    save("photo.png")
+    before = files()
+    places = {"HOME": str(folder), "NST_FAST_CACHE": str(folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {n: v for n, v in os.environ.items() if not n.startswith(("XDG_", "MPL"))} | places
+    command = [sys.executable, "-m", f"nst_fast.commands.{module}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert {Path(name).parts[0] for name in files() - before} <= {"run", "cache"}
+    assert "atplotlib" not in done.stderr
+
+
+def test_a_file_where_a_folder_would_have_to_be_is_called_one(stylize):
+    save("photo.png", "a.png")
+    done = stylize("photo.png", "-o", "a.png/out.png")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a.png is a file, not a folder" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["1.png", "2.png"])
+def test_an_error_of_the_model_names_the_picture(stylize, name):
+    save("album/1.png", "album/2.png")
+    Image.new("RGB", (9, 9)).save(f"album/{name}")
+    ends = [helper.make_tensor_value_info(n, TensorProto.UINT8, ["N", "H", "W", 3]) for n in "xy"]
+    weights = [onnx.numpy_helper.from_array(np.array([1, 20, 30, 3]), "s")]
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), "m.onnx")
+    done = stylize("album", "-o", "out")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(f"stylize: album/{name}: m.onnx cannot stylize a picture of 9×9: ")
+
+
 # Reasons
 
 

@@ -247,6 +247,35 @@ def negative(kind: int, *around: onnx.NodeProto, **weights: np.ndarray) -> onnx.
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [([4, 3, "H", "W"], "index: 0 Got: 1 Expected: 4"), ([1, 3, 128, "W"], "index: 2 Got: 176 Expected: 128")],
+)
+def test_a_size_that_a_foreign_model_does_not_take_is_refused_with_what_it_takes(tmp_path, shape, reason):
+    onnx.save(identity_model(TensorProto.FLOAT, shape), tmp_path / "other.onnx")
+    with pytest.raises(UserError, match=reason):
+        Stylizer(tmp_path / "other.onnx", pixel_range=255)(random_pictures(176, 240))
+
+
+def test_a_model_that_onnxruntime_is_too_old_for_is_refused_with_both_versions(tmp_path):
+    model = identity_model(TensorProto.FLOAT, ["N", 3, "H", "W"])
+    model.opset_import[0].version = 99
+    onnx.save(model, tmp_path / "other.onnx")
+    assert "Opset 99" in assert_refused(tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize("tile", [False, True])
+def test_a_model_that_gives_no_numbers_is_told_not_black(tmp_path, tile):
+    node = helper.make_node("Div", ["x", "zero"], ["y"])
+    model = negative(TensorProto.FLOAT, node, zero=np.zeros(1, np.float32))
+    onnx.save(model, tmp_path / "nan.onnx")
+    stylizer, pixels = Stylizer(tmp_path / "nan.onnx", pixel_range=255, tile=tile), random_pictures(16, 20)
+    assert stylizer(pixels + 1 - pixels // 255).min() == 255  # infinity is white
+    pixels[3, 4, 1] = 0
+    with pytest.raises(UserError, match="no numbers"):
+        stylizer(pixels)
+
+
 @pytest.mark.parametrize("times", [2, 3, 4])
 @pytest.mark.parametrize("size", [(20, 30), (21, 33), (5, 64)])
 def test_what_a_foreign_model_enlarges_is_made_smaller_again(tmp_path, times, size):

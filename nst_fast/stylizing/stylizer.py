@@ -17,7 +17,7 @@ import onnxruntime
 from PIL import Image
 
 from nst_fast.assets import find_model
-from nst_fast.errors import UserError
+from nst_fast.errors import UserError, one_line
 from nst_fast.stylizing.images import to_rgb
 from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout
 
@@ -163,7 +163,7 @@ class Stylizer:
             if self.providers[0][0] in session.get_providers():
                 return session
         except Exception as error:  # onnxruntime's exceptions share no base class
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = one_line(error)
             if len(self.providers) == 1:
                 raise UserError(f"{self.path} is no ONNX model that onnxruntime can load: {reason}") from error
         self.providers = self.providers[1:]
@@ -229,7 +229,9 @@ class Stylizer:
         """Return the model's output as uint8 RGB (N, H, W, 3)."""
         pictures = same_layout(output, self.channels_first)
         if pictures.dtype != np.uint8:
-            values = np.nan_to_num(pictures.astype(np.float32, copy=False)) * np.float32(255 / self.pixel_range)
+            values = pictures.astype(np.float32, copy=False) * np.float32(255 / self.pixel_range)
+            if np.isnan(values).any():  # what overflows is clipped below, this would be black
+                raise UserError(f"{self.path} makes no numbers (NaN) of this picture")
             pictures = values.clip(0, 255).round().astype(np.uint8)
         return pictures[..., ::-1] if self.bgr else pictures
 
@@ -239,8 +241,7 @@ class Stylizer:
         try:
             yield
         except Exception as error:  # they share no base class
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.path} cannot stylize a picture of {width}×{height}: {reason}") from error
+            raise UserError(f"{self.path} cannot stylize a picture of {width}×{height}: {one_line(error)}") from error
 
     def infer(self, values: np.ndarray) -> np.ndarray:
         """Return the session's output for its input; UserError where it fails, or ours gives another shape or type."""

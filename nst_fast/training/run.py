@@ -23,7 +23,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.utilities import rank_zero_only
 
 from nst_fast import __version__
-from nst_fast.errors import UserError
+from nst_fast.errors import UserError, one_line
 from nst_fast.files import write_atomically
 from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
 from nst_fast.loss.style_weight import StyleWeightControl
@@ -33,7 +33,6 @@ from nst_fast.training.interruption import Interruption, interrupt_at_once
 from nst_fast.training.networks import TransformationNetwork
 from nst_fast.training.onnx_export import export_checkpoint
 from nst_fast.training.style_transfer import Recipe, StyleTransfer
-from nst_fast.weights import one_line
 
 logger = logging.getLogger(__name__)
 
