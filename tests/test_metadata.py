@@ -150,6 +150,30 @@ def test_exif_that_a_jpeg_has_no_place_for_costs_its_longest_value_alone(place, 
     assert text in (kept.get(0x010F, (0, 0, b""))[2], kept[EXIF_IFD].get(COMMENT, (0, 0, b""))[2])
 
 
+def test_exif_of_many_values_fits_a_jpeg_and_is_told_in_one_line(caplog):
+    many = {tag: (7, bytes([tag % 256]) * (5 + tag % 3)) for tag in range(0xB000, 0xF000)}
+    _, entries = entries_of(stylized(encoded("WEBP", exif=exif_of("<", INNER | many)), ".jpg"))
+    assert 3_000 < len(entries[EXIF_IFD]) < 4_000
+    assert all(entries[EXIF_IFD][tag][2] == many[tag][1] for tag in entries[EXIF_IFD] if tag in many)
+    assert len(caplog.messages) == 1
+
+
+def test_values_that_lie_over_each_other_take_no_more_memory_than_the_file():
+    """5,000 tags that each claim the same megabyte."""
+    head = b"II*\0" + struct.pack("<IH", 8, 5_000)
+    table = b"".join(struct.pack("<HHII", tag, 7, 1_000_000, 70_000) for tag in range(5_000))
+    _, entries = read_directory(io.BytesIO(head + table + bytes(1_100_000)))
+    assert len(entries) == 1
+
+
+def test_a_png_of_a_million_texts_is_read(tmp_path):
+    text = struct.pack(">I", 3) + b"tEXta\0b" + struct.pack(">I", zlib.crc32(b"tEXta\0b"))
+    whole = encoded("PNG", exif=exif_of("<"))
+    at = whole.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(whole[:at] + text * 1_000_000 + whole[at:])
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), PIXELS)
+
+
 @pytest.mark.parametrize("kind", ["zTXt", "iTXt", "tEXt"])
 @pytest.mark.parametrize("length", [2_000_000, 40_000_000])
 @pytest.mark.parametrize("behind", [False, True], ids=["before", "behind the pixels"])

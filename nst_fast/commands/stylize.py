@@ -173,7 +173,7 @@ def stylize(arguments: list[str]) -> int:
     if len(jobs) < len(found) and not options.json:
         say(f"{len(found) - len(jobs)} of {len(found)} pictures are there already and left as they are")
     looks = Looks(options.strength, options.keep_colours, options.max_side, options.scale)
-    saving = Saving(suffix, options.quality, options.keep_gps)
+    saving = Saving(suffix, options.quality, options.keep_gps, options.overwrite)
     done = tell_each(stylize_jobs(jobs, stylizer, looks, saving), len(jobs), options.json)
     if not options.json:
         sum_up(jobs, done, options.output)

@@ -18,6 +18,7 @@ JPEG_END = bytes.fromhex("ffc0000b080001000101011100 ffda0008010100003f00")
 OF_AN_ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 LARGEST_TEXT = 1 << 24  # bytes of all texts and profiles of a file, decompressed
 PngImagePlugin.MAX_TEXT_CHUNK = LARGEST_TEXT  # Pillow refuses the whole picture for more than one megabyte
+MOST_PIECES = 1000
 NCLX = re.compile(rb"colrnclx(.{4})", re.DOTALL)
 LONGEST_HEAD = 1 << 20  # bytes, in which the boxes of an AVIF or a HEIC that describe it lie
 
@@ -59,10 +60,12 @@ def without_damage(file: BinaryIO) -> io.BytesIO | None:
         return None
     kind: type[ImageFile.ImageFile] = PngImagePlugin.PngImageFile if head == start else JpegImagePlugin.JpegImageFile
     damaged, room = [], LARGEST_TEXT
-    for at, piece in pieces:
+    for number, (at, piece) in enumerate(pieces):
         if piece[4:8] in OF_AN_ANIMATION:
             continue
         try:
+            if number > MOST_PIECES:
+                raise ValueError("no program writes so many")
             with kind(io.BytesIO(head + piece + end)) as smallest:
                 size = sum(len(held) for held in smallest.info.values() if isinstance(held, bytes | str))
             if size <= room:

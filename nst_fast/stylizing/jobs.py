@@ -319,13 +319,13 @@ def open_picture(job: Job) -> Image.Image:
         return open_image(source)
 
 
-def write(job: Job, content: bytes) -> None:
+def write(job: Job, content: bytes, overwrite: bool) -> None:
     """Write a result's bytes in one step; raises UserError where that is not possible."""
     if job.target is None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     else:
-        write_atomically(job.target, content)
+        write_atomically(job.target, content, overwrite)
 
 
 def stylize_job(job: Job, stylizer: Stylizer, looks: Looks, saving: Saving, budget: PixelBudget) -> Result:
@@ -339,7 +339,7 @@ def stylize_job(job: Job, stylizer: Stylizer, looks: Looks, saving: Saving, budg
             named = job.target.suffix if job.target else written_as(known.suffixes[0] if known else PNG)
             suffix = saving.suffix or named.lower()
             stylized, options = stylize_picture(job.name, image, stylizer, looks, suffix, saving.keep_gps)
-            write(job, encode_image(stylized, suffix, saving.quality, **options))
+            write(job, encode_image(stylized, suffix, saving.quality, **options), saving.overwrite)
     except UserError as error:
         reason = " ".join(str(error).split())
         return Result(job.name, error=reason if job.name in reason else f"{job.name}: {reason}")

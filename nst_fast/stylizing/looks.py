@@ -71,11 +71,13 @@ class Saving:
         suffix: of the format, such as ".jpg"; None: what the name of the result says.
         quality: of JPEG and WebP, 1 to 100.
         keep_gps: whether the position stays in the EXIF data.
+        overwrite: whether a result replaces a file that is there when it is written.
     """
 
     suffix: str | None = None
     quality: int = 95
     keep_gps: bool = False
+    overwrite: bool = False
 
 
 @contextlib.contextmanager

@@ -115,7 +115,8 @@ def to_image(tiff: Any, page: Any) -> Image.Image:
     ends = (start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=False))
     if max(ends, default=0) > tiff.filehandle.size or not page.dataoffsets:
         raise NotSupportedError("it is cut short: not all of its pixels are there")
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+    pixels = width * height * max(1, page.samplesperpixel / 4)  # of the memory that four channels take
+    if Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError(f"{width}×{height} pixels")
     colours = {MIN_IS_WHITE: 1, GREY: 1, RGB: 3, CMYK: 4}.get(page.photometric)
     if colours is None:
@@ -191,13 +192,14 @@ def unpack(tiff: Any, page: Any, bits: int) -> np.ndarray:
         )
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
     a_row = page.imagewidth * (page.samplesperpixel // planes)
+    row_bytes = -(-a_row * bits // 8)
     strips = []
     for start, length in zip(page.dataoffsets, page.databytecounts, strict=True):
         tiff.filehandle.seek(start)
         strip = tiff.filehandle.read(length)
-        strips.append(zlib.decompress(strip) if page.compression in DEFLATE else strip)
+        whole = planes * page.imagelength * row_bytes
+        strips.append(zlib.decompressobj().decompress(strip, whole) if page.compression in DEFLATE else strip)
     packed = np.frombuffer(b"".join(strips), np.uint8)
-    row_bytes = -(-a_row * bits // 8)
     if len(packed) < planes * page.imagelength * row_bytes:
         raise NotSupportedError("it is cut short: not all of its pixels are there")
     packed = packed[: planes * page.imagelength * row_bytes].reshape(planes * page.imagelength, row_bytes)
