@@ -46,8 +46,8 @@ def stylizer(model):
     return Stylizer(model, threads=1)
 
 
-def offer(monkeypatch, *providers: str, starts: bool | Exception = True) -> list[tuple]:
-    """Let onnxruntime offer providers, which start or not; what sessions were asked for comes into the list."""
+def offer(monkeypatch, *providers: str, starts: bool | Exception = True, runs: Exception | None = None) -> list[tuple]:
+    """Let onnxruntime offer providers, which start and run or not; what sessions were asked for comes into the list."""
     asked = []
 
     class Session(REAL_SESSION):
@@ -57,6 +57,11 @@ def offer(monkeypatch, *providers: str, starts: bool | Exception = True) -> list
             if self.names[0] != "CPUExecutionProvider" and isinstance(starts, Exception):
                 raise starts
             super().__init__(content, options, providers=["CPUExecutionProvider"], **more)
+
+        def run(self, *given):
+            if self.names[0] != "CPUExecutionProvider" and runs is not None:
+                raise runs
+            return super().run(*given)
 
         def get_providers(self):
             return self.names if starts is True else ["CPUExecutionProvider"]
@@ -76,9 +81,14 @@ def test_auto_is_cuda_or_the_processor_and_nothing_else(model, monkeypatch, capl
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("starts", [False, RuntimeError("CUDA failure 35\nat line 3")], ids=["silent", "raises"])
-def test_a_device_that_does_not_start_is_said(starts, model, tmp_path, monkeypatch, caplog):
-    offer(monkeypatch, "CUDAExecutionProvider", starts=starts)
+FAILURE = RuntimeError("CUDA failure 35\nat line 3")
+
+
+@pytest.mark.parametrize(
+    ("starts", "runs"), [(False, None), (FAILURE, None), (True, FAILURE)], ids=["silent", "raises", "at its first run"]
+)
+def test_a_device_that_does_not_start_is_said(starts, runs, model, tmp_path, monkeypatch, caplog):
+    offer(monkeypatch, "CUDAExecutionProvider", starts=starts, runs=runs)
     stylizer = Stylizer(model, threads=1)
     assert stylizer.device == "cpu"
     (told,) = caplog.messages
@@ -90,6 +100,23 @@ def test_a_device_that_does_not_start_is_said(starts, model, tmp_path, monkeypat
     (tmp_path / "words.onnx").write_text("words")
     with pytest.raises(UserError, match="is no ONNX model"):
         Stylizer(tmp_path / "words.onnx")
+
+
+@pytest.mark.parametrize("shape", [["N", 3, "H", "W"], [None] * 4, [1, 3, 40, 72], ["N", "H", "W", 3]], ids=str)
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8])
+def test_any_model_that_takes_pictures_is_tried_on_a_device(tmp_path, monkeypatch, caplog, kind, shape):
+    onnx.save(identity_model(kind, shape), tmp_path / "other.onnx")
+    offer(monkeypatch, "CUDAExecutionProvider")
+    given = {} if kind == TensorProto.UINT8 else {"pixel_range": 255}
+    assert Stylizer(tmp_path / "other.onnx", device="cuda", **given).device == "cuda"
+    assert caplog.messages == []
+
+
+def test_a_model_that_takes_no_pictures_is_not_the_devices_fault(tmp_path, monkeypatch):
+    onnx.save(identity_model(TensorProto.FLOAT, ["N", 3]), tmp_path / "other.onnx")
+    offer(monkeypatch, "CUDAExecutionProvider")
+    with pytest.raises(UserError, match="is no style model"):
+        Stylizer(tmp_path / "other.onnx", device="cuda", pixel_range=255)
 
 
 def test_directml_runs_one_picture_at_a_time(model, monkeypatch):

@@ -19,13 +19,13 @@ from PIL import Image
 from nst_fast.assets import find_model
 from nst_fast.errors import UserError, one_line
 from nst_fast.stylizing.images import to_rgb
-from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout
+from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout, trial
 
 if TYPE_CHECKING:
     from nst_fast.stylizing.tiling import Box, TiledModel
 
 logger = logging.getLogger(__name__)
-onnxruntime.disable_telemetry_events()  # whoever imported it first
+onnxruntime.disable_telemetry_events()  # on Windows; elsewhere `nst_fast` has turned them off before it was imported
 
 METADATA_PREFIX = "nst_fast."
 # A model's serial operations leave cores idle that other pictures or tiles can use.
@@ -161,6 +161,8 @@ class Stylizer:
         try:
             session = self.create_session(content)
             if self.providers[0][0] in session.get_providers():
+                if len(self.providers) > 1 and (feeds := trial(session.get_inputs())) is not None:
+                    session.run(None, feeds)  # cuDNN, or code for this very GPU, may be found missing only now
                 return session
         except Exception as error:  # onnxruntime's exceptions share no base class
             reason = one_line(error)
