@@ -203,7 +203,7 @@ def test_what_an_earlier_command_made_of_a_picture_is_no_picture(stylize, inputs
     assert made == (album | {"alone.png"} if inputs == ["-r", "."] else album)
     count, lines = (3, 2) if inputs == ["-r", "."] else (2, 1)  # of . the model, too, is left out
     assert (done.returncode, done.stderr.count("\n")) == (0, lines)
-    assert f"left out {count} earlier results" in done.stderr
+    assert f"beside what they were made of: {count}\n" in done.stderr
 
 
 def test_the_same_command_again_in_the_same_folder_makes_nothing_new(stylize):

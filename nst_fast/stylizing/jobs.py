@@ -136,7 +136,7 @@ def without_results(jobs: Iterable[Job], model: str) -> list[Job]:
     kept = [job for job in jobs if not is_result(job)]
     if len(kept) < len(jobs):
         count = len(jobs) - len(kept)
-        logger.warning("left out %d earlier results, called .%s beside what they were made of", count, model)
+        logger.warning("left out, as earlier results called .%s beside what they were made of: %d", model, count)
     return kept
 
 
