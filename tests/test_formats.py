@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(folders.os, "scandir", refuse)
     assert search(tmp_path).unreadable == [(tmp_path / "closed", "Permission denied")]
-    with pytest.raises(UserError, match="closed cannot be read: permission denied; permit it, or name a folder"):
+    with pytest.raises(UserError, match="closed cannot be read: permission denied; make it readable, or name a folder"):
         find_pictures(tmp_path)
     with pytest.raises(UserError, match="closed cannot be read: permission denied"):
         search(tmp_path / "closed")

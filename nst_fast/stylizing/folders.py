@@ -105,7 +105,7 @@ def find_pictures(folder: str | Path) -> list[Path]:
     """
     found = search(folder)
     for place, reason in found.unreadable:
-        raise UserError(f"{place} cannot be read: {reason.lower()}; permit it, or name a folder that is without it")
+        raise UserError(f"{place} cannot be read: {reason.lower()}; make it readable, or name a folder without it")
     if not found.pictures:
         raise no_pictures(folder)
     return found.pictures
