@@ -12,6 +12,9 @@ import os
 from datetime import date
 from pathlib import Path
 
+import nst_fast  # noqa: F401  before onnxruntime: it turns its telemetry off
+
+# isort: split
 import numpy as np
 import onnxruntime
 import torch

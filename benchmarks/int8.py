@@ -15,6 +15,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import nst_fast  # noqa: F401  before onnxruntime: it turns its telemetry off
+
+# isort: split
 import numpy as np
 import onnxruntime
 import torch

@@ -1,4 +1,6 @@
-"""The one exception that commands show to the user as a single line."""
+"""What commands show to the user as a single line."""
+
+import textwrap
 
 
 class UserError(Exception):
@@ -6,3 +8,8 @@ class UserError(Exception):
 
     Its message is one line: what was got, what is needed, what to do.
     """
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says, of several lines too, in at most 400 characters; its name where it says nothing."""
+    return textwrap.shorten(str(error), 400, placeholder=" …") or type(error).__name__

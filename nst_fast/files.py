@@ -24,8 +24,11 @@ def is_stream(path: Path) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write bytes beside the target, then rename; raises UserError where that is not allowed."""
+def write_atomically(path: Path, content: bytes, replace: bool = True) -> None:
+    """Write bytes beside the target, then rename.
+
+    Raises UserError where that is not allowed, or a file is there that may not be replaced.
+    """
     if is_stream(path):
         try:
             path.write_bytes(content)
@@ -35,6 +38,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:LONGEST_PREFIX]}.")
+    except FileExistsError as error:
+        raise UserError(f"cannot write {path}: {error.filename} is a file, not a folder") from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     try:
@@ -44,11 +49,28 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.umask(umask)
         with contextlib.suppress(PermissionError, NotImplementedError):  # a share may have no permissions to give
             Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
+        if replace:
+            Path(temporary).replace(path)
+        else:
+            place_new(Path(temporary), path)
+    except FileExistsError as error:
+        raise UserError(f"{path} is there by now; another command has written it") from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     finally:  # Ctrl-C leaves no half file either
         Path(temporary).unlink(missing_ok=True)
+
+
+def place_new(temporary: Path, path: Path) -> None:
+    """Give a file another name in the same folder; raises FileExistsError where that is taken, also a moment ago."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # the file system knows no second names
+        if os.path.lexists(path):
+            raise FileExistsError from None
+        temporary.replace(path)
 
 
 def refuse_existing(paths: Iterable[Path], option: str) -> None:

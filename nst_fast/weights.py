@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nst_fast.errors import UserError
+from nst_fast.errors import UserError, one_line
 
 MOST_UNPACKED = 1.0  # times the file's own size: torch.save does not compress
 FOLDER = 0x10  # of an entry's attributes in an archive, as MS-DOS had it
@@ -83,11 +83,6 @@ def damage(path: str | Path) -> str | None:
     except Exception as error:  # a damaged archive can fail in any way
         return type(error).__name__
     return damaged and f"the checksum of {damaged} does not match"
-
-
-def one_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the error's name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Any], path: str | Path) -> None:

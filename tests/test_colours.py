@@ -284,3 +284,51 @@ def test_chromaticities_of_png_are_honoured_with_its_gamma(tmp_path):
 def test_numbers_stay_where_png_says_srgb_or_nonsense(tmp_path, chunks):
     (tmp_path / "a.png").write_bytes(png(*chunks))
     np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png"))[0], COLOURS)
+
+
+# From numbers in light to XYZ: SMPTE EG 432-1 with D65, and ITU-R BT.2020.
+P3 = np.array([[0.48657, 0.26567, 0.19822], [0.22897, 0.69174, 0.07929], [0, 0.04511, 1.04394]])
+BT2020 = np.array([[0.63696, 0.14462, 0.16888], [0.2627, 0.678, 0.0593], [0, 0.02807, 1.06099]])
+
+
+def light(numbers: np.ndarray) -> np.ndarray:
+    return np.where(numbers <= 0.04045, numbers / 12.92, ((numbers + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize("others", [[], [(b"gAMA", struct.pack(">I", 100_000)), (b"sRGB", b"\0")]], ids=["", "gAMA"])
+@pytest.mark.parametrize(
+    ("primaries", "transfer", "to_light", "to_xyz"),
+    [
+        (12, 13, light, P3),
+        (9, 13, light, BT2020),
+        (9, 4, lambda x: x**2.2, BT2020),
+        (1, 8, lambda x: x, SRGB),
+        (1, 5, lambda x: x**2.8, SRGB),
+        (1, 13, light, SRGB),
+        (1, 1, light, SRGB),
+        (2, 2, light, SRGB),
+    ],
+)
+def test_code_points_of_png_are_honoured_and_come_first(tmp_path, primaries, transfer, to_light, to_xyz, others):
+    (tmp_path / "a.png").write_bytes(png((b"cICP", bytes([primaries, transfer, 0, 1])), *others))
+    expected = in_srgb((to_light(COLOURS / 255) @ to_xyz.T @ np.linalg.inv(SRGB).T).clip(0, 1))
+    np.testing.assert_allclose(np.asarray(load_image(tmp_path / "a.png"))[0], expected, atol=1.5)
+
+
+@pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
+def test_a_picture_for_hdr_is_refused_not_shown_dull(tmp_path, transfer, name):
+    (tmp_path / "a.png").write_bytes(png((b"cICP", bytes([9, transfer, 0, 1]))))
+    with pytest.raises(UserError, match=f"HDR \\({name}\\)"):
+        load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["one", "another beside it"])
+def test_code_points_of_avif_are_honoured_where_there_is_one_pair(tmp_path, again):
+    save_colours(tmp_path / "a.avif", quality=100)
+    content = (tmp_path / "a.avif").read_bytes()
+    assert content.count(b"colrnclx") == 1
+    before, at = colours_of(tmp_path / "a.avif"), content.index(b"colrnclx") + 8
+    content = content[:at] + struct.pack(">HH", 12, 13) + content[at + 4 :]
+    (tmp_path / "a.avif").write_bytes(content + (b"colrnclx" + bytes([0, 9, 0, 16]) if again else b""))
+    expected = in_srgb((light(before / 255) @ P3.T @ np.linalg.inv(SRGB).T).clip(0, 1))
+    np.testing.assert_allclose(colours_of(tmp_path / "a.avif"), before if again else expected, atol=2)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tempfile
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -227,7 +228,7 @@ def test_a_folder_names_the_pictures_that_it_cannot_read_and_why(tmp_path):
     reasons = {path.name: reason for path, reason in skipped}
     assert "truncated" in reasons["truncated.jpg"]
     assert "it is empty" in reasons["empty.jpg"]
-    assert "in no format that is known here" in reasons["text.png"]
+    assert "it is text" in reasons["text.png"]
 
 
 def test_heic_is_named_until_its_library_is_there(tmp_path, monkeypatch):
@@ -509,3 +510,15 @@ def test_training_data_start_after_the_batches_that_the_run_has_seen(seen, tmp_p
     trainer.fit(recorder, ContentImages(images, 2, 0, SIZE))
     expected = torch.stack([images[i] for i in range(2 * seen, 2 * seen + 6)])
     assert torch.equal(torch.cat(recorder.batches), expected)
+
+
+@pytest.mark.parametrize(("length", "workers"), [(60, 2), (75, 0), (120, 0)])
+def test_a_temporary_folder_too_long_for_sockets_leaves_out_workers_and_stops_nothing(
+    monkeypatch, caplog, length, workers
+):
+    monkeypatch.setattr(tempfile, "tempdir", f"/{'t' * (length - 1)}")
+    images = ContentImages(BundledImages(32, 0, 0.5), 2, 2, 32)
+    loader = images.train_dataloader()
+    assert (loader.num_workers, bool(caplog.messages)) == (workers, workers == 0)
+    if not workers:
+        assert next(iter(loader)).shape == (2, 3, 32, 32)

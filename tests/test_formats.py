@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from nst_fast.commands.stylize import FORMATS, USAGE
@@ -76,6 +77,36 @@ def test_every_animated_format_becomes_every_other(suffix, to):
         assert duration == lasting
 
 
+def pages(count: int, **of_others: int) -> bytes:
+    content = io.BytesIO()
+    with tifffile.TiffWriter(content) as file:
+        for number in range(count):
+            file.write(PIXELS[..., :3], photometric="rgb", metadata=None, **(of_others if number else {}))
+    return content.getvalue()
+
+
+def moving(suffix: str) -> bytes:
+    frames = [Image.new("RGB", (32, 16), (level, level, level)) for level in (40, 120)]
+    return encode_image(frames[0], suffix, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize(
+    ("content", "to", "told"),
+    [
+        (pages(3), ".tif", True),
+        (pages(2, subfiletype=2), ".png", True),
+        (pages(2, subfiletype=1), ".tif", False),
+        (pages(1), ".tif", False),
+        *((moving(suffix), to, to == ".jpg") for suffix in ANIMATED for to in (".jpg", ".webp")),
+        (encode_image(Image.new("RGB", (8, 8)), ".gif"), ".jpg", False),
+    ],
+)
+def test_pictures_behind_the_first_that_are_left_out_are_told(content, to, told, caplog):
+    with open_image(io.BytesIO(content)) as image:
+        stylize_picture("album/a", image, Negative(), Looks(), to)
+    assert ("album/a holds several pictures; the first alone is stylized" in caplog.text) == told
+
+
 @pytest.mark.parametrize("suffix", [s for s, kind in OF_SUFFIX.items() if kind.read])
 def test_every_format_that_is_read_becomes_one_that_is_written(suffix):
     assert format_of(written_as(suffix)).written
@@ -128,12 +159,8 @@ def test_a_folder_gives_every_format_and_counts_what_it_leaves_out(tmp_path, cap
     touch(tmp_path, *(f"a{suffix.upper()}" for suffix in SUFFIXES), "notes.txt", "b.mov", "c.MOV", "raw.dng", "README")
     touch(tmp_path, ".hidden.txt", "Thumbs.db", "desktop.ini")
     assert len(found(tmp_path)) == len(SUFFIXES)
-    assert search(tmp_path).left_out == {".txt": 1, ".mov": 2, ".dng": 1, "without suffix": 1}
-    find_pictures(tmp_path)
-    assert "2 .mov" in caplog.text
-    touch(tmp_path / "none", "a.mov")
-    with pytest.raises(UserError, match=r"1 \.mov"):
-        find_pictures(tmp_path / "none")
+    told = f"{tmp_path}: left out, in no known format of pictures: 1 .dng, 2 .mov, 1 .txt, 1 without suffix"
+    assert caplog.messages == [told]
 
 
 def test_hidden_files_and_caches_are_no_photographs(tmp_path):
@@ -154,7 +181,7 @@ def test_what_our_own_runs_left_is_no_photograph(tmp_path, beside):
     assert "deep/er/2.png" in found(tmp_path / run)
 
 
-def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch, caplog):
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
     touch(tmp_path, "a.jpg", "closed/b.jpg")
     scandir = os.scandir
 
@@ -165,7 +192,7 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(folders.os, "scandir", refuse)
     assert search(tmp_path).unreadable == [(tmp_path / "closed", "Permission denied")]
-    assert find_pictures(tmp_path) == [tmp_path / "a.jpg"]
-    assert "closed cannot be read: permission denied" in caplog.text
+    with pytest.raises(UserError, match="closed cannot be read: permission denied; make it readable, or name a folder"):
+        find_pictures(tmp_path)
     with pytest.raises(UserError, match="closed cannot be read: permission denied"):
         search(tmp_path / "closed")

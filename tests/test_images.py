@@ -1,5 +1,6 @@
 """Reading pictures as 8-bit sRGB, writing them in one step, finding them in folders."""
 
+import errno
 import struct
 from pathlib import Path
 
@@ -8,8 +9,7 @@ import pytest
 from PIL import Image, ImageCms, JpegImagePlugin
 
 from nst_fast.errors import UserError
-from nst_fast.stylizing.folders import find_pictures
-from nst_fast.stylizing.formats import SUFFIXES
+from nst_fast.stylizing.folders import find_pictures, search
 from nst_fast.stylizing.images import fill_hidden, load_image, resize_short_side, save_image, to_rgb
 
 RNG = np.random.default_rng(0)
@@ -223,7 +223,7 @@ def test_linked_folders_are_looked_into_once_and_never_round(tmp_path):
         (tmp_path / "tree" / link).symlink_to(target)
     found = [path.relative_to(tmp_path / "tree") for path in find_pictures(tmp_path / "tree")]
     assert sorted(path.name for path in found) == ["a.jpg", "b.png"]
-    assert find_pictures(tmp_path / "tree", recursive=False) == [tmp_path / "tree" / "a.jpg"]
+    assert search(tmp_path / "tree", recursive=False).pictures == [tmp_path / "tree" / "a.jpg"]
 
 
 def grey_profile(gamma: float) -> bytes:
@@ -305,7 +305,7 @@ def test_empty_and_missing_folders_are_user_errors(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="no pictures in") as empty:
         find_pictures(tmp_path)
-    assert all(suffix in str(empty.value) for suffix in SUFFIXES)
+    assert all(suffix in str(empty.value) for suffix in (".jpg", ".png", ".webp", ".tif"))
     for path in (tmp_path / "missing", tmp_path / "notes.txt"):
         with pytest.raises(UserError, match="no folder at"):
             find_pictures(path)
@@ -321,3 +321,25 @@ def test_interruption_while_writing_leaves_the_old_file_and_nothing_else(tmp_pat
         save_image(Image.fromarray(PIXELS), tmp_path / "out.png")
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
     assert (tmp_path / "out.png").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+def test_a_tga_of_32_bits_that_uses_24_is_no_hidden_picture(tmp_path, opaque):
+    alpha = np.zeros((4, 6), np.uint8)
+    alpha[0, 0] = 255 * opaque
+    pixels = np.dstack([np.full((4, 6, 3), 90, np.uint8), alpha])
+    Image.fromarray(pixels).save(tmp_path / "a.tga")
+    got = np.asarray(load_image(tmp_path / "a.tga"))
+    assert got[0, 0].tolist() == [90] * 3
+    assert got[3, 5].tolist() == ([255] * 3 if opaque else [90] * 3)
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"")
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "a.png")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match="cannot be read as a picture: permission denied"):
+        load_image(tmp_path / "a.png")

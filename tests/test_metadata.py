@@ -150,6 +150,30 @@ def test_exif_that_a_jpeg_has_no_place_for_costs_its_longest_value_alone(place, 
     assert text in (kept.get(0x010F, (0, 0, b""))[2], kept[EXIF_IFD].get(COMMENT, (0, 0, b""))[2])
 
 
+def test_exif_of_many_values_fits_a_jpeg_and_is_told_in_one_line(caplog):
+    many = {tag: (7, bytes([tag % 256]) * (5 + tag % 3)) for tag in range(0xB000, 0xF000)}
+    _, entries = entries_of(stylized(encoded("WEBP", exif=exif_of("<", INNER | many)), ".jpg"))
+    assert 3_000 < len(entries[EXIF_IFD]) < 4_000
+    assert all(entries[EXIF_IFD][tag][2] == many[tag][1] for tag in entries[EXIF_IFD] if tag in many)
+    assert len(caplog.messages) == 1
+
+
+def test_values_that_lie_over_each_other_take_no_more_memory_than_the_file():
+    """5,000 tags that each claim the same megabyte."""
+    head = b"II*\0" + struct.pack("<IH", 8, 5_000)
+    table = b"".join(struct.pack("<HHII", tag, 7, 1_000_000, 70_000) for tag in range(5_000))
+    _, entries = read_directory(io.BytesIO(head + table + bytes(1_100_000)))
+    assert len(entries) == 1
+
+
+def test_a_png_of_a_million_texts_is_read(tmp_path):
+    text = struct.pack(">I", 3) + b"tEXta\0b" + struct.pack(">I", zlib.crc32(b"tEXta\0b"))
+    whole = encoded("PNG", exif=exif_of("<"))
+    at = whole.index(b"IDAT") - 4
+    (tmp_path / "a.png").write_bytes(whole[:at] + text * 1_000_000 + whole[at:])
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), PIXELS)
+
+
 @pytest.mark.parametrize("kind", ["zTXt", "iTXt", "tEXt"])
 @pytest.mark.parametrize("length", [2_000_000, 40_000_000])
 @pytest.mark.parametrize("behind", [False, True], ids=["before", "behind the pixels"])
@@ -166,6 +190,63 @@ def test_text_of_any_length_in_a_png_costs_nothing(tmp_path, kind, length, behin
     at = whole.index(b"IEND") - 4 if behind else 33
     (tmp_path / "a.png").write_bytes(whole[:at] + chunk + whole[at:])
     np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), PIXELS)
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind the pixels"])
+@pytest.mark.parametrize(
+    ("name", "content", "checksum"),
+    [
+        (b"tEXt", b"Comment\0hello", 1),
+        (b"pHYs", bytes(9), 1),
+        (b"prIv", b"any program's", 1),
+        (b"pHYs", b"abc", 0),
+        (b"gAMA", b"\0\0", 0),
+        (b"cHRM", bytes(3), 0),
+        (b"tRNS", b"\0", 0),
+        (b"iCCP", b"", 0),
+        (b"iCCP", b"name\0\5" + zlib.compress(b"profile"), 0),
+        (b"iCCP", b"name\0\0junk", 0),
+        (b"zTXt", b"Comment\0\1junk", 0),
+        (b"iTXt", b"Comment\0\1\0", 0),
+        (b"eXIf", b"II", 0),
+    ],
+)
+def test_a_damaged_chunk_of_a_png_costs_that_chunk(tmp_path, name, content, checksum, behind):
+    """A checksum of 1 is wrong in one bit."""
+    wrong = zlib.crc32(name + content) ^ checksum
+    chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", wrong)
+    whole = encoded("PNG", exif=exif_of("<"))
+    at = whole.index(b"IEND") - 4 if behind else 33
+    (tmp_path / "a.png").write_bytes(whole[:at] + chunk + whole[at:])
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "a.png")), PIXELS)
+    if name != b"eXIf":
+        _, entries = entries_of(stylized((tmp_path / "a.png").read_bytes(), ".webp"))
+        assert entries[COPYRIGHT] == directory("<", CARRIED)[COPYRIGHT]
+
+
+@pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO")
+@pytest.mark.parametrize(
+    ("marker", "content"),
+    [
+        (0xEE, b"Adobe"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xE2, b"ICC_PROFILE\0\1\3junk"),
+        (0xE2, b"MPF\0II*\0\x08\0\0\0\3\0" + b"\xff" * 40),
+        (0xED, b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\0\xff"),
+        (0xE0, b"JFIF"),
+        (0xFE, bytes(range(256))),
+        (0xE1, b"Exif\0\0II"),
+    ],
+)
+def test_a_damaged_segment_of_a_jpeg_costs_that_segment(tmp_path, marker, content):
+    whole = encoded("JPEG", quality=100, subsampling=0, exif=exif_of("<"))
+    (tmp_path / "whole.jpg").write_bytes(whole)
+    segment = struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+    (tmp_path / "a.jpg").write_bytes(whole[:2] + segment + whole[2:])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.jpg"), load_image(tmp_path / "whole.jpg"))
+    if marker != 0xE1:
+        _, entries = entries_of(stylized((tmp_path / "a.jpg").read_bytes(), ".webp"))
+        assert entries[COPYRIGHT] == directory("<", CARRIED)[COPYRIGHT]
 
 
 @pytest.mark.parametrize("length", [1_200_000, 30_000_000])

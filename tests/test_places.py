@@ -21,6 +21,8 @@ from nst_fast.files import write_atomically
 from nst_fast.stylizing import folders, jobs
 from nst_fast.stylizing.images import load_image
 from nst_fast.stylizing.jobs import Job, check_targets
+from nst_fast.stylizing.looks import Saving
+from nst_fast.stylizing.stylizer import Stylizer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -185,9 +187,72 @@ def test_what_a_folder_holds_besides_is_counted(stylize):
     save("album/1.png", "album/2.png")
     for name in ("album/raw.NEF", "album/b.nef", "album/c.mov", "album/.hidden.mov"):
         Path(name).touch()
-    assert stylize("album", "-o", "out").stdout.endswith(
-        "out; left out, in no known format of pictures: 1 .mov, 2 .nef\n"
-    )
+    done = stylize("album", "-o", "out")
+    told = "stylize: album: left out, in no known format of pictures: 1 .mov, 2 .nef\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2 of 2 pictures stylized into out\n", told)
+
+
+@pytest.mark.parametrize("others", [[], ["--overwrite"], ["--skip-existing"]])
+@pytest.mark.parametrize("inputs", [["album"], ["-r", "."], ["album/*.*"], ["album/a.png", "album/a.m.png", "album"]])
+def test_what_an_earlier_command_made_of_a_picture_is_no_picture(stylize, inputs, others):
+    save("album/a.png", "album/b.v2.jpg", "album/a.m.png", "album/b.v2.m.webp", "album/a.other.png", "album/m.png")
+    save("album.m/a.png", "album.m/alone.png", "album/lonely.m.png")
+    done = stylize(*inputs, "-o", "out/", *others)
+    made = {Path(name).name for name in files("out")}
+    album = {"a.png", "b.v2.jpg", "a.other.png", "m.png", "lonely.m.png"}
+    assert made == (album | {"alone.png"} if inputs == ["-r", "."] else album)
+    count, lines = (3, 2) if inputs == ["-r", "."] else (2, 1)  # of . the model, too, is left out
+    assert (done.returncode, done.stderr.count("\n")) == (0, lines)
+    assert f"beside what they were made of: {count}\n" in done.stderr
+
+
+def test_the_same_command_again_in_the_same_folder_makes_nothing_new(stylize):
+    save("a.png", "b.jpg")
+    assert stylize("*.[pj]*").returncode == 0
+    made = files()
+    for option in ("--overwrite", "--skip-existing"):
+        done = stylize("*.[pj]*", option)
+        assert (done.returncode, files()) == (0, made)
+    assert stylize("a.m.png").returncode == 0
+    assert files() == made | {"a.m.m.png"}
+
+
+@pytest.mark.parametrize("inputs", [["a.png", "a.png"], ["a.png", "./a.png"], ["a.png", "*.png"], ["x", "x/", "a.png"]])
+def test_what_is_named_twice_is_done_once(stylize, inputs):
+    save("a.png", "x/b.png")
+    done = stylize(*inputs, "-o", "out/")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files("out") == ({"a.png", "b.png"} if "x" in inputs else {"a.png"})
+
+
+def test_an_empty_folder_is_told_and_the_others_are_done(stylize):
+    save("full/a.png")
+    Path("empty").mkdir()
+    done = stylize("empty", "full", "-o", "out")
+    assert (done.returncode, files("out")) == (1, {"a.png"})
+    assert done.stderr.startswith("stylize: no pictures in empty; it needs .jpg")
+    alone = stylize("empty")
+    assert (alone.returncode, alone.stdout) == (1, "")
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_another_command_writes_meanwhile_is_not_replaced(folder, monkeypatch, overwrite, links):
+    def no_links(*_):
+        raise OSError(38, "Function not implemented")
+
+    if not links:
+        monkeypatch.setattr("nst_fast.files.os.link", no_links)
+    save("a.png", "b.png")
+    todo = check_targets([Job(Path(name), Path(f"out/{name}")) for name in ("a.png", "b.png")], overwrite=overwrite)
+    Path("out").mkdir()
+    Path("out/a.png").write_text("another's")
+    first, second = jobs.stylize_jobs(todo, Stylizer("m.onnx", 1), saving=Saving(overwrite=overwrite))
+    assert (first.error is None, second.error) == (overwrite, None)
+    assert overwrite or "out/a.png is there by now; another command has written it" in first.error
+    assert (Path("out/a.png").read_bytes() == b"another's") != overwrite
+    np.testing.assert_array_equal(np.asarray(Image.open("out/b.png")), PIXELS)
+    assert files("out") == {"a.png", "b.png"}
 
 
 # Pipes and streams
@@ -263,6 +328,40 @@ def test_nothing_is_reported_to_anyone():
     assert done.stdout == "1\n"
 
 
+def test_nothing_is_written_but_what_was_named_and_our_cache(folder):
+    save("photo.png")
+    before = files()
+    places = {"HOME": str(folder), "NST_FAST_CACHE": str(folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {n: v for n, v in os.environ.items() if not n.startswith(("XDG_", "MPL"))} | places
+    arguments = ["content=photo.png", "style=the_scream", "size=32", "iterations=1", "output=run"]
+    command = [sys.executable, "-m", "nst_fast.commands.optimize", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert {Path(name).parts[0] for name in files() - before} <= {"run", "cache"}
+    assert "atplotlib" not in done.stderr
+
+
+def test_a_file_where_a_folder_would_have_to_be_is_called_one(stylize):
+    save("photo.png", "a.png")
+    done = stylize("photo.png", "-o", "a.png/out.png")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a.png is a file, not a folder" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["1.png", "2.png"])
+def test_an_error_of_the_model_names_the_picture(stylize, name):
+    save("album/1.png", "album/2.png")
+    Image.new("RGB", (9, 9)).save(f"album/{name}")
+    ends = [helper.make_tensor_value_info(n, TensorProto.UINT8, ["N", "H", "W", 3]) for n in "xy"]
+    weights = [onnx.numpy_helper.from_array(np.array([1, 20, 30, 3]), "s")]
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["y"])]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), "m.onnx")
+    done = stylize("album", "-o", "out")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(f"stylize: album/{name}: m.onnx cannot stylize a picture of 9×9: ")
+
+
 # Reasons
 
 
@@ -279,7 +378,24 @@ def test_nothing_is_reported_to_anyone():
         (bytes.fromhex("0005160700020000") + b"Mac OS X", "Mac"),
         (b"\0\0\0\x18ftypmp42", "video"),
         (b"\0\0\0\x18ftypcrx ", "camera's raw file"),
-        (b"just words", "in no format that is known here"),
+        (b"just words", "text, not a picture"),
+        (b'{"error": "gone"}', "text, not a picture"),
+        ("größer\n".encode(), "text, not a picture"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>", "XML"),
+        (b"RIFF\0\0\1\0AVI LIST", "video or a sound"),
+        (b"\x1a\x45\xdf\xa3" + bytes(50), "video"),
+        (b"Rar!\x1a\x07\0", "RAR"),
+        (b"P7\nWIDTH 2\n", "PAM"),
+        (b"gimp xcf v011\0", "GIMP"),
+        (b"v/1\x01" + bytes(20), "OpenEXR"),
+        (b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\1\0\0\0\1\0\x10\0\3" + bytes(50), "PSD, damaged or of a kind"),
+        (b"8BPS\0\2" + bytes(60), "PSD, damaged or of a kind"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(60), "PNG, damaged"),
+        (b"\xff\xd8\xff\xe0" + bytes(60), "JPEG, damaged"),
+        (b"RIFF\0\0\1\0WEBPVP8 " + bytes(10), "could not create decoder|WEBP, damaged"),
+        (b"\xff" * 400, "in no format that is known here"),
+        (bytes(range(128, 256)), "in no format that is known here"),
     ],
 )
 def test_the_reason_is_the_true_one(folder, content, reason):

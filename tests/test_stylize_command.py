@@ -111,10 +111,9 @@ def test_broken_picture_of_a_folder_is_named_and_the_rest_is_done(folder, broken
     (folder / "holiday" / broken).write_bytes((folder / "holiday/a.jpg").read_bytes()[:-300])
     done = stylize("--model", "tiny.onnx", "-r", "holiday", folder=folder)
     assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1
-    assert lines[0].startswith("stylize: ")
-    assert f"holiday/{broken}" in lines[0]
+    left_out, told = (line for line in done.stderr.splitlines() if line.strip())
+    assert left_out.endswith(" 1 .txt")
+    assert told.startswith(f"stylize: holiday/{broken}")
     assert set(files(folder / "holiday.tiny")) == {"a.jpg", "deep/er/b.png"}
     assert_picture(folder / "holiday.tiny/a.jpg")
     assert_picture(folder / "holiday.tiny/deep/er/b.png", (17, 40))

@@ -630,18 +630,13 @@ def test_outputs_that_collide_are_refused_before_any_work(stylize, arguments):
         (["a/x.jpg", "b/x.jpg", "-o", "out"], "out/x.jpg"),
         (["a/x.jpg", "a/x.png", "--format", "png"], "a/x.tiny.png"),
         (["a", "-o", "out", "--format", "png"], "out/x.png"),
-        (["a/x.jpg", "a/x.jpg"], "a/x.tiny.jpg"),
         (["b/y.png", "b/x.jpg"], "b/y.tiny.png"),  # b/x.tiny.jpg is there
-        (["b/y.png", "b/y.tiny.png"], "b/y.tiny.tiny.png"),  # the first would replace the second
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_picture_that_is_in_anothers_way_is_told_and_the_rest_is_done(stylize, arguments, written):
     for name in ("a/x.jpg", "a/x.png", "b/x.jpg", "b/x.tiny.jpg", "b/y.png"):
         save(name)
-    if "b/y.tiny.png" in arguments:
-        save("b/y.tiny.png")
-        arguments = [*arguments, "--overwrite"]
     before = {name: Path(name).read_bytes() for name in names()}
     done = stylize(*arguments)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
@@ -846,7 +841,7 @@ def test_a_name_that_tells_no_format_becomes_png_and_ends_no_batch(stylize):
 
 def test_empty_standard_input_and_unknown_formats_are_told_plainly(folder, monkeypatch):
     command = [sys.executable, "-m", "nst_fast.commands.stylize", "--model", "tiny.onnx", "-"]
-    for content, told in ((b"", "standard input is empty"), (b"text", "in no format that is known")):
+    for content, told in ((b"", "standard input is empty"), (b"text", "it is text")):
         done = subprocess.run(command, input=content, capture_output=True, cwd=folder)
         assert (done.returncode != 0, done.stdout, done.stderr.count(b"\n")) == (True, b"", 1)
         assert told in done.stderr.decode()

@@ -46,8 +46,8 @@ def stylizer(model):
     return Stylizer(model, threads=1)
 
 
-def offer(monkeypatch, *providers: str, starts: bool | Exception = True) -> list[tuple]:
-    """Let onnxruntime offer providers, which start or not; what sessions were asked for comes into the list."""
+def offer(monkeypatch, *providers: str, starts: bool | Exception = True, runs: Exception | None = None) -> list[tuple]:
+    """Let onnxruntime offer providers, which start and run or not; what sessions were asked for comes into the list."""
     asked = []
 
     class Session(REAL_SESSION):
@@ -57,6 +57,11 @@ def offer(monkeypatch, *providers: str, starts: bool | Exception = True) -> list
             if self.names[0] != "CPUExecutionProvider" and isinstance(starts, Exception):
                 raise starts
             super().__init__(content, options, providers=["CPUExecutionProvider"], **more)
+
+        def run(self, *given):
+            if self.names[0] != "CPUExecutionProvider" and runs is not None:
+                raise runs
+            return super().run(*given)
 
         def get_providers(self):
             return self.names if starts is True else ["CPUExecutionProvider"]
@@ -76,9 +81,14 @@ def test_auto_is_cuda_or_the_processor_and_nothing_else(model, monkeypatch, capl
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("starts", [False, RuntimeError("CUDA failure 35\nat line 3")], ids=["silent", "raises"])
-def test_a_device_that_does_not_start_is_said(starts, model, tmp_path, monkeypatch, caplog):
-    offer(monkeypatch, "CUDAExecutionProvider", starts=starts)
+FAILURE = RuntimeError("CUDA failure 35\nat line 3")
+
+
+@pytest.mark.parametrize(
+    ("starts", "runs"), [(False, None), (FAILURE, None), (True, FAILURE)], ids=["silent", "raises", "at its first run"]
+)
+def test_a_device_that_does_not_start_is_said(starts, runs, model, tmp_path, monkeypatch, caplog):
+    offer(monkeypatch, "CUDAExecutionProvider", starts=starts, runs=runs)
     stylizer = Stylizer(model, threads=1)
     assert stylizer.device == "cpu"
     (told,) = caplog.messages
@@ -90,6 +100,23 @@ def test_a_device_that_does_not_start_is_said(starts, model, tmp_path, monkeypat
     (tmp_path / "words.onnx").write_text("words")
     with pytest.raises(UserError, match="is no ONNX model"):
         Stylizer(tmp_path / "words.onnx")
+
+
+@pytest.mark.parametrize("shape", [["N", 3, "H", "W"], [None] * 4, [1, 3, 40, 72], ["N", "H", "W", 3]], ids=str)
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8])
+def test_any_model_that_takes_pictures_is_tried_on_a_device(tmp_path, monkeypatch, caplog, kind, shape):
+    onnx.save(identity_model(kind, shape), tmp_path / "other.onnx")
+    offer(monkeypatch, "CUDAExecutionProvider")
+    given = {} if kind == TensorProto.UINT8 else {"pixel_range": 255}
+    assert Stylizer(tmp_path / "other.onnx", device="cuda", **given).device == "cuda"
+    assert caplog.messages == []
+
+
+def test_a_model_that_takes_no_pictures_is_not_the_devices_fault(tmp_path, monkeypatch):
+    onnx.save(identity_model(TensorProto.FLOAT, ["N", 3]), tmp_path / "other.onnx")
+    offer(monkeypatch, "CUDAExecutionProvider")
+    with pytest.raises(UserError, match="is no style model"):
+        Stylizer(tmp_path / "other.onnx", device="cuda", pixel_range=255)
 
 
 def test_directml_runs_one_picture_at_a_time(model, monkeypatch):
@@ -245,6 +272,35 @@ def negative(kind: int, *around: onnx.NodeProto, **weights: np.ndarray) -> onnx.
     constants.append(numpy_helper.from_array(np.array(255, np.float32), "white"))
     graph = helper.make_graph(list(around), "g", ends[:1], ends[1:], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [([4, 3, "H", "W"], "index: 0 Got: 1 Expected: 4"), ([1, 3, 128, "W"], "index: 2 Got: 176 Expected: 128")],
+)
+def test_a_size_that_a_foreign_model_does_not_take_is_refused_with_what_it_takes(tmp_path, shape, reason):
+    onnx.save(identity_model(TensorProto.FLOAT, shape), tmp_path / "other.onnx")
+    with pytest.raises(UserError, match=reason):
+        Stylizer(tmp_path / "other.onnx", pixel_range=255)(random_pictures(176, 240))
+
+
+def test_a_model_that_onnxruntime_is_too_old_for_is_refused_with_both_versions(tmp_path):
+    model = identity_model(TensorProto.FLOAT, ["N", 3, "H", "W"])
+    model.opset_import[0].version = 99
+    onnx.save(model, tmp_path / "other.onnx")
+    assert "Opset 99" in assert_refused(tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize("tile", [False, True])
+def test_a_model_that_gives_no_numbers_is_told_not_black(tmp_path, tile):
+    node = helper.make_node("Div", ["x", "zero"], ["y"])
+    model = negative(TensorProto.FLOAT, node, zero=np.zeros(1, np.float32))
+    onnx.save(model, tmp_path / "nan.onnx")
+    stylizer, pixels = Stylizer(tmp_path / "nan.onnx", pixel_range=255, tile=tile), random_pictures(16, 20)
+    assert stylizer(pixels + 1 - pixels // 255).min() == 255  # infinity is white
+    pixels[3, 4, 1] = 0
+    with pytest.raises(UserError, match="no numbers"):
+        stylizer(pixels)
 
 
 @pytest.mark.parametrize("times", [2, 3, 4])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from nst_fast import __version__
+from nst_fast.assets import cache_folder
 from nst_fast.errors import UserError
 
 LONGEST_LINE = 1200  # characters: what was got may be without end
@@ -23,6 +24,9 @@ def run(command: Callable[[list[str]], int | None], name: str, usage: str) -> No
     printed any more, as `| head` does not, it ends in silence.
     """
     open_closed_streams()
+    # Lightning imports matplotlib, which would keep a list of fonts in the home folder, and say so where there is none.
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         code = answer(command, name, usage)
         sys.stdout.flush()

@@ -10,7 +10,6 @@ from pathlib import Path
 from nst_fast.assets import INT8, find_model, is_model
 from nst_fast.commands import require_training_packages, run
 from nst_fast.files import refuse_existing
-from nst_fast.stylizing.stylizer import Stylizer
 
 USAGE = """
 usage: nst-export CHECKPOINT_OR_RUN [-o FILE] [--float-nchw | --int8] [--overwrite]
@@ -33,16 +32,11 @@ examples:
 """
 
 
-def export_in_8_bits(model: Path, path: str | Path, overwrite: bool = True) -> Path:
-    """Write an exported model in 8-bit integers, and return its path.
-
-    Raises UserError where it cannot be quantised, or the file is there and may not be replaced.
-    """
+def export_in_8_bits(model: Path, path: str | Path) -> Path:
+    """Write an exported model in 8-bit integers, and return its path; raises UserError where it cannot be quantised."""
     from nst_fast.stylizing.quantization import export_int8
     from nst_fast.training.photographs import bundled_photographs
 
-    if not overwrite:
-        refuse_existing([Path(path)], "--overwrite")
     return export_int8(model, path, bundled_photographs(), bundled_photographs(held_out=True))
 
 
@@ -60,24 +54,30 @@ def main() -> None:
         options = parser.parse_args(arguments)
         try:
             from nst_fast.training.checkpoints import last_checkpoint, read_checkpoint
-            from nst_fast.training.onnx_export import export_checkpoint, model_name
+            from nst_fast.training.onnx_export import described_network, export, model_name
         except ModuleNotFoundError as error:
             require_training_packages(error)
+
+        def free(path: str) -> Path:
+            """Return where to write; raises UserError where something is there that may not be replaced."""
+            if not options.overwrite:
+                refuse_existing([Path(path)], "--overwrite")
+            return Path(path)
+
         given = os.path.expanduser(options.checkpoint)
         if options.int8 and (is_model(options.checkpoint) or not os.path.lexists(given)):
             model = find_model(options.checkpoint)
-            print(export_in_8_bits(model, options.output or f"{model.stem}{INT8}.onnx", options.overwrite))
+            print(export_in_8_bits(model, free(options.output or f"{model.stem}{INT8}.onnx")))
             return
         source = last_checkpoint(given)
-        checkpoint = read_checkpoint(source)
-        if options.int8:
-            with tempfile.TemporaryDirectory() as folder:
-                model = export_checkpoint(checkpoint, Path(folder) / "model.onnx", source=source)
-                style = Stylizer(model, device="cpu").metadata["style"]
-                target = options.output or model_name(style, INT8, source)
-                print(export_in_8_bits(model, target, options.overwrite))
-        else:
-            print(export_checkpoint(checkpoint, options.output, options.float_nchw, source, options.overwrite))
+        network, metadata = described_network(read_checkpoint(source), source)
+        ending = INT8 if options.int8 else ".float" if options.float_nchw else ""
+        target = free(options.output or model_name(metadata["style"], ending, source))
+        if not options.int8:
+            print(export(network, target, metadata, options.float_nchw))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            print(export_in_8_bits(export(network, Path(folder) / "model.onnx", metadata), target))
 
     run(command, "nst-export", USAGE)
 

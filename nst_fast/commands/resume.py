@@ -25,7 +25,7 @@ from nst_fast.training.checkpoints import (
 )
 from nst_fast.training.run import in_place
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RUNS = Path("runs", "train")
 # Where things lie, who reads them and what computes may change in the middle of a run; what is trained may not.
@@ -79,7 +79,7 @@ def resume_run(arguments: list[str]) -> DictConfig:
         if not name.startswith(("data.", "style.")) and OmegaConf.select(recorded, name) is None:
             OmegaConf.update(recorded, name, value, force_add=True)
     for note in notes:  # once nothing is refused any more
-        log.warning(note)
+        logger.warning(note)
     recorded.resume = None if checkpoint is None else literal(str(checkpoint))
     recorded.output = None if folder is None else literal(str(folder))
     return recorded

@@ -6,16 +6,14 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from PIL import Image
 
-from nst_fast.assets import INT8, find_model, shipped_models
+from nst_fast.assets import INT8, shipped_models
 from nst_fast.commands import printable, run, say, show_warnings
 from nst_fast.errors import UserError
-from nst_fast.stylizing.folders import say_left_out
 from nst_fast.stylizing.formats import choices
 from nst_fast.stylizing.jobs import Job, Result, check_targets, find_jobs, stylize_jobs
 from nst_fast.stylizing.looks import Looks, Saving
@@ -105,7 +103,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model")
     parser.add_argument("inputs", nargs="*", metavar="INPUT")
     parser.add_argument("-o", "--output")
-    parser.add_argument("--format", choices=FORMATS)
+    parser.add_argument("--format", type=str.lower, choices=FORMATS)
     parser.add_argument("--quality", type=int, default=95)
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--max-side", type=int)
@@ -154,9 +152,8 @@ def stylize(arguments: list[str]) -> int:
         return 0
     if options.huge:
         Image.MAX_IMAGE_PIXELS = None
-    model = find_model(options.model)
     stylizer = Stylizer(
-        model,
+        options.model,
         options.threads,
         device=options.device,
         pixel_range=options.pixel_range,
@@ -171,16 +168,15 @@ def stylize(arguments: list[str]) -> int:
     if options.device != "auto" or stylizer.device != "cpu":
         say(f"on {stylizer.device}")
     suffix = None if options.format is None else FORMATS[options.format]
-    left_out: Counter[str] = Counter()
-    found = find_jobs(options.inputs, options.output, model.stem, suffix, options.recursive, left_out)
+    found = find_jobs(options.inputs, options.output, stylizer.path.stem, suffix, options.recursive)
     jobs = check_targets(found, suffix, options.overwrite, options.skip_existing)
     if len(jobs) < len(found) and not options.json:
         say(f"{len(found) - len(jobs)} of {len(found)} pictures are there already and left as they are")
     looks = Looks(options.strength, options.keep_colours, options.max_side, options.scale)
-    saving = Saving(suffix, options.quality, options.keep_gps)
+    saving = Saving(suffix, options.quality, options.keep_gps, options.overwrite)
     done = tell_each(stylize_jobs(jobs, stylizer, looks, saving), len(jobs), options.json)
     if not options.json:
-        sum_up(jobs, done, options.output, f"; {say_left_out(left_out)}" if left_out else "")
+        sum_up(jobs, done, options.output)
     return 0 if done == len(jobs) else 1
 
 
@@ -213,12 +209,12 @@ def tell(result: Result, as_json: bool) -> None:
         size = {"width": result.width, "height": result.height}
         told |= {"output": str(result.output), **size, "seconds": round(result.seconds, 4)}
     if as_json and (result.output is not None or result.error is not None):  # else standard output has the picture
-        print(json.dumps(told), flush=True)
+        say(json.dumps(told))
     elif result.error is not None:
         print(f"stylize: {printable(result.error)}", file=sys.stderr)
 
 
-def sum_up(jobs: list[Job], done: int, output: str | None, aside: str) -> None:
+def sum_up(jobs: list[Job], done: int, output: str | None) -> None:
     """Print where one picture is, or how many of several there are and where; nothing beside one on stdout."""
     targets = [job.target for job in jobs if job.target is not None and job.error is None]
     if any(job.target is None for job in jobs) or not targets:
@@ -226,11 +222,9 @@ def sum_up(jobs: list[Job], done: int, output: str | None, aside: str) -> None:
     if len(jobs) > 1:
         places = sorted({str(target.parent) for target in targets})
         named = ", ".join(places) if len(places) < 4 else f"{places[0]} and {len(places) - 1} more folders"
-        say(f"{done} of {len(jobs)} pictures stylized into {output or named}{aside}")
+        say(f"{done} of {len(jobs)} pictures stylized into {output or named}")
     elif done:
         say(str(targets[0]))
-        if aside:
-            print(printable(f"stylize: {aside[2:]}"), file=sys.stderr)
 
 
 def track(jobs: Iterable[Any], total: int) -> Iterable[Any]:

@@ -18,7 +18,7 @@ from nst_fast.commands import require_training_packages, run, show_warnings, tun
 from nst_fast.errors import UserError
 from nst_fast.files import new_folder
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 CPU_WORKERS = 1  # that prepare pictures, some 150 a second and more; the other cores train
 CHOSEN = "NST_FAST_LOSS_NETWORK"  # environment variable: the first process's choice, for those that Lightning starts
@@ -246,7 +246,7 @@ def train_command(arguments: list[str]) -> Path | None:
         perceptual_loss = create_perceptual_loss(cfg, show)
         style_targets, sha256 = find_style(cfg.style, perceptual_loss, progress=show)
     if cfg.style.sha256 not in (None, sha256):
-        log.warning(
+        logger.warning(
             "the picture is not the one that style=%s names, whose title, artist and licence the model will have; "
             "style=custom has none",
             cfg.style.name,

@@ -43,11 +43,12 @@ def read_directory(file: BinaryIO) -> tuple[str, Directory]:
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
     if order is None:
         raise ValueError("no TIFF structure")
-    return order, entries_at(file, order, struct.unpack(f"{order}I", head[4:])[0])
+    room = [file.seek(0, io.SEEK_END)]  # values lie apart: together they are no longer than the file
+    return order, entries_at(file, order, struct.unpack(f"{order}I", head[4:])[0], room)
 
 
-def entries_at(file: BinaryIO, order: str, start: int, depth: int = 0) -> Directory:
-    """Return the entries of a directory."""
+def entries_at(file: BinaryIO, order: str, start: int, room: list[int], depth: int = 0) -> Directory:
+    """Return the entries of a directory, as far as there is room, bytes, for their values; less of it remains."""
     file.seek(start)
     (count,) = struct.unpack(f"{order}H", file.read(2))
     table = file.read(12 * count)
@@ -55,13 +56,14 @@ def entries_at(file: BinaryIO, order: str, start: int, depth: int = 0) -> Direct
     for at in range(0, len(table) - 11, 12):
         tag, kind, number = struct.unpack_from(f"{order}HHI", table, at)
         length = SIZES.get(kind, 0) * number
-        if not 0 < length <= LONGEST_VALUE:
+        if not 0 < length <= min(LONGEST_VALUE, room[0]):
             continue
+        room[0] -= length
         place = table[at + 8 : at + 12]
         if tag in POINTERS:
             if kind in (4, 13) and number == 1 and depth < 2:
                 try:
-                    found[tag] = entries_at(file, order, struct.unpack(f"{order}I", place)[0], depth + 1)
+                    found[tag] = entries_at(file, order, struct.unpack(f"{order}I", place)[0], room, depth + 1)
                 except (struct.error, ValueError, OSError):
                     continue
             continue
@@ -75,7 +77,7 @@ def entries_at(file: BinaryIO, order: str, start: int, depth: int = 0) -> Direct
 
 def directory_bytes(entries: Directory, order: str, start: int) -> bytes:
     """Return a directory, the values behind it, as it is written from a place in a file on."""
-    table, body = struct.pack(f"{order}H", len(entries)), b""
+    table, body = bytearray(struct.pack(f"{order}H", len(entries))), bytearray()
     behind = start + 2 + 12 * len(entries) + 4
     for tag in sorted(entries):
         value, at = entries[tag], behind + len(body)
@@ -85,10 +87,11 @@ def directory_bytes(entries: Directory, order: str, start: int) -> bytes:
         else:
             kind, number, place = value
             if len(place) > 4:
-                body, place = body + place, struct.pack(f"{order}I", at)
+                body += place
+                place = struct.pack(f"{order}I", at)
         body += bytes(len(body) % 2)
         table += struct.pack(f"{order}HHI", tag, kind, number) + place.ljust(4, b"\0")
-    return table + bytes(4) + body
+    return bytes(table) + bytes(4) + bytes(body)
 
 
 def exif_bytes(order: str, entries: Directory) -> bytes:
@@ -154,16 +157,25 @@ def carried(image: Image.Image, size: tuple[int, int], keep_gps: bool) -> tuple[
 
 def fit(entries: Directory, most: int, name: str) -> Directory:
     """Return EXIF data of no more than so many bytes, without its longest values where need be, and tell of those."""
-    while entries and len(directory_bytes(entries, "<", 8)) + 8 > most:
-        inside = [d for d in (entries, entries.get(EXIF_IFD)) if isinstance(d, dict)]
-        places = [(len(v[2]), tag, d) for d in inside for tag, v in d.items() if not isinstance(v, dict)]
-        if not places:
-            return {}
-        length, tag, place = max(places, key=lambda place: place[:2])
-        logger.warning("%s: EXIF tag 0x%04X is left out: a JPEG has no place for its %d bytes", name, tag, length)
-        without = {t: v for t, v in place.items() if t != tag}
-        entries = without if place is entries else entries | {EXIF_IFD: without}
-    return entries
+    size = len(directory_bytes(entries, "<", 8)) + 8
+    inner = entries.get(EXIF_IFD, {})
+    values = [(d, tag, v[2]) for d in (entries, inner) for tag, v in d.items() if not isinstance(v, dict)]
+    dropped = []
+    for directory, tag, value in sorted(values, key=lambda value: -len(value[2])):
+        if size <= most:
+            break
+        size -= 12 + (len(value) + len(value) % 2 if len(value) > 4 else 0)
+        dropped.append((directory is inner, tag))
+    if size > most:
+        return {}
+    if dropped:
+        tags = ", ".join(f"0x{tag:04X}" for _, tag in dropped[:5]) + (" and others" if len(dropped) > 5 else "")
+        logger.warning("%s: left out of its EXIF data, as a JPEG has no place for so much: %s", name, tags)
+    gone = set(dropped)
+    kept = {tag: value for tag, value in entries.items() if (False, tag) not in gone}
+    if EXIF_IFD in kept:
+        kept[EXIF_IFD] = {tag: value for tag, value in inner.items() if (True, tag) not in gone}
+    return kept
 
 
 def reordered(entries: Directory, order: str, wanted: str) -> Directory:

@@ -31,18 +31,10 @@ class Found:
     Attributes:
         pictures: its photographs, sorted.
         unreadable: (folder, reason) of those below it that cannot be listed.
-        left_out: how many files of each suffix are no pictures that are read here; hidden ones do not count.
     """
 
     pictures: list[Path] = field(default_factory=list)
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-
-
-def say_left_out(left_out: Counter[str]) -> str:
-    """Return how many files were left out, for a message."""
-    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
-    return f"left out, in no known format of pictures: {kinds}"
 
 
 def is_ours(folders: list[str], files: list[str]) -> bool:
@@ -60,13 +52,13 @@ def is_kept_aside(name: str) -> bool:
 def search(folder: str | Path, recursive: bool = True) -> Found:
     """Return what a folder, and what is below it unless told, holds.
 
-    Hidden files and folders, caches and what our own runs have left are passed over, but never the folder itself.
-    Raises UserError where it is missing or cannot be read.
+    Hidden files and folders, caches and what our own runs have left are passed over, but never the folder itself; how
+    many other files are in no format of pictures is a warning. Raises UserError where it is missing or cannot be read.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise UserError(f"no folder at {folder}")
-    found = Found()
+    found, left_out = Found(), Counter[str]()
     seen: set[str] = set()
 
     def note(error: OSError) -> None:
@@ -89,30 +81,31 @@ def search(folder: str | Path, recursive: bool = True) -> Found:
             if suffix in SUFFIXES:
                 found.pictures.append(path)
             else:
-                found.left_out[suffix or "without suffix"] += 1
+                left_out[suffix or "without suffix"] += 1
     for unread, reason in found.unreadable:
         if unread == folder:
             raise UserError(f"{folder} cannot be read: {reason.lower()}")
+    if left_out:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
+        logger.warning("%s: left out, in no known format of pictures: %s", folder, kinds)
     found.pictures.sort()
     return found
 
 
-def no_pictures(folder: str | Path, found: Found) -> UserError:
+def no_pictures(folder: str | Path) -> UserError:
     """Return what a user is told of a folder without pictures."""
-    aside = f" ({say_left_out(found.left_out)})" if found.left_out else ""
-    return UserError(f"no pictures in {folder}{aside}; it needs files ending in {', '.join(sorted(SUFFIXES))}")
+    return UserError(f"no pictures in {folder}; it needs .jpg, .png, .webp, .tif or others that the README names")
 
 
-def find_pictures(folder: str | Path, recursive: bool = True) -> list[Path]:
-    """Return the photographs in a folder, and below it unless told, sorted; what is left out is warned of.
+def find_pictures(folder: str | Path) -> list[Path]:
+    """Return the photographs in a folder and below it, sorted.
 
-    Raises UserError where the folder is missing, cannot be read or holds none.
+    Raises UserError where the folder is missing or holds none, or it, or a folder below it, cannot be read: hours of
+    work would be done on part of them.
     """
-    found = search(folder, recursive)
+    found = search(folder)
     for place, reason in found.unreadable:
-        logger.warning("%s cannot be read: %s", place, reason.lower())
+        raise UserError(f"{place} cannot be read: {reason.lower()}; make it readable, or name a folder without it")
     if not found.pictures:
-        raise no_pictures(folder, found)
-    if found.left_out:
-        logger.warning("%s: %s", folder, say_left_out(found.left_out))
+        raise no_pictures(folder)
     return found.pictures

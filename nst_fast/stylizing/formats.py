@@ -9,6 +9,10 @@ from PIL import Image
 from nst_fast.errors import UserError
 
 
+class NotSupportedError(Exception):
+    """A picture that cannot be shown as it is meant; the message says why."""
+
+
 @dataclass(frozen=True)
 class Format:
     """A picture format.

@@ -8,19 +8,19 @@ import logging
 import os
 import stat
 import struct
-import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from nst_fast.errors import UserError
 from nst_fast.files import write_atomically
-from nst_fast.stylizing.colour import to_srgb
+from nst_fast.stylizing.colour import CODE_POINTS, to_srgb
+from nst_fast.stylizing.containers import code_points, without_damage
 from nst_fast.stylizing.exif import CARRIED_INFO, ORIENTATION, into_tiff, is_adobe_rgb, read_directory
-from nst_fast.stylizing.formats import HEIC, READ, format_of
-from nst_fast.stylizing.tiff import CAMERAS_RAW, NotSupportedError, is_tiff, read_tiff
+from nst_fast.stylizing.formats import HEIC, READ, NotSupportedError, format_of
+from nst_fast.stylizing.tiff import CAMERAS_RAW, MORE_PAGES, is_tiff, read_tiff
 
 with contextlib.suppress(ImportError):  # an extra of its own: its wheels hold an encoder under the GPL
     from pillow_heif import register_heif_opener
@@ -29,8 +29,6 @@ with contextlib.suppress(ImportError):  # an extra of its own: its wheels hold a
 
 logger = logging.getLogger(__name__)
 
-LARGEST_TEXT = 1 << 24  # bytes of a PNG's text or profile, decompressed
-PngImagePlugin.MAX_TEXT_CHUNK = LARGEST_TEXT  # Pillow refuses the whole picture for more than one megabyte
 METADATA = ("exif", "dpi")  # Pillow's options
 LARGEST_ICO = 256  # px, of a side
 # What files begin with that are called like pictures, or are pictures of kinds that are not read.
@@ -51,6 +49,19 @@ STARTS = {
     b"<html": "it is a web page, not the picture that it shows",
     b"PK\x03\x04": "it is a ZIP archive",
     b"\x1f\x8b": "it is compressed by gzip",
+    b"7z\xbc\xaf": "it is a 7z archive",
+    b"Rar!": "it is a RAR archive",
+    b"RIFF": "it is a video or a sound, not a picture",
+    b"\x1a\x45\xdf\xa3": "it is a video, not a picture",
+    b"v/1\x01": "it is an OpenEXR picture, which is not read here",
+    b"#?RADIANCE": "it is a Radiance HDR picture, which is not read here",
+    b"P7\n": "it is a PAM picture, which is not read here",
+    b"gimp xcf": "it is a file of GIMP's, which is not read here; export it as PNG",
+    b"BPG\xfb": "it is a BPG picture, which is not read here",
+    b"AT&TFORM": "it is a DjVu document",
+    b"\xd7\xcd\xc6\x9a": "it is a drawing of Windows' (WMF), which is not read here",
+    b"L\0\0\0\x01\x14\x02\0": "it is a shortcut of Windows', not the picture that it points to",
+    b"version https://git-lfs": "it is what Git LFS leaves in place of the picture: git lfs pull fetches it",
 }
 # Brands of the files that begin with a box called ftyp.
 BRANDS = {
@@ -89,12 +100,12 @@ def open_image(source: str | Path | io.BytesIO) -> Image.Image:
     with contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else Path(source).open("rb") as file:
         if is_tiff(file):
             return open_tiff(file, source)
-        lighter = without_large_text(file)
+        sound, code = without_damage(file) or source, code_points(file)
         file.seek(0)
     Image.init()
-    return Image.open(
-        lighter or source, formats=[name for name in Image.ID if name in READ]
-    )  # its order: some accept anything
+    opened = Image.open(sound, formats=[name for name in Image.ID if name in READ])  # its order: some accept anything
+    opened.info[CODE_POINTS] = code
+    return opened
 
 
 def open_tiff(file: BinaryIO, source: str | Path | io.BytesIO) -> Image.Image:
@@ -105,7 +116,7 @@ def open_tiff(file: BinaryIO, source: str | Path | io.BytesIO) -> Image.Image:
         opened = None
     try:
         file.seek(0)
-        image = read_tiff(file, trusted=opened is not None)
+        image, more = read_tiff(file, trusted=opened is not None)
     except BaseException:
         if opened is not None:
             opened.close()
@@ -115,51 +126,12 @@ def open_tiff(file: BinaryIO, source: str | Path | io.BytesIO) -> Image.Image:
     found = image or opened
     if found is None:
         raise NotSupportedError("its TIFF tags are not supported")
+    found.info[MORE_PAGES] = more
     with contextlib.suppress(ValueError, struct.error, OSError):
         file.seek(0)
         found.info[CARRIED_INFO] = read_directory(file)
     file.seek(0)
     return found
-
-
-def without_large_text(file: BinaryIO) -> io.BytesIO | None:
-    """Return a PNG without its texts and profiles that are too large, or None where it has none or is no PNG."""
-    file.seek(0)
-    if file.read(8) != b"\x89PNG\r\n\x1a\n":
-        return None
-    dropped, room = [], LARGEST_TEXT
-    while len(head := file.read(8)) == 8:
-        length, name = struct.unpack(">I4s", head)
-        start = file.tell() - 8
-        if name in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
-            size = text_size(name, file.read(length))
-            if size > room:
-                dropped.append((start, start + length + 12))
-            else:
-                room -= size
-        file.seek(start + length + 12)
-    if not dropped:
-        return None
-    file.seek(0)
-    content, kept, last = file.read(), [], 0
-    for start, end in dropped:
-        kept.append(content[last:start])
-        last = end
-    return io.BytesIO(b"".join([*kept, content[last:]]))
-
-
-def text_size(name: bytes, content: bytes) -> int:
-    """Return how long a PNG's text or profile is once it is decompressed, bytes; no further than matters."""
-    behind = content.partition(b"\0")[2]
-    if name == b"iTXt" and behind[:1] == b"\1":
-        behind = behind[2:].partition(b"\0")[2].partition(b"\0")[2]
-    elif name in (b"tEXt", b"iTXt"):
-        return len(content)
-    else:
-        behind = behind[1:]
-    with contextlib.suppress(zlib.error):
-        return len(zlib.decompressobj().decompress(behind, LARGEST_TEXT + 1))
-    return len(content)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -182,7 +154,7 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     EXIF orientation is applied, colours converted that a profile or the metadata describe, 16 bits scaled to 8.
     """
     image.load()
-    adobe, image = is_adobe_rgb(image), upright(image)
+    kind, adobe, image = image.format, is_adobe_rgb(image), upright(image)
     info, alpha = image.info, None
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         # Pillow clips 16 bits to 8 instead of scaling them.
@@ -199,6 +171,8 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     elif image.mode in ("RGBA", "PA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         alpha, image = rgba.getchannel("A"), rgba.convert("RGB")
+    if alpha is not None and kind == "TGA" and not alpha.getextrema()[1]:
+        alpha = None  # a pixel has 32 bits, of which the last 8 are not used
     if image.mode == "P":
         image = image.convert("RGB")
     image = to_srgb(image, info, adobe)
@@ -243,7 +217,8 @@ def reads_heic() -> bool:
 def why_unreadable(path: str | Path | io.BytesIO, error: Exception) -> str:
     """Return what a user may be told about a picture that cannot be decoded."""
     if not isinstance(error, UnidentifiedImageError):
-        return str(error) or type(error).__name__
+        told = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+        return told or type(error).__name__
     start = b""
     with contextlib.suppress(OSError, ValueError):
         if isinstance(path, io.BytesIO):
@@ -260,8 +235,28 @@ def why_unreadable(path: str | Path | io.BytesIO, error: Exception) -> str:
         return "HEIC is read where pillow-heif is installed: pip install pillow-heif"
     if start[4:8] == b"ftyp" and heic != "HEIC":
         return heic or "it is a video, not a picture"
-    known = (reason for begin, reason in STARTS.items() if start.lstrip().lower().startswith(begin.lower()))
-    return next(known, "it is in no format that is known here")
+    if (kind := accepted_as(start)) is not None:
+        return f"it is {kind}, damaged or of a kind that is not read here"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if (reason := next((r for begin, r in STARTS.items() if text.startswith(begin.lower())), None)) is not None:
+        return reason
+    if (
+        (letters := "".join(text.decode(errors="replace")[:-1].split()))
+        and letters.isprintable()
+        and "\ufffd" not in letters
+    ):
+        return "it is text, not a picture"
+    return "it is in no format that is known here"
+
+
+def accepted_as(start: bytes) -> str | None:
+    """Return the format that a file of such a start is of, as far as Pillow can tell; None where it cannot."""
+    for name in Image.ID:
+        accept = Image.OPEN[name][1]
+        with contextlib.suppress(Exception):  # they expect a longer one
+            if name in READ and accept is not None and accept(start[:16]) is True:
+                return name
+    return None
 
 
 def load_image(path: str | Path) -> Image.Image:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import glob
 import io
+import logging
 import os
 import sys
 import tempfile
 import threading
 import time
 import unicodedata
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,11 +22,13 @@ from PIL import Image
 
 from nst_fast.errors import UserError
 from nst_fast.files import is_stream, write_atomically
-from nst_fast.stylizing.folders import Found, no_pictures, search
+from nst_fast.stylizing.folders import no_pictures, search
 from nst_fast.stylizing.formats import OF_NAME, OF_SUFFIX, PNG, SUFFIXES, format_of, written_as
 from nst_fast.stylizing.images import encode_image, is_readable, open_image
 from nst_fast.stylizing.looks import Looks, Saving, reading, stylize_picture
 from nst_fast.stylizing.stylizer import TILED_ABOVE, Stylizer
+
+logger = logging.getLogger(__name__)
 
 # Pictures that run at the same time take no more memory together than the largest that is not tiled.
 PIXELS_AT_ONCE = TILED_ABOVE
@@ -76,9 +79,8 @@ def find_jobs(
     model: str,
     suffix: str | None = None,
     recursive: bool = False,
-    left_out: Counter[str] | None = None,
 ) -> list[Job]:
-    """Return the jobs that stylize pictures, folders and globs.
+    """Return the jobs that stylize pictures, folders and globs, each once.
 
     Args:
         inputs: paths, globs, or "-" for standard input; "~" is the user's folder.
@@ -86,9 +88,8 @@ def find_jobs(
         model: the model's name.
         suffix: of the results' format; None: each photograph's.
         recursive: folders with what is below them.
-        left_out: counts by suffix what folders hold besides pictures.
 
-    Raises UserError where inputs are missing or do not fit the output.
+    What is left out is a warning. Raises UserError where inputs are missing or do not fit the output.
     """
     if "" in (*inputs, output):
         raise UserError("an input or the output is empty; . is the folder where you are")
@@ -105,15 +106,38 @@ def find_jobs(
                 raise UserError("standard input has no name: say -o FILE or -o -")
             jobs.append(Job(None, place))
         elif os.path.isdir(source):
-            found = search(source, recursive)
-            jobs += jobs_of_folder(source, found, place, model, suffix)
-            if left_out is not None:
-                left_out += found.left_out
+            try:
+                jobs += jobs_of_folder(source, recursive, place, model, suffix)
+            except UserError as error:
+                jobs.append(Job(source, source, str(error)))
         elif place is None:
             jobs.append(Job(source, source.with_name(f"{source.stem}.{model}{suffix or written_as(source.suffix)}")))
         else:
             jobs.append(Job(source, place if is_file else renamed(place / source.name, suffix)))
-    return jobs
+    return without_results(dict.fromkeys(jobs), model)
+
+
+def without_results(jobs: Iterable[Job], model: str) -> list[Job]:
+    """Return jobs without those of pictures that the model has made of others among them; how many is a warning.
+
+    They are called so: photo.MODEL.png beside photo.jpg, or FOLDER.MODEL/photo.jpg beside FOLDER/photo.jpg.
+    """
+    jobs, end = list(jobs), f".{model}"
+    sources = {job: job.source.with_suffix("") for job in jobs if job.source is not None and job.error is None}
+    photographs = set(sources.values())
+
+    def is_result(job: Job) -> bool:
+        parts = sources[job].parts if job in sources else ()
+        return any(
+            part.endswith(end) and Path(*parts[:i], part.removesuffix(end), *parts[i + 1 :]) in photographs
+            for i, part in enumerate(parts)
+        )
+
+    kept = [job for job in jobs if not is_result(job)]
+    if len(kept) < len(jobs):
+        count = len(jobs) - len(kept)
+        logger.warning("left out, as earlier results called .%s beside what they were made of: %d", model, count)
+    return kept
 
 
 def expand(inputs: Sequence[str], recursive: bool) -> list[str]:
@@ -149,17 +173,18 @@ def names_one_picture(output: str, inputs: Sequence[str]) -> bool:
     return may_be_file and single
 
 
-def jobs_of_folder(source: Path, found: Found, output: Path | None, model: str, suffix: str | None) -> list[Job]:
-    """Return the jobs of what was found in a folder, but for what an earlier command left in the output within it.
+def jobs_of_folder(source: Path, recursive: bool, output: Path | None, model: str, suffix: str | None) -> list[Job]:
+    """Return the jobs of what is found in a folder, but for what an earlier command left in the output within it.
 
     Raises UserError where there are none, or the output is a file.
     """
     into = output or source.resolve().with_name(f"{source.resolve().name}.{model}")
     if os.path.exists(into) and not os.path.isdir(into):
         raise UserError(f"{into} is a file; the output of a folder must be a folder")
+    found = search(source, recursive)
     pictures = found.pictures
     if not pictures:
-        raise no_pictures(source, found)
+        raise no_pictures(source)
     if inside(into, source) and not inside(source, into):
         pictures = [path for path in pictures if not inside(path, into)]
     if not pictures:
@@ -294,13 +319,13 @@ def open_picture(job: Job) -> Image.Image:
         return open_image(source)
 
 
-def write(job: Job, content: bytes) -> None:
+def write(job: Job, content: bytes, overwrite: bool) -> None:
     """Write a result's bytes in one step; raises UserError where that is not possible."""
     if job.target is None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
     else:
-        write_atomically(job.target, content)
+        write_atomically(job.target, content, overwrite)
 
 
 def stylize_job(job: Job, stylizer: Stylizer, looks: Looks, saving: Saving, budget: PixelBudget) -> Result:
@@ -314,13 +339,10 @@ def stylize_job(job: Job, stylizer: Stylizer, looks: Looks, saving: Saving, budg
             named = job.target.suffix if job.target else written_as(known.suffixes[0] if known else PNG)
             suffix = saving.suffix or named.lower()
             stylized, options = stylize_picture(job.name, image, stylizer, looks, suffix, saving.keep_gps)
-            try:
-                content = encode_image(stylized, suffix, saving.quality, **options)
-            except UserError as error:
-                raise UserError(f"{job.name}: {error}") from error
-            write(job, content)
+            write(job, encode_image(stylized, suffix, saving.quality, **options), saving.overwrite)
     except UserError as error:
-        return Result(job.name, error=" ".join(str(error).split()))
+        reason = " ".join(str(error).split())
+        return Result(job.name, error=reason if job.name in reason else f"{job.name}: {reason}")
     except MemoryError:
         return Result(job.name, error=f"not enough memory for {job.name}; --max-side makes it smaller")
     return Result(job.name, job.target, stylized.width, stylized.height, time.perf_counter() - began)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from nst_fast.stylizing.images import (
     why_unreadable,
 )
 from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.stylizing.tiff import MORE_PAGES
+
+logger = logging.getLogger(__name__)
 
 LARGEST_DPI = 65_535  # that a JPEG has place for
 
@@ -67,11 +71,13 @@ class Saving:
         suffix: of the format, such as ".jpg"; None: what the name of the result says.
         quality: of JPEG and WebP, 1 to 100.
         keep_gps: whether the position stays in the EXIF data.
+        overwrite: whether a result replaces a file that is there when it is written.
     """
 
     suffix: str | None = None
     quality: int = 95
     keep_gps: bool = False
+    overwrite: bool = False
 
 
 @contextlib.contextmanager
@@ -156,7 +162,11 @@ def stylize_picture(
         image.load()
     source, frames = OF_NAME.get(image.format or ""), []
     # The pictures of a TIFF or an MPO are pages and previews.
-    moving = format_of(suffix).animated and source is not None and source.animated
+    with reading(name):
+        frames_in = source is not None and source.animated and getattr(image, "n_frames", 1) > 1
+    moving = frames_in and format_of(suffix).animated
+    if image.info.get(MORE_PAGES) or (frames_in and not moving):
+        logger.warning("%s holds several pictures; the first alone is stylized", name)
     for photograph, alpha, duration in read_frames(name, image, moving):
         stylized = looks.apply(stylizer, photograph)
         if alpha is not None:

@@ -11,6 +11,7 @@ from PIL import Image
 from nst_fast.errors import UserError
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)  # px that the sides of a picture may have to be of, from the least on
+TRIAL_SIDE = 128  # px
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 TYPES = FLOATS | {"tensor(uint8)": np.uint8}
 NEEDED = "one input (N, H, W, 3) or (N, 3, H, W), uint8 or float, is needed"
@@ -34,6 +35,18 @@ def channels_first(inputs: Sequence[Any]) -> bool:
     if first != 3 and (isinstance(first, int) or isinstance(last, int)):
         raise ValueError(f"it takes {one.type} of {tuple(shape)}")
     return one.type in FLOATS
+
+
+def trial(inputs: Sequence[Any]) -> dict[str, np.ndarray] | None:
+    """Return a small picture for a model to try a device with; None where it takes no pictures."""
+    try:
+        first = channels_first(inputs)
+    except ValueError:
+        return None
+    (one,) = inputs
+    usual = (1, 3, TRIAL_SIDE, TRIAL_SIDE) if first else (1, TRIAL_SIDE, TRIAL_SIDE, 3)
+    shape = [fixed if isinstance(fixed, int) else free for fixed, free in zip(one.shape, usual, strict=True)]
+    return {one.name: np.zeros(shape, TYPES[one.type])}
 
 
 def same_layout(output: np.ndarray, first: bool) -> np.ndarray:

@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from nst_fast.errors import UserError
+from nst_fast.errors import UserError, one_line
 from nst_fast.files import write_atomically
 from nst_fast.stylizing.images import resize_short_side
 from nst_fast.stylizing.receptive_field import attributes
@@ -303,7 +303,7 @@ def quantize(path: str | Path, photographs: Sequence[np.ndarray]) -> onnx.ModelP
         add_picture(graph, convs[-1], ranges, picture)
         quantized = rewritten(model, graph)
     except (LookupError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = f"there is no {error}" if isinstance(error, LookupError) else str(error).splitlines()[0]
+        reason = f"there is no {error}" if isinstance(error, LookupError) else one_line(error)
         raise UserError(f"{path} is not as `train` exported it and cannot be quantised: {reason}") from error
     return quantized
 

@@ -17,15 +17,15 @@ import onnxruntime
 from PIL import Image
 
 from nst_fast.assets import find_model
-from nst_fast.errors import UserError
+from nst_fast.errors import UserError, one_line
 from nst_fast.stylizing.images import to_rgb
-from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout
+from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout, trial
 
 if TYPE_CHECKING:
     from nst_fast.stylizing.tiling import Box, TiledModel
 
-log = logging.getLogger(__name__)
-onnxruntime.disable_telemetry_events()  # whoever imported it first
+logger = logging.getLogger(__name__)
+onnxruntime.disable_telemetry_events()  # on Windows; elsewhere `nst_fast` has turned them off before it was imported
 
 METADATA_PREFIX = "nst_fast."
 # A model's serial operations leave cores idle that other pictures or tiles can use.
@@ -161,16 +161,18 @@ class Stylizer:
         try:
             session = self.create_session(content)
             if self.providers[0][0] in session.get_providers():
+                if len(self.providers) > 1 and (feeds := trial(session.get_inputs())) is not None:
+                    session.run(None, feeds)  # cuDNN, or code for this very GPU, may be found missing only now
                 return session
         except Exception as error:  # onnxruntime's exceptions share no base class
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = one_line(error)
             if len(self.providers) == 1:
                 raise UserError(f"{self.path} is no ONNX model that onnxruntime can load: {reason}") from error
         self.providers = self.providers[1:]
         session = self.start(content, wanted)  # which tells whether it is the model's fault
         if wanted != "auto":
             raise UserError(f"onnxruntime cannot start {device} ({reason}); install them, or leave --device out")
-        log.warning("onnxruntime cannot start %s (%s): the processor does the work; --device cpu", device, reason)
+        logger.warning("onnxruntime cannot start %s (%s): the processor does the work; --device cpu", device, reason)
         return session
 
     @functools.cached_property
@@ -229,7 +231,9 @@ class Stylizer:
         """Return the model's output as uint8 RGB (N, H, W, 3)."""
         pictures = same_layout(output, self.channels_first)
         if pictures.dtype != np.uint8:
-            values = np.nan_to_num(pictures.astype(np.float32, copy=False)) * np.float32(255 / self.pixel_range)
+            values = pictures.astype(np.float32, copy=False) * np.float32(255 / self.pixel_range)
+            if np.isnan(values).any():  # what overflows is clipped below, this would be black
+                raise UserError(f"{self.path} makes no numbers (NaN) of this picture")
             pictures = values.clip(0, 255).round().astype(np.uint8)
         return pictures[..., ::-1] if self.bgr else pictures
 
@@ -239,8 +243,7 @@ class Stylizer:
         try:
             yield
         except Exception as error:  # they share no base class
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.path} cannot stylize a picture of {width}×{height}: {reason}") from error
+            raise UserError(f"{self.path} cannot stylize a picture of {width}×{height}: {one_line(error)}") from error
 
     def infer(self, values: np.ndarray) -> np.ndarray:
         """Return the session's output for its input; UserError where it fails, or ours gives another shape or type."""

@@ -10,22 +10,22 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from nst_fast.stylizing.formats import NotSupportedError
+
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MIN_IS_WHITE, GREY, RGB, CMYK, LAB, SENSOR, LINEAR_SENSOR = 0, 1, 2, 5, 8, 32803, 34892
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # SampleFormat
+SMALLER = 0b101  # of the kinds of a picture: a preview, or a mask
 REDUCED, PREMULTIPLIED, UNPREMULTIPLIED = 1, 1, 2
 ORIENTATION, PROFILE, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT, DNG_VERSION = 274, 34675, 282, 283, 296, 50706
 WHITES = (1, 255, 65535)  # no file says what white is in floating point: 1, or what 8 or 16 bits have
 DEFLATE = (8, 32946)
 MOST_PAGES, MOST_CHANNELS = 64, 64
+MORE_PAGES = "nst_fast.more_pages"  # where an opened picture keeps whether there are any
 CAMERAS_RAW = "it is a camera's raw file, which is not developed here; export it as TIFF or JPEG"
 
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of damaged files, they are refused with
-
-
-class NotSupportedError(Exception):
-    """A TIFF that cannot be shown as it is meant; the message says why."""
 
 
 def is_tiff(file: BinaryIO) -> bool:
@@ -35,8 +35,10 @@ def is_tiff(file: BinaryIO) -> bool:
     return start in MAGIC
 
 
-def read_tiff(file: BinaryIO, trusted: bool = True) -> Image.Image | None:
-    """Return the full picture of a TIFF that Pillow would not show right; None where Pillow does.
+def read_tiff(file: BinaryIO, trusted: bool = True) -> tuple[Image.Image | None, bool]:
+    """Return the full picture of a TIFF that Pillow would not show right, and whether there are other pages behind it.
+
+    None where Pillow does, of whose first picture the second then speaks.
 
     Args:
         file: at its start.
@@ -55,14 +57,16 @@ def read_tiff(file: BinaryIO, trusted: bool = True) -> Image.Image | None:
             if camera or any(p.photometric in (SENSOR, LINEAR_SENSOR) or DNG_VERSION in p.tags for p in pages):
                 raise NotSupportedError(CAMERAS_RAW)
             page = next((p for p in pages if not p.subfiletype & REDUCED), pages[0])
+            others: Any = islice(tiff.pages, MOST_PAGES)
+            more = any(p.offset != page.offset and not p.subfiletype & SMALLER for p in others)
             if trusted and page is pages[0] and pillow_is_right(page):
-                return None
-            return to_image(tiff, page)
+                return None, more
+            return to_image(tiff, page), more
     except (NotSupportedError, Image.DecompressionBombError, MemoryError):
         raise
     except Exception as error:  # damaged in whatever way
         if trusted:  # Pillow's own message is the better one
-            return None
+            return None, False
         raise NotSupportedError(f"its TIFF tags are not supported: {str(error) or type(error).__name__}") from error
 
 
@@ -111,11 +115,13 @@ def to_image(tiff: Any, page: Any) -> Image.Image:
     ends = (start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=False))
     if max(ends, default=0) > tiff.filehandle.size or not page.dataoffsets:
         raise NotSupportedError("it is cut short: not all of its pixels are there")
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+    pixels = width * height * max(1, page.samplesperpixel / 4)  # of the memory that four channels take
+    if Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError(f"{width}×{height} pixels")
     colours = {MIN_IS_WHITE: 1, GREY: 1, RGB: 3, CMYK: 4}.get(page.photometric)
     if colours is None:
-        raise NotSupportedError(f"TIFF with colours of kind {page.photometric!s} is not supported in this layout")
+        name = getattr(page.photometric, "name", page.photometric)
+        raise NotSupportedError(f"TIFF with colours of kind {name} is not supported in this layout")
     values = to_bytes(read_samples(tiff, page), page)
     if values.shape[2] < colours:
         raise NotSupportedError(f"it has {values.shape[2]} channels; {colours} are needed")
@@ -186,13 +192,14 @@ def unpack(tiff: Any, page: Any, bits: int) -> np.ndarray:
         )
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
     a_row = page.imagewidth * (page.samplesperpixel // planes)
+    row_bytes = -(-a_row * bits // 8)
     strips = []
     for start, length in zip(page.dataoffsets, page.databytecounts, strict=True):
         tiff.filehandle.seek(start)
         strip = tiff.filehandle.read(length)
-        strips.append(zlib.decompress(strip) if page.compression in DEFLATE else strip)
+        whole = planes * page.imagelength * row_bytes
+        strips.append(zlib.decompressobj().decompress(strip, whole) if page.compression in DEFLATE else strip)
     packed = np.frombuffer(b"".join(strips), np.uint8)
-    row_bytes = -(-a_row * bits // 8)
     if len(packed) < planes * page.imagelength * row_bytes:
         raise NotSupportedError("it is cut short: not all of its pixels are there")
     packed = packed[: planes * page.imagelength * row_bytes].reshape(planes * page.imagelength, row_bytes)

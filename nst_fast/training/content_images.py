@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -34,12 +35,15 @@ from nst_fast.stylizing.folders import find_pictures
 from nst_fast.stylizing.images import load_image, open_image, reads_heic, resize_short_side, to_rgb, why_unreadable
 from nst_fast.training.photographs import bundled_photographs, centre_crop, dead_leaves, random_window, recolour
 
+logger = logging.getLogger(__name__)
+
 Progress = Callable[[int, int], None]
-CACHE_VERSION = 3  # of what is kept of a picture; another one where pictures are read or made small in another way
+CACHE_VERSION = 4  # of what is kept of a picture; another one where pictures are read or made small in another way
 LARGEST_RAW = 4e9  # bytes of a folder's pixels; of larger ones JPEGs are kept, about a fifth
 MOST_CACHED = 20e9  # bytes of all folders
 BYTES_PER_PICTURE = 4.5  # and square of its short side: three channels, half as long again as it is high
 JPEG_SHARE = 0.25  # of its pixels' bytes, at most, as photographs go
+LONGEST_TEMPORARY = 70  # bytes of the temporary folder's name: workers wait for ever where a socket's has over 107
 LONGEST_PHOTOGRAPH = 3.0  # longer pictures are cut: a 1×10000 one would be huge at a useful short side
 
 
@@ -274,7 +278,11 @@ class ContentImages(pl.LightningDataModule):
         validation: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.images, self.batch_size, self.num_workers, self.size = images, batch_size, num_workers, size
+        self.images, self.batch_size, self.size = images, batch_size, size
+        self.num_workers = num_workers
+        if num_workers and len(os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY:
+            self.num_workers = 0
+            logger.warning("%s is too long a place for data workers' sockets: none is started", tempfile.gettempdir())
         if validation is None:
             photographs = [Image.fromarray(p) for p in bundled_photographs(held_out=True)]
         else:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nst_fast import __version__
 from nst_fast.assets import PACKAGE
 from nst_fast.errors import UserError
-from nst_fast.files import refuse_existing, write_atomically
+from nst_fast.files import write_atomically
 from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
 from nst_fast.training.checkpoints import CHECKPOINT_KEY, trained_network, upgraded
 from nst_fast.training.networks import TransformationNetwork, for_inference, in_words, read_network
@@ -209,25 +209,25 @@ def model_name(style: str, kind: str, source: str | Path) -> str:
     return f"{style}{kind}.onnx"
 
 
-def export_checkpoint(
-    checkpoint: dict[str, Any],
-    path: str | Path | None = None,
-    float_nchw: bool = False,
-    source: str | Path = "it",
-    overwrite: bool = True,
-) -> Path:
-    """Write a checkpoint's network as ONNX with everything that is known of it in the metadata, and return its path.
+def described_network(
+    checkpoint: dict[str, Any], source: str | Path = "it"
+) -> tuple[TransformationNetwork, dict[str, str]]:
+    """Return a checkpoint's network, and everything that is known of it as a model's metadata.
 
-    Without a path it is called as its style, in the folder where the command is typed. Raises UserError, which names
-    the ``source`` of the checkpoint, where that is not as `train` wrote it, or where the file may not be replaced.
+    Raises UserError, which names the ``source`` of the checkpoint, where that is not as `train` wrote it.
     """
     network = trained_network(checkpoint, source)
     try:
-        metadata = describe(checkpoint)
+        return network, describe(checkpoint)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{source} is not as `train` wrote it, its config cannot be read ({reason})") from error
-    path = path or model_name(metadata["style"], ".float" if float_nchw else "", source)
-    if not overwrite:
-        refuse_existing([Path(path)], "--overwrite")
+
+
+def export_checkpoint(checkpoint: dict[str, Any], path: str | Path, float_nchw: bool = False) -> Path:
+    """Write a checkpoint's network as ONNX with everything that is known of it in the metadata, and return its path.
+
+    Raises UserError where it is not as `train` wrote it, or the place cannot be written.
+    """
+    network, metadata = described_network(checkpoint)
     return export(network, path, metadata, float_nchw)

@@ -23,7 +23,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.utilities import rank_zero_only
 
 from nst_fast import __version__
-from nst_fast.errors import UserError
+from nst_fast.errors import UserError, one_line
 from nst_fast.files import write_atomically
 from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
 from nst_fast.loss.style_weight import StyleWeightControl
@@ -33,9 +33,8 @@ from nst_fast.training.interruption import Interruption, interrupt_at_once
 from nst_fast.training.networks import TransformationNetwork
 from nst_fast.training.onnx_export import export_checkpoint
 from nst_fast.training.style_transfer import Recipe, StyleTransfer
-from nst_fast.weights import one_line
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 STEPS = {"cpu": 2_200, "mps": 2_200, "gpu": 40_000}  # minutes; the budget of Johnson et al. 2016
 LOSS_SCALE = 2.0**7  # of float16 at the start; from torch's 2**16 the first nine steps are lost
@@ -215,7 +214,7 @@ def earlier_run(resume: Path, recorded: Mapping[str, str], photographs: str) -> 
         if earlier.get(key) != value:
             raise UserError(f"{resume} was trained with {key} {earlier.get(key)}, this command has {value}")
     if earlier.get("photographs", photographs) != photographs:
-        log.warning(
+        logger.warning(
             "the photographs are not those that the run began with; it goes on, to another model than without a break"
         )
     return earlier
