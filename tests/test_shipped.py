@@ -15,6 +15,7 @@ from PIL import Image
 
 from nst_fast.assets import ASSETS, shipped_models
 from nst_fast.commands.configuration import load_config
+from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
 from nst_fast.downloads import file_hash
 from nst_fast.loss.pretrained import create_loss_network
 from nst_fast.loss.style_targets import StyleTargets
@@ -71,7 +72,9 @@ def test_the_command_on_a_card_composes_the_config_that_the_model_was_trained_wi
     for name in STYLES:
         card = (shipped_models()[name].parent / "README.md").read_text().partition(f"## {name}\n")[2]
         command = card.partition("| made by | `train ")[2].partition("`")[0]
-        composed = OmegaConf.to_container(load_config("train", shlex.split(command)), resolve=True)
+        config = load_config("train", shlex.split(command))
+        resolve_perceptual_loss(config, gpu=False)
+        composed = OmegaConf.to_container(config, resolve=True)
         for group in ("style", "loss", "network", "data"):
             for key, value in upgraded(json.loads(Stylizer(shipped_models()[name]).metadata["config"]))[group].items():
                 if key == "num_workers":  # the device's choice, which changes nothing
