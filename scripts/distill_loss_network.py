@@ -34,7 +34,14 @@ from PIL import Image
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from nst_fast.loss.loss_networks import LossNetwork, SlimVGG, Widths, freeze, multiplies_bfloat16
+from nst_fast.loss.loss_networks import (
+    LossNetwork,
+    LowRankConvolution,
+    SlimVGG,
+    Widths,
+    freeze,
+    multiplies_bfloat16,
+)
 from nst_fast.loss.pretrained import load_converted_vgg, load_slim_vgg, save_slim_vgg
 from nst_fast.loss.terms import gram_matrix, total_variation
 from nst_fast.training.networks import FastNetwork
@@ -134,6 +141,9 @@ class Mixture:
     def photograph(self, size: int, rng: np.random.Generator) -> Tensor:
         return crop(self.photographs[rng.integers(len(self.photographs))], size, rng)
 
+    def painting(self, size: int, rng: np.random.Generator) -> Tensor:
+        return crop(self.paintings[rng.integers(len(self.paintings))], size, rng)
+
     def batch(self, count: int, size: int, rng: np.random.Generator) -> Tensor:
         images = []
         for _ in range(count):
@@ -141,7 +151,7 @@ class Mixture:
             if kind == "photograph":
                 image = self.photograph(size, rng)
             elif kind == "painting":
-                image = crop(self.paintings[rng.integers(len(self.paintings))], size, rng)
+                image = self.painting(size, rng)
             else:
                 image = procedural(size, rng)
             images.append(perturb(image, rng) if rng.random() < self.cfg.perturbed else image)
@@ -302,6 +312,58 @@ def solve_ridge(normal: Tensor, cross: Tensor, strength: float) -> Tensor:
     return torch.linalg.solve(normal + strength * normal.diagonal().mean() * torch.eye(len(normal)), cross)
 
 
+def regress(x: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the 3×3 kernels with a bias (9 C + 1, filters) that give some answers of x, and the patches' moments."""
+    side, filters = 9 * x.shape[1] + 1, answers.shape[1]
+    normal, cross = torch.zeros(side, side).double(), torch.zeros(side, filters).double()
+    for picture, answer in zip(x.split(1), answers.flatten(2), strict=True):
+        patches = F.pad(F.unfold(picture, 3, padding=1)[0], (0, 0, 0, 1), value=1.0)
+        normal += patches @ patches.T
+        cross += patches @ answer.T
+    return solve_ridge(normal, cross, 3e-4), normal
+
+
+@torch.no_grad()
+def imitate(convolution: torch.nn.Module, x: Tensor, answers: Tensor) -> None:
+    """Set a convolution's weights so that it gives, of features x, those of a teacher's answers that explain most.
+
+    One of low rank is the regression of that rank (Izenman 1975): its answers' principal components. What it reads are
+    the directions of x that the full regression uses most.
+    """
+    t = to_positions(F.relu(answers))
+    low_rank = isinstance(convolution, LowRankConvolution)
+    width = convolution.widths[-1] if low_rank else convolution.out_channels
+    answers = answers[:, choose_filters((t.T @ t / len(t)).double(), width)]
+    if low_rank and not isinstance(convolution.reduce, torch.nn.Identity):
+        weights, _ = regress(x, answers)
+        kernels = weights[:-1].unflatten(0, (x.shape[1], 9))
+        s = to_positions(x).double()
+        energy, axes = torch.linalg.eigh(s.T @ s / len(s))
+        energy = energy.clamp_min(1e-5 * energy.max()).sqrt()
+        root = (axes * energy) @ axes.T
+        _, used = torch.linalg.eigh(root @ torch.einsum("iko,jko->ij", kernels, kernels) @ root)
+        directions, _ = torch.linalg.qr((axes / energy) @ axes.T @ used[:, -convolution.widths[0] :])
+        convolution.reduce.weight.copy_(directions.T[:, :, None, None])
+        x = convolution.reduce(x)
+    weights, normal = regress(x, answers)
+    scale = answers.square().mean((0, 2, 3)).sqrt()  # filters in units of their own: one learning rate for all layers
+    plain = convolution
+    if low_rank:
+        _, components = torch.linalg.eigh(weights[:-1].T @ normal[:-1, :-1] @ weights[:-1])
+        components = components[:, -convolution.widths[1] :]
+        convolution.expand.weight.copy_((components / scale[:, None])[:, :, None, None])
+        convolution.expand.bias.copy_(weights[-1] / scale)
+        weights = torch.cat([weights[:-1] @ components, torch.zeros(1, components.shape[1])])
+        plain, scale = convolution.convolution, torch.ones(components.shape[1])
+    plain.weight.copy_((weights[:-1] / scale).T.reshape(plain.weight.shape))
+    plain.bias.copy_(weights[-1] / scale)
+
+
+def same_shapes(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Return whether two modules have the same parameters."""
+    return {k: v.shape for k, v in one.named_parameters()} == {k: v.shape for k, v in other.named_parameters()}
+
+
 class ScaledSlimVGG(SlimVGG):
     """The student in training: its heads estimate each channel in units of that channel's root mean square.
 
@@ -319,38 +381,31 @@ class ScaledSlimVGG(SlimVGG):
             self.register_buffer("energy_" + layer, torch.ones(()))
 
     @torch.no_grad()
-    def start(self, images: Tensor, teacher: LossNetwork) -> None:
+    def start(self, images: Tensor, teacher: LossNetwork, earlier: SlimVGG | None) -> None:
         """Let every convolution imitate some of the teacher's filters and fit the heads, all by ridge regression.
 
         Filters are those that explain most of their layer; each is fitted on what the student's layer before gives.
+        The first convolutions are an earlier student's, as far as they have the same widths.
         """
+        answers = teacher(images, ["conv" + name for name in self.trunk.convolutions])
         x, block = self.trunk.preprocess(images), "1"
         for name, convolution in self.trunk.convolutions.items():
             x, block = (F.max_pool2d(x, 2) if name[0] != block else x), name[0]
-            strength = 1e-4 * 4 ** int(name[0])  # a block has a quarter of the positions of the one before
-            answers = teacher(images, ["conv" + name])["conv" + name]
-            t = to_positions(F.relu(answers))
-            chosen = choose_filters((t.T @ t / len(t)).double(), convolution.out_channels)
-            answers = answers[:, chosen].flatten(2)
-            side = 9 * x.shape[1] + 1
-            normal, cross = torch.zeros(side, side).double(), torch.zeros(side, len(chosen)).double()
-            for picture, answer in zip(x.split(1), answers, strict=True):
-                patches = F.pad(F.unfold(picture, 3, padding=1)[0], (0, 0, 0, 1), value=1.0)
-                normal += patches @ patches.T
-                cross += patches @ answer.T
-            # Filters in units of their own root mean square: one learning rate for all layers.
-            weights = solve_ridge(normal, cross, strength) / answers.square().mean((0, 2)).sqrt()
-            convolution.weight.copy_(weights[:-1].T.reshape(convolution.weight.shape))
-            convolution.bias.copy_(weights[-1])
+            if earlier and same_shapes(earlier.trunk.convolutions[name], convolution):
+                convolution.load_state_dict(earlier.trunk.convolutions[name].state_dict())
+            else:
+                earlier = None
+                imitate(convolution, x, answers["conv" + name])
             x = F.relu(convolution(x))
             layer = "relu" + name
             if layer in self.layers:
+                t = to_positions(F.relu(answers["conv" + name]))
                 energy = t.square().mean(0)
                 scale = energy.sqrt().clamp_min(1e-2 * energy.mean().sqrt())
                 self.get_buffer("energy_" + layer).copy_(energy.sum())
                 self.get_buffer("scale_" + layer).copy_(scale[:, None, None])
                 s = to_positions(x)
-                weights = solve_ridge((s.T @ s).double(), (s.T @ (t / scale)).double(), strength)
+                weights = solve_ridge((s.T @ s).double(), (s.T @ (t / scale)).double(), 1e-3)
                 self.heads[layer].weight.copy_(weights.T[:, :, None, None])
 
     def scaled_head(self, layer: str) -> Tensor:
@@ -438,7 +493,9 @@ def distil(cfg: DictConfig) -> None:
     state_file = run / "state.pt"
     if not state_file.exists():
         rng = np.random.default_rng(cfg.seed)
-        student.start(torch.stack([mixture.batch(1, 192, rng)[0] for _ in range(32)]), teacher)
+        earlier = load_slim_vgg(ROOT / cfg.earlier) if cfg.earlier else None
+        crops = [(mixture.photograph, mixture.painting)[i % 2](192, rng) for i in range(56)]
+        student.start(torch.stack(crops), teacher, earlier)
     student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher.to(device)
     optimizer = Optimizer(student)
@@ -502,10 +559,12 @@ def export(cfg: DictConfig, student: SlimVGG, mixture: Mixture, path: Path) -> N
     save_slim_vgg(student, path, metadata, student.mean_activations(photographs, student.layers))
 
 
-def trunk_widths(student: SlimVGG) -> list[list[int]]:
+def trunk_widths(student: SlimVGG) -> list[list[int | list[int]]]:
     """Return the channels of the convolutions, block by block."""
-    convolutions = student.trunk.convolutions.items()
-    return [[c.out_channels for name, c in convolutions if name[0] == str(block)] for block in range(1, 6)]
+    widths: list[list[int | list[int]]] = [[] for _ in range(5)]
+    for name, c in student.trunk.convolutions.items():
+        widths[int(name[0]) - 1].append(list(c.widths) if isinstance(c, LowRankConvolution) else c.out_channels)
+    return widths
 
 
 # Report
@@ -558,15 +617,23 @@ def fidelity(cfg: DictConfig, student: SlimVGG, photographs: int = 200) -> dict[
     return {k: 1 - e / (q - float((m / n).square().sum() * n)) for k, (e, q, m, n) in sums.items()}
 
 
-def multiply_adds(widths: Sequence[Sequence[int]]) -> float:
+def multiply_adds(widths: Widths) -> float:
     """Return multiply-adds of the convolutions per pixel of the picture."""
     total, channels, pixels = 0.0, 3, 1.0
     for block_widths in widths:
         for width in block_widths:
-            total += 9 * channels * width * pixels
-            channels = width
+            if isinstance(width, int):
+                total, channels = total + 9 * channels * width * pixels, width
+            else:
+                reduced, rank, wide = width
+                total += ((channels != reduced) * channels * reduced + 9 * reduced * rank + rank * wide) * pixels
+                channels = wide
         pixels /= 4
     return total
+
+
+def width_in_words(width: int | list[int]) -> str:
+    return str(width) if isinstance(width, int) else "-".join(map(str, width))
 
 
 def write_report(cfg: DictConfig, processes: int) -> None:
@@ -600,15 +667,16 @@ def write_report(cfg: DictConfig, processes: int) -> None:
     for layer in released.layers:
         figures = [last[f"{group}/{kind}/{layer}"] for kind in ("feature", "gram") for group in ("clean", "made")]
         rows.append(f"| {layer} | {r2[layer]:.3f} | " + " | ".join(f"{figure:.3f}" for figure in figures) + " |")
-    trunk = " \\| ".join(",".join(map(str, block)) for block in widths)
+    trunk = " \\| ".join(", ".join(width_in_words(width) for width in block) for block in widths)
     slim, full = report["multiply_adds_per_pixel"] / 1e3, report["vgg16_multiply_adds_per_pixel"] / 1e3
     page = f"""# vgg16_slim
 
 Written by `OMP_NUM_THREADS={report["threads"]} torchrun --nproc-per-node {processes} scripts/distill_loss_network.py`;
 the figures are in `{path.name}`.
 
-A VGG of 3×3 convolutions {trunk} with max pooling between. At first each filter
-imitated one of VGG-16 by least squares; then all were trained together. 1×1 heads estimate VGG-16's features, which are
+A VGG of 3×3 convolutions {trunk} with max pooling between. Three numbers are a convolution of low
+rank: 1×1 to the first, 3×3 to the second, 1×1 to the third. At first each filter imitated one of VGG-16 by least
+squares; then all were trained together. 1×1 heads estimate VGG-16's features, which are
 not normalised. Loading makes a metric of the trunk's own channels of them, which leaves every content and Gram distance
 as it is and makes the loss cheap.
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load, save_file
 
-from nst_fast.loss.loss_networks import VGG
+from nst_fast.loss.loss_networks import VGG, LowRankConvolution
 from nst_fast.loss.pretrained import load_slim_vgg
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,8 @@ def options(folder, **more):
     """Return the script's config for the small teacher."""
     small = {
         "teacher": str(folder / "vgg16.safetensors"),
-        "widths": [[4, 4], [5, 4], [6, 6, 5], [8, 7, 6], [9]],
+        "widths": [[4, 4], [5, [5, 4, 4]], [[3, 4, 6], [4, 4, 6], 5], [[4, 5, 8], 7, 6], [9]],
+        "earlier": None,
         "batches": [[2, 32], [2, 48]],
         "short_side": 96,
         "style_network_width": 8,
@@ -83,7 +84,7 @@ def started(distillation, folder):
     cfg = configured(folder)
     teacher, mixture = distillation.load_teacher(cfg), distillation.Mixture(cfg)
     student = distillation.ScaledSlimVGG(cfg.widths, {layer: teacher.filters[layer] for layer in cfg.layers})
-    student.start(mixture.batch(6, 64, np.random.default_rng(1)), teacher)
+    student.start(mixture.batch(6, 64, np.random.default_rng(1)), teacher, None)
     return teacher, mixture, student
 
 
@@ -130,6 +131,59 @@ def test_a_new_student_imitates_the_teachers_first_layers(distillation, folder):
     assert errors["relu1_2"].mean() < 0.3
 
 
+def test_a_convolution_of_low_rank_imitates_one_of_that_rank_exactly(distillation):
+    torch.manual_seed(0)
+    wide = LowRankConvolution(6, 3, 2, 5)
+    x = torch.randn(4, 6, 12, 12)
+    with torch.no_grad():
+        answers = wide(x)
+        made = LowRankConvolution(6, 3, 2, 5)
+        distillation.imitate(made, x, answers)
+        chosen = distillation.choose_filters(
+            (t := distillation.to_positions(answers.relu())).T.double() @ t.double() / len(t), 5
+        )
+        expected = answers[:, chosen] / answers[:, chosen].square().mean((0, 2, 3), keepdim=True).sqrt()
+    torch.testing.assert_close(made(x), expected, rtol=0, atol=2e-3)
+
+
+def test_a_convolution_of_low_rank_is_the_best_of_its_rank(distillation):
+    """By numpy's least squares and singular values: no regression of a lower rank is nearer (Eckart & Young 1936)."""
+    torch.manual_seed(0)
+    x, answers = torch.randn(6, 4, 10, 10), torch.nn.Conv2d(4, 5, 3, padding=1)(torch.randn(6, 4, 10, 10)).detach()
+    answers = answers + torch.nn.Conv2d(4, 5, 3, padding=1)(x).detach()
+    made = LowRankConvolution(4, 4, 2, 5)
+    distillation.imitate(made, x, answers)
+    t = distillation.to_positions(answers.relu()).double()
+    chosen = distillation.choose_filters(t.T @ t / len(t), 5)
+    y = answers[:, chosen].permute(0, 2, 3, 1).reshape(-1, 5).double().numpy()
+    patches = torch.nn.functional.unfold(x, 3, padding=1).permute(0, 2, 1).reshape(-1, 36).double().numpy()
+    patches = np.concatenate([patches, np.ones((len(patches), 1))], 1)
+    weights = np.linalg.lstsq(patches, y, rcond=None)[0]
+    seen = patches[:, :-1] @ weights[:-1]
+    best = np.linalg.svd(seen, full_matrices=False)
+    least = ((y - weights[-1] - (best[0][:, :2] * best[1][:2]) @ best[2][:2]) ** 2).mean()
+    scale = np.sqrt((y**2).mean(0))
+    got = made(x).detach().permute(0, 2, 3, 1).reshape(-1, 5).double().numpy() * scale
+    assert ((y - got) ** 2).mean() == pytest.approx(least, rel=1e-3)
+
+
+def test_a_student_keeps_the_first_convolutions_of_an_earlier_one_of_the_same_widths(distillation, folder):
+    cfg = configured(folder)
+    teacher, mixture, earlier = started(distillation, folder)
+    cfg.widths[1][1] = [5, 3, 4]
+    student = distillation.ScaledSlimVGG(cfg.widths, {layer: teacher.filters[layer] for layer in cfg.layers})
+    student.start(mixture.batch(6, 64, np.random.default_rng(3)), teacher, earlier)
+    kept = {
+        name
+        for name, convolution in student.trunk.convolutions.items()
+        if all(
+            one.shape == other.shape and torch.equal(one, other)
+            for one, other in zip(convolution.parameters(), earlier.trunk.convolutions[name].parameters(), strict=True)
+        )
+    }
+    assert kept == {"1_1", "1_2", "2_1"}
+
+
 def test_chosen_filters_explain_the_others(distillation):
     torch.manual_seed(0)
     basis = torch.randn(1000, 3).double()
@@ -161,7 +215,7 @@ def test_two_processes_distil_a_student_and_a_finished_run_goes_on_where_it_stop
     made = []
     for cycles in ([[4, 1e-3]], [[4, 1e-3]], [[4, 1e-3], [2, 1e-3]]):
         arguments = [
-            f"{k}={json.dumps(v) if isinstance(v, list) else v}" for k, v in (given | {"cycles": cycles}).items()
+            f"{k}={json.dumps(v) if isinstance(v, list | None) else v}" for k, v in (given | {"cycles": cycles}).items()
         ]
         done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr

@@ -67,24 +67,29 @@ def load_weights(network: VGG | AlexNet, tensors: Mapping[str, Tensor], path: st
     fill(network, state, path)
 
 
-def convolution_widths(tensors: Mapping[str, Tensor], path: str | Path) -> list[list[int]]:
+def convolution_widths(tensors: Mapping[str, Tensor], path: str | Path) -> list[list[int | tuple[int, int, int]]]:
     """Return the channels of the convolutions ``convN_M``, block by block; UserError where they are none."""
-    widths: list[list[int]] = []
-    for name in sorted(k[4:-7] for k in tensors if k.startswith("conv") and k.endswith(".weight")):
+    widths: list[list[int | tuple[int, int, int]]] = []
+    names = {k[4:].partition(".")[0] for k in tensors if k.startswith("conv") and k.endswith(".weight")}
+    for name in sorted(names):
         if name.endswith("_1"):
             widths.append([])
         if not widths:
             raise UserError(f"{path} has no conv1_1; a VGG with preprocess and convN_M tensors is needed")
-        widths[-1].append(channels(tensors, f"conv{name}.weight", path))
+        if f"conv{name}.weight" in tensors:
+            widths[-1].append(channels(tensors, f"conv{name}.weight", path)[0])
+        else:
+            rank, reduced = channels(tensors, f"conv{name}.convolution.weight", path)
+            widths[-1].append((reduced, rank, channels(tensors, f"conv{name}.expand.weight", path)[0]))
     return widths
 
 
-def channels(tensors: Mapping[str, Tensor], name: str, path: str | Path) -> int:
-    """Return how many channels a convolution's weights have; UserError where they are none."""
-    shape = tuple(tensors[name].shape)
+def channels(tensors: Mapping[str, Tensor], name: str, path: str | Path) -> tuple[int, int]:
+    """Return how many channels a convolution's weights give and read; UserError where they are none."""
+    shape = tuple(tensors[name].shape) if name in tensors else ()
     if len(shape) != 4 or 0 in shape:
         raise UserError(f"{path} does not fit: it has shape {shape} for {name}, a convolution is needed")
-    return shape[0]
+    return shape[0], shape[1]
 
 
 def imagenet_preprocessing() -> dict[str, Tensor]:
@@ -174,7 +179,7 @@ def load_slim_vgg(path: str | Path, normalise: bool = False) -> SlimVGG:
     ``normalise`` divides each estimated filter by its mean activation, as the file records it.
     """
     tensors, metadata = read_safetensors(path)
-    heads = {k[5:-7]: channels(tensors, k, path) for k in tensors if k.startswith("head_") and k.endswith(".weight")}
+    heads = {k[5:-7]: channels(tensors, k, path)[0] for k in tensors if k.startswith("head_") and k.endswith(".weight")}
     if not heads:
         raise UserError(f"{path} is no distilled loss network: it has no heads")
     widths = convolution_widths(tensors, path)
