@@ -343,18 +343,21 @@ def imitate(convolution: torch.nn.Module, x: Tensor, answers: Tensor) -> None:
         root = (axes * energy) @ axes.T
         _, used = torch.linalg.eigh(root @ torch.einsum("iko,jko->ij", kernels, kernels) @ root)
         directions, _ = torch.linalg.qr((axes / energy) @ axes.T @ used[:, -convolution.widths[0] :])
+        directions = directions / (s @ directions).square().mean(0).sqrt()
         convolution.reduce.weight.copy_(directions.T[:, :, None, None])
         x = convolution.reduce(x)
     weights, normal = regress(x, answers)
-    scale = answers.square().mean((0, 2, 3)).sqrt()  # filters in units of their own: one learning rate for all layers
+    # All features in units of their own root mean square: one learning rate for all layers.
+    scale = answers.square().mean((0, 2, 3)).sqrt()
     plain = convolution
     if low_rank:
-        _, components = torch.linalg.eigh(weights[:-1].T @ normal[:-1, :-1] @ weights[:-1])
-        components = components[:, -convolution.widths[1] :]
-        convolution.expand.weight.copy_((components / scale[:, None])[:, :, None, None])
+        energy, components = torch.linalg.eigh(weights[:-1].T @ normal[:-1, :-1] @ weights[:-1] / normal[-1, -1])
+        rank = convolution.widths[1]
+        root, components = energy[-rank:].sqrt(), components[:, -rank:]
+        convolution.expand.weight.copy_((components * root / scale[:, None])[:, :, None, None])
         convolution.expand.bias.copy_(weights[-1] / scale)
-        weights = torch.cat([weights[:-1] @ components, torch.zeros(1, components.shape[1])])
-        plain, scale = convolution.convolution, torch.ones(components.shape[1])
+        weights, scale = torch.cat([weights[:-1] @ components, torch.zeros(1, rank)]), root
+        plain = convolution.convolution
     plain.weight.copy_((weights[:-1] / scale).T.reshape(plain.weight.shape))
     plain.bias.copy_(weights[-1] / scale)
 
@@ -494,7 +497,7 @@ def distil(cfg: DictConfig) -> None:
     if not state_file.exists():
         rng = np.random.default_rng(cfg.seed)
         earlier = load_slim_vgg(ROOT / cfg.earlier) if cfg.earlier else None
-        crops = [(mixture.photograph, mixture.painting)[i % 2](192, rng) for i in range(56)]
+        crops = [(mixture.photograph, mixture.painting)[i % 2](176, rng) for i in range(32)]
         student.start(torch.stack(crops), teacher, earlier)
     student.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     teacher.to(device)
@@ -530,6 +533,8 @@ def distil(cfg: DictConfig) -> None:
             terms += [cfg.gram_weight * cfg.layer_weights[k] * (g / (1 + g)).mean() for k, g in errors["gram"].items()]
             loss = torch.stack(terms).sum()
             optimizer.step(loss, learning_rate(cfg.cycles, step))
+            if rank == 0 and step < 8:
+                sys.stderr.write(json.dumps({k: {l: round(float(v.mean()), 3) for l, v in e.items()} for k, e in errors.items()}) + chr(10))
             for kind, part in errors.items():
                 for layer, value in part.items():
                     for group, figures in (("made", value[: count // 2]), ("clean", value[count // 2 :])):
