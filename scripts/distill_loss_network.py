@@ -534,7 +534,10 @@ def distil(cfg: DictConfig) -> None:
             loss = torch.stack(terms).sum()
             optimizer.step(loss, learning_rate(cfg.cycles, step))
             if rank == 0 and step < 8:
-                sys.stderr.write(json.dumps({k: {l: round(float(v.mean()), 3) for l, v in e.items()} for k, e in errors.items()}) + chr(10))
+                sys.stderr.write(
+                    json.dumps({k: {l: round(float(v.mean()), 3) for l, v in e.items()} for k, e in errors.items()})
+                    + chr(10)
+                )
             for kind, part in errors.items():
                 for layer, value in part.items():
                     for group, figures in (("made", value[: count // 2]), ("clean", value[count // 2 :])):
