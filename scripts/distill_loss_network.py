@@ -533,11 +533,6 @@ def distil(cfg: DictConfig) -> None:
             terms += [cfg.gram_weight * cfg.layer_weights[k] * (g / (1 + g)).mean() for k, g in errors["gram"].items()]
             loss = torch.stack(terms).sum()
             optimizer.step(loss, learning_rate(cfg.cycles, step))
-            if rank == 0 and step < 8:
-                sys.stderr.write(
-                    json.dumps({k: {l: round(float(v.mean()), 3) for l, v in e.items()} for k, e in errors.items()})
-                    + chr(10)
-                )
             for kind, part in errors.items():
                 for layer, value in part.items():
                     for group, figures in (("made", value[: count // 2]), ("clean", value[count // 2 :])):
