@@ -30,7 +30,7 @@ FINE = {
     "trainer.gradient_clip": {"null"},
     "data.num_workers": {"null"},
     "trainer.max_steps": {"null"},
-    "size": {"null"},
+    **{key: {"null"} for key in ("size", "scales")},
     "style.content_distance": {"null"},
     "content_distances": {"[1,2]"},
     "snapshot_every": {"null"},
