@@ -28,7 +28,7 @@ from PIL import Image
 from nst_fast.assets import ASSETS
 from nst_fast.loss.loss_networks import VGG, freeze
 from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
-from nst_fast.loss.pretrained import VGG19_WIDTHS, create_loss_network
+from nst_fast.loss.pretrained import VGG_WIDTHS, create_loss_network
 from nst_fast.loss.style_targets import StyleTargets
 from nst_fast.loss.tensors import to_tensor
 from nst_fast.reference.image_optimizer import optimize_image
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("image_optimizer.json"))
     options = parser.parse_args()
     torch.manual_seed(0)
-    network = VGG(VGG19_WIDTHS)
+    network = VGG(VGG_WIDTHS["vgg19"])
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)  # torch's own start dies out over 13 layers

@@ -21,7 +21,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import torch
 
 from nst_fast.loss.loss_networks import VGG, LossNetwork, freeze
-from nst_fast.loss.pretrained import VGG19_WIDTHS, create_loss_network
+from nst_fast.loss.pretrained import VGG_WIDTHS, create_loss_network
 from nst_fast.training.onnx_export import source_commit
 
 LAYERS = ["relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu4_2", "relu5_1"]
@@ -54,7 +54,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     networks = {
-        "vgg19": freeze(VGG(VGG19_WIDTHS)).to(device),
+        "vgg19": freeze(VGG(VGG_WIDTHS["vgg19"])).to(device),
         "vgg19_slim": create_loss_network("vgg19_slim").to(device),
     }
     picture = torch.rand(options.batch, 3, options.size, options.size, device=device)

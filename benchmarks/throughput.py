@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nst_fast.commands.train import train_command
 from nst_fast.loss.loss_networks import multiplies_bfloat16
 from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
-from nst_fast.loss.pretrained import VGG19_WIDTHS, create_loss_network
+from nst_fast.loss.pretrained import VGG_WIDTHS, create_loss_network
 from nst_fast.training.networks import create_network, for_inference
 from nst_fast.training.onnx_export import source_commit
 from nst_fast.training.style_transfer import StyleTransfer
@@ -62,7 +62,7 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
 def write_random_vgg19(path: Path) -> None:
     """Write VGG-19's convolutions in torchvision's format with random weights."""
     state, channels, position = {}, 3, 0
-    for widths in VGG19_WIDTHS:
+    for widths in VGG_WIDTHS["vgg19"]:
         for width in widths:
             std = (2 / (9 * channels)) ** 0.5
             state[f"features.{position}.weight"] = torch.randn(width, channels, 3, 3) * std

@@ -20,7 +20,7 @@ from nst_fast.errors import UserError
 from nst_fast.loss import pretrained as module
 from nst_fast.loss.loss_networks import VGG, MergedLossNetwork, NormalisedLossNetwork, SlimVGG, freeze
 from nst_fast.loss.pretrained import (
-    VGG19_WIDTHS,
+    VGG_WIDTHS,
     choose_loss_network,
     create_loss_network,
     fetch_weights,
@@ -228,7 +228,7 @@ def test_layers_are_all_of_vgg19():
     counts = {1: 2, 2: 2, 3: 4, 4: 4, 5: 4}  # Simonyan and Zisserman, configuration E
     names = {f"{kind}{b}_{i}" for b, n in counts.items() for i in range(1, n + 1) for kind in ("conv", "relu")}
     with torch.device("meta"):
-        assert set(VGG(VGG19_WIDTHS).layers) == names
+        assert set(VGG(VGG_WIDTHS["vgg19"]).layers) == names
 
 
 # Pooling, depth, missing layers

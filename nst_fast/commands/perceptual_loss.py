@@ -22,7 +22,7 @@ from nst_fast.commands.configuration import (
 from nst_fast.downloads import Progress
 from nst_fast.errors import UserError
 from nst_fast.loss.perceptual_loss import LOSSES, PerceptualLoss, Targets, blend
-from nst_fast.loss.pretrained import LOSS_NETWORKS, TORCHVISION, choose_loss_network, create_loss_network
+from nst_fast.loss.pretrained import LOSS_NETWORKS, VGG_WIDTHS, choose_loss_network, create_loss_network
 from nst_fast.loss.style_targets import find_style_targets
 from nst_fast.loss.style_weight import DISTANCES, StyleWeightControl, content_distance
 
@@ -73,7 +73,7 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, reference: bool = False) -> str
         cfg.style.url, cfg.style.sha256 = literal(str(cfg.style.url)), literal(str(cfg.style.sha256))
     cfg.loss_network.name, warning = choose_loss_network(cfg.loss_network.name, gpu, reference)
     if cfg.loss.pooling == "auto":
-        cfg.loss.pooling = "average" if reference and cfg.loss_network.name in TORCHVISION else "max"
+        cfg.loss.pooling = "average" if reference and cfg.loss_network.name in VGG_WIDTHS else "max"
     cfg.style.name = literal(style_name(cfg.style))
     if cfg.style.title is None:
         cfg.style.title = literal(cfg.style.name)

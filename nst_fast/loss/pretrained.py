@@ -29,8 +29,10 @@ from nst_fast.loss.loss_networks import (
 )
 from nst_fast.weights import fill, read_safetensors, read_torch
 
-VGG16_WIDTHS = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
-VGG19_WIDTHS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+VGG_WIDTHS = {
+    "vgg16": ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
+    "vgg19": ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
+}
 # torchvision's IMAGENET1K_V1: where they are, and their hashes.
 TORCHVISION = {
     "vgg16": (
@@ -106,7 +108,7 @@ def torchvision_positions(name: str) -> dict[str, int]:
     if name == "alexnet":
         return {str(number): position for number, position in enumerate(ALEXNET_POSITIONS, start=1)}
     positions, position = dict[str, int](), 0
-    for block, widths in enumerate({"vgg16": VGG16_WIDTHS, "vgg19": VGG19_WIDTHS}[name], start=1):
+    for block, widths in enumerate(VGG_WIDTHS[name], start=1):
         for index in range(1, len(widths) + 1):
             positions[f"{block}_{index}"] = position
             position += 2
@@ -128,8 +130,7 @@ def load_torchvision(name: str, path: str | Path, pooling: str = "max") -> VGG |
         raise UserError(f"{path} holds no state dict; the weights of torchvision's {name} are needed")
     network: VGG | AlexNet
     with torch.device("meta"):
-        widths = {"vgg16": VGG16_WIDTHS, "vgg19": VGG19_WIDTHS}.get(name)
-        network = AlexNet(pooling, name) if widths is None else VGG(widths, pooling, name)
+        network = VGG(VGG_WIDTHS[name], pooling, name) if name in VGG_WIDTHS else AlexNet(pooling, name)
     renamed = imagenet_preprocessing()
     for convolution, position in torchvision_positions(name).items():
         for kind in ("weight", "bias"):
