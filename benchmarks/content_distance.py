@@ -1,6 +1,6 @@
 """Whether a content distance means the same for any painting and loss network: python benchmarks/content_distance.py
 
-Each painting is trained at style.content_distance=medium with the same data, steps, network and seed, on vgg19_slim
+Each painting is trained at style.content_distance=medium with the same data, steps, network and seed, on vgg16_slim
 and on the two teachers together; an outside judge (a script that prints JSON for --model and --style) gives the
 content distance of photographs never seen. Wanted: within 15 % of each other.
 """
@@ -19,7 +19,7 @@ from judging import SHARED, TEACHERS, judged
 
 from nst_fast.training.onnx_export import source_commit
 
-LOSS_NETWORKS = {"vgg19_slim": ["loss_network=vgg19_slim"], "teachers": TEACHERS}
+LOSS_NETWORKS = {"vgg16_slim": ["loss_network=vgg16_slim"], "teachers": TEACHERS}
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ def trained(design: str, style: Path, run: Path, steps: int, photographs: int) -
         f"network={kind}",
         f"network.width={width}",
         f"network.blocks={blocks}",
-        "loss_network=vgg19_slim",
+        "loss_network=vgg16_slim",
         "loss=balanced",
     ]
     given += [f"trainer.max_steps={steps}", f"data.validation={SHARED / 'content' / 'val'}"]
@@ -118,7 +118,7 @@ def page(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
 Written by `python benchmarks/designs.py`; the figures are in `../benchmarks/designs.json`. {short} and {long} steps
 of 4 at 256 px on {" and ".join(options.styles)}, means of both: the validation loss, and an outside judge's content
 and style_vgg19 on {options.photographs} photographs. Same photographs, loss (`balanced`,
-on vgg19_slim), schedule and seed. Seconds
+on vgg16_slim), schedule and seed. Seconds
 of the exported file on onnxruntime, in sessions as `stylize` makes them, {options.threads} threads, CPU
 {torch.backends.cpu.get_cpu_capability()}, the fastest of {options.rounds} turns. `johnson 32` is the field's standard;
 a number is the width, with 5 residual blocks

@@ -47,7 +47,7 @@ def main() -> None:
     for grain in GROWN_FROM:
         run = options.runs / f"{options.style.stem}_{grain}_{options.steps}"
         kinds = [f"network.{kind}={str(kind == grain).lower()}" for kind in ("grain", "contrast")]
-        chosen = [*kinds, "loss_network=vgg19_slim", f"trainer.max_steps={options.steps}"]
+        chosen = [*kinds, "loss_network=vgg16_slim", f"trainer.max_steps={options.steps}"]
         answer, summary, models[grain] = judged(options.style, run, chosen)
         figures[grain] = {name: answer[name] for name in FIGURES} | {
             "validation_loss": summary["validation_losses"]["val/total_loss"],
@@ -66,7 +66,7 @@ def main() -> None:
     sessions = {grain: onnxruntime.InferenceSession(str(model), given) for grain, model in models.items()}
     seconds = measure({grain: (session, frame) for grain, session in sessions.items()}, options.rounds)
     report = {
-        "what": f"{options.style.stem}, fast network, vgg19_slim, {options.steps} steps",
+        "what": f"{options.style.stem}, fast network, vgg16_slim, {options.steps} steps",
         "figures": figures,
         "threads": options.threads,
         "seconds_720p": seconds,

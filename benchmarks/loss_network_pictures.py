@@ -2,7 +2,8 @@
 
 Each painting is trained on vgg16_slim and on VGG-16 itself with the same data, steps, network, seed and weights; an
 outside judge (a script that prints JSON for --model and --style) scores both on photographs never seen, with VGG-16.
-vgg16_slim has never seen candy nor the last painting (docs/held_out.json).
+vgg16_slim has never seen candy nor the last painting (docs/held_out.json). --earlier FILE takes vgg19_slim along:
+`git show d2d214e:nst_fast/assets/vgg19_slim.safetensors > vgg19_slim.safetensors`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from judging import SHARED, judged
 
 from nst_fast.training.onnx_export import source_commit
 
-ROOT = Path(__file__).resolve().parents[1]
-VGG16 = SHARED / "teachers" / "vgg16_features.safetensors"
 NETWORKS = {
-    "vgg16_slim": ["loss_network=vgg19_slim"],  # with other weights
-    "vgg16": ["loss_network=teachers", f"loss_network.shallow={VGG16}", f"loss_network.deep={VGG16}"],
+    "vgg16_slim": ["loss_network=vgg16_slim"],
+    "vgg16": ["loss_network=vgg16", f"loss_network.weights={SHARED / 'teachers' / 'vgg16_features.safetensors'}"],
 }
 LOSS = [
     "loss=balanced",
     "loss.content_layers={relu3_3: 1.0}",
     "loss.style_layers={relu1_2: 0.25, relu2_2: 0.25, relu3_3: 0.25, relu4_3: 0.25}",
+]
+# vgg19_slim has other layers: Gatys', which were its default.
+EARLIER_LOSS = [
+    "loss=balanced",
+    "loss.style_layers={relu1_1: 0.2, relu2_1: 0.2, relu3_1: 0.2, relu4_1: 0.2, relu5_1: 0.2}",
 ]
 PAINTINGS = ["styles/starry_night.jpg", "styles/candy.jpg", "paintings/carl-newman__crucifixion.jpg"]
 FIGURES = ("content_vgg16", "style_vgg16")
@@ -37,27 +41,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--paintings", nargs="+", default=PAINTINGS, help="below the folder of shared data")
     parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--student", type=Path, default=ROOT / "nst_fast" / "assets" / "vgg16_slim.safetensors")
+    parser.add_argument("--size", type=int, default=192, help="px, of the photographs")
+    parser.add_argument("--earlier", type=Path, help="weights of vgg19_slim, taken along where given")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs", "loss_network_pictures"), help="resumes what is there"
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    common = [*LOSS, "style.size=256", "data.size=256", "data.batch_size=2", f"trainer.max_steps={options.steps}"]
+    common = ["style.size=256", f"data.size={options.size}", "data.batch_size=2", f"trainer.max_steps={options.steps}"]
+    networks = {name: [*common, *LOSS, *chosen] for name, chosen in NETWORKS.items()}
+    if options.earlier:
+        earlier = ["loss_network=vgg16_slim", f"loss_network.weights={options.earlier}"]
+        networks[options.earlier.stem] = [*common, *EARLIER_LOSS, *earlier]
     paintings = {}
     for name in options.paintings:
         painting, found = SHARED / name, {}
-        for network, chosen in NETWORKS.items():
-            given = [*common, *chosen]
-            if network == "vgg16_slim":
-                given.append(f"loss_network.weights={options.student}")
+        for network, given in networks.items():
             answer, _, _ = judged(painting, options.runs / f"{network}_{painting.stem}", given)
             found[network] = {figure: answer[figure] for figure in (*FIGURES, "painting_size_vgg16")}
-        ratios = {figure: found["vgg16_slim"][figure] / found["vgg16"][figure] for figure in FIGURES}
-        paintings[painting.stem] = found | {"ratio": ratios}
+        ratios = {
+            network: {figure: found[network][figure] / found["vgg16"][figure] for figure in FIGURES}
+            for network in networks
+            if network != "vgg16"
+        }
+        paintings[painting.stem] = found | {"ratios": ratios}
         print(painting.stem, json.dumps(paintings[painting.stem], indent=1), flush=True)
     report = {
-        "what": f"fast network, {options.steps} steps of 2 at 256 px, painting at 256 px, Johnson's layers, balanced",
+        "what": f"fast network, {options.steps} steps of 2 at {options.size} px, painting at 256 px, balanced loss",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "commit": source_commit(),

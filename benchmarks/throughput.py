@@ -1,7 +1,7 @@
 """Training images/s and stylized frames/s of torch, on a GPU or a CPU. python benchmarks/throughput.py
 
 Training is the command `train` itself, data and log and all, with the VGG-19 architecture (random weights cost the
-same) and with vgg19_slim as loss network; beside it bare forward and backward passes over a batch in memory, and, on a
+same) and with vgg16_slim as loss network; beside it bare forward and backward passes over a batch in memory, and, on a
 CPU, the share of the time between its first and last step that `train` spends in forward and backward passes of
 training. Frames are passes of the network in bf16, channels-last and compiled, where that pays. Multiply-adds are
 counted by torch and set against a large matrix product measured in the same run. A GPU wants --batch 32 --steps 2000; a
@@ -159,7 +159,7 @@ def main() -> None:
         write_random_vgg19(weights)
         losses = {
             "vgg19": ["loss_network=vgg19", f"loss_network.weights={weights}"],
-            "vgg19_slim": ["loss_network=vgg19_slim"],
+            "vgg16_slim": ["loss_network=vgg16_slim"],
         }
         for name in options.networks:
             for loss_network, given in losses.items():

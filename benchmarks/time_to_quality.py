@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--reference", nargs="+", default=["network=johnson"], help="options of `train` for one side")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4, 0.7, 1.0], help="of the steps")
     parser.add_argument("--fast", nargs="+", default=["network=fast"], help="and for the other")
-    parser.add_argument("--common", nargs="*", default=["loss_network=vgg19_slim"], help="options for both")
+    parser.add_argument("--common", nargs="*", default=["loss_network=vgg16_slim"], help="options for both")
     parser.add_argument("--runs", type=Path, default=Path("runs", "time_to_quality"), help="goes on with what is there")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()

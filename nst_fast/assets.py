@@ -15,7 +15,7 @@ from nst_fast.errors import UserError
 PACKAGE = Path(__file__).resolve().parent
 ASSETS = PACKAGE / "assets"
 INT8 = ".int8"  # ends the name of a model in 8-bit integers
-VGG19_SLIM = ASSETS / "vgg19_slim.safetensors"
+VGG16_SLIM = ASSETS / "vgg16_slim.safetensors"
 
 
 def shipped(folder: str) -> Path:

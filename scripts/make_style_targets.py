@@ -1,6 +1,6 @@
-"""Compute the style targets that ship with the package: what each painting is compared by, as vgg19_slim sees it.
+"""Compute the style targets that ship with the package: what each painting is compared by, as vgg16_slim sees it.
 
-    python scripts/make_style_targets.py            # remake all after vgg19_slim has changed; fetches the paintings
+    python scripts/make_style_targets.py            # remake all after vgg16_slim has changed; fetches the paintings
     python scripts/make_style_targets.py my.jpg -o my.safetensors --size 256 --size 384
 
 Train from such a file with: train style=custom style.targets=my.safetensors style.size=256
@@ -14,11 +14,11 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from nst_fast.assets import ASSETS, shipped
-from nst_fast.loss.perceptual_loss import ENERGY
+from nst_fast.loss.perceptual_loss import ENERGY, SLICED
 from nst_fast.loss.pretrained import create_loss_network
 from nst_fast.loss.style_targets import fetch_painting, make_style_targets
 
-SIZES = (256, 384, 512)  # px, short side of the painting
+SIZES = (512,)  # px, short side of the painting: style.size as it stands
 
 
 def main() -> None:
@@ -32,10 +32,11 @@ def main() -> None:
     if options.output and options.output.suffix != ".safetensors":
         parser.error(f"-o is {options.output}; a name that ends in .safetensors is needed")
     sizes = options.size or SIZES
-    network = create_loss_network("vgg19_slim")
-    # For the losses' own layers: Gram matrices of the style layers, energies of whatever content is compared in.
-    style_layers = OmegaConf.load(shipped("configs") / "loss" / "structure.yaml").style_layers
-    names = [*style_layers, *(ENERGY + layer for layer in network.layers)]
+    network = create_loss_network("vgg16_slim")
+    # For the default loss's style, with energies of whatever content is compared in.
+    loss = OmegaConf.load(shipped("configs") / "loss" / "structure.yaml")
+    names = [*loss.style_layers, *(SLICED + layer for layer in loss.sliced_layers)]
+    names += [ENERGY + layer for layer in network.layers]
     if options.picture:
         jobs = {options.output or options.picture.with_suffix(".safetensors"): options.picture}
     else:

@@ -74,7 +74,7 @@ def judge_untouched(model: Path, size: int) -> dict[str, float]:
 
 
 def iterations(model: Path, count: int) -> dict[str, float]:
-    """Return how many L-BFGS iterations from the photograph the model is worth on vgg19_slim: median and range."""
+    """Return how many L-BFGS iterations from the photograph the model is worth on vgg16_slim: median and range."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--content", str(SHARED / "content" / "val"), "--count", str(count), "--iterations", "60"]
         options += ["--methods", "lbfgs", "--starts", "content", "-o", folder]
@@ -167,7 +167,7 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
             for size, found in figures["judge"].items()
         },
         "worth": f"{worth['median']:g} L-BFGS iterations from the photograph ({worth['least']:g}–{worth['most']:g}), "
-        "on vgg19_slim",
+        "on vgg16_slim",
         "commit, date": f"`{told['commit']}`, {told['date']}",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())

@@ -37,11 +37,11 @@ FINE = {
     **{key: {value for value in ABSURD if not set(value) & set(",$?")} for key in TEXTS},
 }
 BASES = {
-    "train": (train.main, ["style=custom", "style.image=missing.png", "loss_network=vgg19_slim"]),
-    "nst-preview": (preview.main, ["style=custom", "style.image=missing.png", "loss_network=vgg19_slim"]),
+    "train": (train.main, ["style=custom", "style.image=missing.png", "loss_network=vgg16_slim"]),
+    "nst-preview": (preview.main, ["style=custom", "style.image=missing.png", "loss_network=vgg16_slim"]),
     "nst-optimize": (
         optimize.main,
-        ["style=custom", "style.image=missing.png", "loss_network=vgg19_slim", "content=photo.png"],
+        ["style=custom", "style.image=missing.png", "loss_network=vgg16_slim", "content=photo.png"],
     ),
 }
 OPTIONS = [

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from skimage.measure import block_reduce
 
-from nst_fast.assets import ASSETS, VGG19_SLIM, shipped_models
+from nst_fast.assets import ASSETS, VGG16_SLIM, shipped_models
 from nst_fast.commands import compare as compare_command
 from nst_fast.commands.compare import loss_arguments
 from nst_fast.commands.configuration import load_config
@@ -56,12 +56,12 @@ def make_model(path: Path, seed: int = 0, **metadata: Any) -> Path:
 
 def trained_config(style: str, **loss: Any) -> dict[str, Any]:
     """Return what `train` writes into a model about its loss, changed by the user."""
-    cfg = load_config("train", ["style=custom", "loss_network=vgg19_slim"])
+    cfg = load_config("train", ["style=custom", "loss_network=vgg16_slim"])
     own = {key: dict(value) if key.endswith("layers") else value for key, value in cfg.loss.items()}
     return {
         "style": {"name": style, "size": 256, "content_distance": None},
         "loss": {**own, **loss},
-        "loss_network": {"name": "vgg19_slim"},
+        "loss_network": {"name": "vgg16_slim"},
     }
 
 
@@ -131,7 +131,7 @@ def test_report_says_under_which_conditions(finished):
         30,
     )
     # The teachers that it was trained on are not handed on with it.
-    assert report["loss_network"] == file_identity("vgg19_slim", VGG19_SLIM)
+    assert report["loss_network"] == file_identity("vgg16_slim", VGG16_SLIM)
     assert (report["loss"]["name"], report["loss"]["style_weight"], report["threads"]) == (
         "structure",
         5,
@@ -154,7 +154,7 @@ def test_traces_hold_every_iteration_of_every_optimiser(finished):
 def test_losses_of_the_model_are_those_of_its_pictures_on_the_shipped_targets(finished):
     styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
     content = {"relu3_1": 0.5, "relu4_2": 0.5}
-    loss = StructureLoss(create_loss_network("vgg19_slim"), content, styles, 1.0, 5.0, 3.0)
+    loss = StructureLoss(create_loss_network("vgg16_slim"), content, styles, 1.0, 5.0, 3.0)
     targets = StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").sizes[384]
     stylize = Stylizer(shipped_models()["starry_night"])
     for name, photograph in finished.report["photographs"].items():
@@ -303,10 +303,10 @@ def test_the_loss_is_the_one_that_the_model_was_trained_on(loss, tmp_path):
 @pytest.mark.parametrize(
     ("trained", "overrides", "judged"),
     [
-        ("vgg19_slim", [], "auto"),
+        ("vgg16_slim", [], "auto"),
         ("teachers", [], "auto"),
         ("vgg16", [], "vgg16"),
-        ("vgg19_slim", ["loss_network=vgg19_slim"], "vgg19_slim"),
+        ("vgg16_slim", ["loss_network=vgg16_slim"], "vgg16_slim"),
         ("teachers", ["loss_network=vgg16"], "vgg16"),
     ],
 )

@@ -493,7 +493,7 @@ def test_what_a_killed_process_left_whole_is_not_fetched_again(published, server
 def test_nothing_of_another_file_is_kept(published, server, cache):
     published()
     server.files["/alexnet-01234567.pth"] = CONTENT
-    with pytest.raises(UserError, match=r"another file.*loss_network=vgg19_slim"):
+    with pytest.raises(UserError, match=r"another file.*loss_network=vgg16_slim"):
         pretrained.fetch_weights("alexnet")
     assert files_in(cache) == []
 

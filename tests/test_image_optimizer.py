@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from scipy.optimize import minimize
 
-from nst_fast.assets import VGG19_SLIM
+from nst_fast.assets import VGG16_SLIM
 from nst_fast.commands.configuration import load_config
 from nst_fast.errors import UserError
 from nst_fast.loss.loss_networks import VGG
@@ -206,7 +206,7 @@ def test_adam_is_torchs_with_half_a_cosine_and_clamping():
 @pytest.fixture(scope="module")
 def starry():
     """Return the default loss, the shipped targets of a painting, and a photograph of 48 pixels."""
-    network = create_loss_network("vgg19_slim", weights=VGG19_SLIM)
+    network = create_loss_network("vgg16_slim", weights=VGG16_SLIM)
     styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
     loss = BalancedLoss(network, {"relu4_2": 1.0}, styles, 1.0, 7.0, 3.0)
     sha256 = load_config("train", ["style=starry_night"]).style.sha256

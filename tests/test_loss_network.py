@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.transforms.functional import normalize
 
-from nst_fast.assets import VGG19_SLIM
+from nst_fast.assets import VGG16_SLIM
 from nst_fast.downloads import reachable
 from nst_fast.errors import UserError
 from nst_fast.loss import pretrained as module
@@ -531,7 +531,7 @@ def test_normalising_changes_the_identity():
 def test_unknown_name_is_a_user_error_with_the_names_there_are():
     with pytest.raises(UserError, match="vgg19_slmi") as caught:
         create_loss_network("vgg19_slmi")
-    assert "did you mean vgg19_slim?" in str(caught.value)
+    assert "did you mean vgg16_slim?" in str(caught.value)
     assert "teachers" in str(caught.value)
 
 
@@ -629,18 +629,18 @@ def test_the_slim_network_refuses_average_pooling(tmp_path, normalise):
     """It has learned what VGG-19 with max pooling sees, and nothing else."""
     write_slim(tmp_path / "slim.safetensors", {"relu2_1": 7})
     for weights in (tmp_path / "slim.safetensors", None):
-        with pytest.raises(UserError, match=r"loss\.pooling is average.*vgg19_slim") as caught:
-            create_loss_network("vgg19_slim", weights=weights, pooling="average", normalise=normalise)
+        with pytest.raises(UserError, match=r"loss\.pooling is average.*vgg16_slim") as caught:
+            create_loss_network("vgg16_slim", weights=weights, pooling="average", normalise=normalise)
         assert "loss_network=vgg19 " in str(caught.value)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="pooling is stochastic"):
-        create_loss_network("vgg19_slim", weights=tmp_path / "slim.safetensors", pooling="stochastic")
+        create_loss_network("vgg16_slim", weights=tmp_path / "slim.safetensors", pooling="stochastic")
 
 
 @torch.no_grad()
 def test_the_slim_network_pools_the_largest(tmp_path):
     write_slim(tmp_path / "slim.safetensors", {"relu2_1": 7})
-    network, image = create_loss_network("vgg19_slim", weights=tmp_path / "slim.safetensors"), picture()
+    network, image = create_loss_network("vgg16_slim", weights=tmp_path / "slim.safetensors"), picture()
     assert network.trunk.pooling == "max"
     before = network.trunk(image, ["relu1_2"])["relu1_2"]
     pooled = before.reshape(1, 5, 20, 2, 24, 2).numpy().max((3, 5))
@@ -716,7 +716,7 @@ def test_misfit_names_the_tensor_and_both_shapes(tmp_path):
     assert "(64, 3, 3, 3)" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["vgg19", "vgg19_slim"])
+@pytest.mark.parametrize("name", ["vgg19", "vgg16_slim"])
 def test_broken_safetensors_is_a_user_error_of_one_line(tmp_path, name):
     whole = tmp_path / "whole.safetensors"
     write_slim(whole, {"relu1_1": 5})
@@ -728,7 +728,7 @@ def test_broken_safetensors_is_a_user_error_of_one_line(tmp_path, name):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["vgg19", "vgg19_slim"])
+@pytest.mark.parametrize("name", ["vgg19", "vgg16_slim"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_missing_file_is_a_user_error(tmp_path, name, suffix):
     path = tmp_path / f"absent{suffix}"
@@ -741,7 +741,7 @@ def test_missing_file_is_a_user_error(tmp_path, name, suffix):
 def test_slim_network_refuses_another_networks_weights(tmp_path):
     path = write_converted(small_vgg(), tmp_path / "plain.safetensors")
     with pytest.raises(UserError, match="plain"):
-        create_loss_network("vgg19_slim", weights=path)
+        create_loss_network("vgg16_slim", weights=path)
 
 
 @pytest.mark.parametrize("lost", ["head_relu2_1.weight", "mean_activation.relu2_1", "conv1_1.weight", "conv2_1.bias"])
@@ -751,7 +751,7 @@ def test_slim_file_that_lacks_a_tensor_is_a_user_error(tmp_path, lost):
     del tensors[lost]
     save_file(tensors, tmp_path / "slim.safetensors")
     with pytest.raises(UserError, match="slim"):
-        create_loss_network("vgg19_slim", weights=tmp_path / "slim.safetensors", normalise=True)
+        create_loss_network("vgg16_slim", weights=tmp_path / "slim.safetensors", normalise=True)
 
 
 def test_slim_file_with_a_head_of_the_wrong_width_is_a_user_error(tmp_path):
@@ -760,7 +760,7 @@ def test_slim_file_with_a_head_of_the_wrong_width_is_a_user_error(tmp_path):
     tensors["head_relu2_1.weight"] = torch.zeros(7, 99, 1, 1)
     save_file(tensors, tmp_path / "slim.safetensors")
     with pytest.raises(UserError, match="slim"):
-        create_loss_network("vgg19_slim", weights=tmp_path / "slim.safetensors")
+        create_loss_network("vgg16_slim", weights=tmp_path / "slim.safetensors")
 
 
 class CreatesFile:
@@ -803,10 +803,10 @@ def no_service_here():
 
 
 def test_auto_on_a_cpu_is_the_slim_network():
-    assert choose_loss_network("auto", on_gpu=False) == ("vgg19_slim", "")
+    assert choose_loss_network("auto", on_gpu=False) == ("vgg16_slim", "")
 
 
-@pytest.mark.parametrize("name", ["vgg16", "vgg19", "teachers", "vgg19_slim", "nonsense"])
+@pytest.mark.parametrize("name", ["vgg16", "vgg19", "teachers", "vgg16_slim", "nonsense"])
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_other_names_stand_for_themselves(name, on_gpu):
     assert choose_loss_network(name, on_gpu) == (name, "")
@@ -826,11 +826,11 @@ def test_auto_on_a_gpu_without_cache_or_network_is_the_slim_one_and_says_so(tmp_
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setitem(module.TORCHVISION, "vgg19", (REFUSED, "sha256:"))
     name, warning = choose_loss_network("auto", on_gpu=True)
-    assert name == "vgg19_slim"
-    assert "vgg19_slim" in warning
+    assert name == "vgg16_slim"
+    assert "vgg16_slim" in warning
     with pytest.raises(UserError, match="cannot be reached") as caught:
         fetch_weights("vgg19")
-    assert "vgg19_slim" in str(caught.value)
+    assert "vgg16_slim" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -847,7 +847,7 @@ def test_a_reference_is_a_real_network_where_one_is_kept(kept, chosen, on_gpu, t
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     name, warning = choose_loss_network("auto", on_gpu, reference=True)
-    assert name == (chosen or "vgg19_slim")
+    assert name == (chosen or "vgg16_slim")
     assert ("loss_network=vgg16" in warning) == (chosen is None)
     assert "\n" not in warning
 
@@ -859,11 +859,11 @@ def test_refused_address_is_not_reachable(no_service_here):
 # What ships
 
 
-@pytest.mark.skipif(not VGG19_SLIM.exists(), reason="vgg19_slim is not distilled yet")
+@pytest.mark.skipif(not VGG16_SLIM.exists(), reason="vgg16_slim is not distilled yet")
 @torch.no_grad()
 def test_shipped_slim_network_is_small_and_has_the_layers_of_gatys():
-    assert VGG19_SLIM.stat().st_size <= 6_000_000
-    network = create_loss_network("vgg19_slim")
+    assert VGG16_SLIM.stat().st_size <= 6_000_000
+    network = create_loss_network("vgg16_slim")
     layers = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu4_2", "relu5_1")
     assert set(network.layers) == set(layers)
     taps = network(picture(64, 96), layers)

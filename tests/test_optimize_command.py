@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 TERMS = ("content", "style", "tv", "total")
 PHOTO = ["content=photo.png", "style=starry_night", "style.size=256"]  # one of the shipped sizes
-SMALL = ["loss_network=vgg19_slim", "device=cpu", "size=48", "iterations=2"]
+SMALL = ["loss_network=vgg16_slim", "device=cpu", "size=48", "iterations=2"]
 CUSTOM = ["content=photo.png", "style=custom", "style.image=painting.jpg", "style.size=64"]
 
 
@@ -59,7 +59,7 @@ def shipped_targets(name: str, size: int) -> dict[str, torch.Tensor]:
 def shipped_loss() -> BalancedLoss:
     """Return the loss that configs/loss/balanced.yaml describes."""
     styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
-    return BalancedLoss(create_loss_network("vgg19_slim"), {"relu4_2": 1.0}, styles, 1.0, 7.0, 3.0)
+    return BalancedLoss(create_loss_network("vgg16_slim"), {"relu4_2": 1.0}, styles, 1.0, 7.0, 3.0)
 
 
 def photograph_at(width: int, height: int) -> torch.Tensor:
@@ -146,7 +146,7 @@ def test_report_says_what_was_optimised(finished):
         "image_sha256": style["sha256"],
         "stopped_early": False,
     }
-    assert finished.report["loss_network"].startswith("vgg19_slim@")
+    assert finished.report["loss_network"].startswith("vgg16_slim@")
 
 
 def test_last_losses_are_those_of_the_picture(finished, monkeypatch):
@@ -163,7 +163,7 @@ def test_config_yaml_holds_every_value_as_it_was_used(finished):
     config = yaml.safe_load((finished.folder / "config.yaml").read_text())
     assert config["content"] == str(finished.folder.parent / "photo.png")
     assert config["output"] == str(finished.folder)
-    assert (config["loss_network"]["name"], config["device"]) == ("vgg19_slim", "cpu")
+    assert (config["loss_network"]["name"], config["device"]) == ("vgg16_slim", "cpu")
     assert (config["size"], config["iterations"], config["style"]["size"]) == (48, 8, 256)
 
 
@@ -279,7 +279,7 @@ def mean_targets(weights: dict[str, float]) -> dict[str, torch.Tensor]:
 
 
 def test_find_blend_is_the_weighted_mean_of_the_targets():
-    cfg = load_config("optimize", [*PHOTO, "loss_network=vgg19_slim", "loss.pooling=max"])
+    cfg = load_config("optimize", [*PHOTO, "loss_network=vgg16_slim", "loss.pooling=max"])
     loss = create_perceptual_loss(cfg)
     grams, hashes = find_blend(cfg, {"the_scream": 0.5, "great_wave": 2.0}, loss, 256)
     expected = mean_targets({"starry_night": 1.0, "the_scream": 0.5, "great_wave": 2.0})
@@ -289,7 +289,7 @@ def test_find_blend_is_the_weighted_mean_of_the_targets():
 
 
 def test_find_blend_takes_files(folder):
-    cfg = load_config("optimize", [*CUSTOM, "loss_network=vgg19_slim", "loss.pooling=max"])
+    cfg = load_config("optimize", [*CUSTOM, "loss_network=vgg16_slim", "loss.pooling=max"])
     loss = create_perceptual_loss(cfg)
     alone, _ = find_blend(cfg, {}, loss, 64)
     Image.new("RGB", (80, 80)).save("black.png")
@@ -299,7 +299,7 @@ def test_find_blend_takes_files(folder):
 
 
 def test_find_blend_names_a_style_that_it_does_not_know():
-    cfg = load_config("optimize", [*PHOTO, "loss_network=vgg19_slim", "loss.pooling=max"])
+    cfg = load_config("optimize", [*PHOTO, "loss_network=vgg16_slim", "loss.pooling=max"])
     with pytest.raises(UserError, match="unknown style 'the_screen': did you mean the_scream") as caught:
         find_blend(cfg, {"the_screen": 1.0}, create_perceptual_loss(cfg), 256)
     assert "\n" not in str(caught.value)
@@ -404,10 +404,10 @@ def test_without_a_real_network_one_line_says_what_takes_its_place(folder, monke
     _, _, output = run(*PHOTO, "loss_network=auto", "output=o")
     told = [line for line in capsys.readouterr().err.splitlines() if "takes their place" in line]
     assert len(told) == 1
-    assert "vgg19_slim" in told[0]
+    assert "vgg16_slim" in told[0]
     assert "loss_network=vgg16" in told[0]
     config = yaml.safe_load((output / "config.yaml").read_text())
-    assert (config["loss_network"]["name"], config["loss"]["pooling"], config["scales"]) == ("vgg19_slim", "max", 1)
+    assert (config["loss_network"]["name"], config["loss"]["pooling"], config["scales"]) == ("vgg16_slim", "max", 1)
 
 
 def test_every_preset_of_the_paper_is_tried_here():
@@ -426,7 +426,7 @@ def test_a_preset_of_the_paper_runs(name, folder):
     assert trace[2]["total"] < trace[1]["total"] < trace[0]["total"]
     assert picture.size == (48, 32)
     network = json.loads((output / "trace.json").read_text())["loss_network"]
-    assert network.endswith(":normalised")  # and max pooling, the only one that vgg19_slim imitates
+    assert network.endswith(":normalised")  # and max pooling, the only one that vgg16_slim imitates
 
 
 # The command line
@@ -484,7 +484,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "rate that is no number": ([*PHOTO, "learning_rate=nan"], ["learning_rate is nan"]),
     "weight that is no number": ([*PHOTO, "loss.content_weight=nan"], ["loss.content_weight", "nan"]),
     "weight without end": ([*PHOTO, "loss.content_weight=inf"], ["inf"]),
-    "layer that the loss network lacks": ([*PHOTO, "loss=johnson"], ["vgg19_slim has no layer", "relu2_2"]),
+    "layer that the loss network lacks": ([*PHOTO, "loss=johnson"], ["vgg16_slim has no layer", "relu2_2"]),
     "unknown option": ([*PHOTO, "iteration=3"], ["did you mean iterations?"]),
     "misspelt style": (["content=photo.png", "stlye=starry_night"], ["'stlye'", "did you mean style?"]),
     "unknown preset": ([*PHOTO, "experiment=gatys2016_figure9"], ["unknown experiment", "gatys2016_figure"]),

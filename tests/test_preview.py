@@ -23,7 +23,7 @@ LAYERS = ["relu1_1", "relu2_1"]
 
 
 def small_loss(painting):
-    loss = BalancedLoss(create_loss_network("vgg19_slim"), {"relu2_1": 1.0}, dict.fromkeys(LAYERS, 0.5), 1.0, 7.0, 0.0)
+    loss = BalancedLoss(create_loss_network("vgg16_slim"), {"relu2_1": 1.0}, dict.fromkeys(LAYERS, 0.5), 1.0, 7.0, 0.0)
     return loss, painting_targets(to_image(painting), loss.loss_network, loss.style_target_names, 128)
 
 
@@ -74,7 +74,7 @@ def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = ["style=starry_night", "content_distances=[strong,0.2]", "brushes=[256,384]", "size=48"]
     options += ["settling_steps=2", "steps=2"]
-    code, told = run([*options, "loss_network=vgg19_slim", "device=cpu"], monkeypatch, capsys)
+    code, told = run([*options, "loss_network=vgg16_slim", "device=cpu"], monkeypatch, capsys)
     assert code == 0, told.err
     assert told.out.strip() == "starry_night.preview.jpg"
     assert told.err.count("style.size=") == 2

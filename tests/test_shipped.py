@@ -27,7 +27,7 @@ from nst_fast.training.checkpoints import upgraded
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 STYLES = ("starry_night", "the_scream", "great_wave", "composition_vii")
-GOLDEN = Path(__file__).with_name("vgg19_slim_features.json")
+GOLDEN = Path(__file__).with_name("vgg16_slim_features.json")
 
 
 def procedural_picture() -> torch.Tensor:
@@ -39,7 +39,7 @@ def procedural_picture() -> torch.Tensor:
 
 def feature_summary() -> dict[str, list[float]]:
     """Mean, root mean square and one position of every layer."""
-    network = create_loss_network("vgg19_slim")
+    network = create_loss_network("vgg16_slim")
     features = network.estimates(procedural_picture(), network.layers)
     return {k: [float(f.mean()), float(f.square().mean().sqrt()), float(f[0, 3, 2, 4])] for k, f in features.items()}
 
@@ -86,7 +86,7 @@ def test_the_command_on_a_card_composes_the_config_that_the_model_was_trained_wi
 @pytest.mark.parametrize("name", STYLES)
 def test_a_released_model_brings_photographs_to_the_style_targets(name):
     """On photographs never trained on, the Gram distance to the painting falls to less than a third."""
-    network = create_loss_network("vgg19_slim")
+    network = create_loss_network("vgg16_slim")
     stylize = Stylizer(shipped_models()[name])
     size = int(stylize.metadata["style_size"])
     targets = StyleTargets.load(ASSETS / "style_targets" / f"{name}.safetensors").sizes[size]

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from nst_fast.assets import ASSETS, VGG19_SLIM, shipped
+from nst_fast.assets import ASSETS, VGG16_SLIM, shipped
 from nst_fast.commands.configuration import load_config
 from nst_fast.downloads import file_hash
 from nst_fast.errors import UserError
@@ -476,7 +476,7 @@ def test_painting_in_the_cache_is_not_fetched_again(tmp_path, painting, monkeypa
 
 @pytest.fixture(scope="module")
 def slim():
-    return create_loss_network("vgg19_slim")
+    return create_loss_network("vgg16_slim")
 
 
 def style_config(name):
@@ -489,11 +489,11 @@ def test_every_style_with_an_address_ships_its_targets():
     assert {path.stem for path in SHIPPED_TARGETS} == {config["name"] for config in configs if config["url"]}
 
 
-@pytest.mark.skipif(not VGG19_SLIM.exists(), reason="vgg19_slim is not distilled yet")
+@pytest.mark.skipif(not VGG16_SLIM.exists(), reason="vgg16_slim is not distilled yet")
 @pytest.mark.parametrize("path", SHIPPED_TARGETS, ids=lambda path: path.stem)
 def test_shipped_targets_fit_the_shipped_network_and_the_configured_picture(path, slim):
     made, config = StyleTargets.load(path), style_config(path.stem)
-    assert made.loss_network == slim.identity == f"vgg19_slim@{hashlib.sha256(VGG19_SLIM.read_bytes()).hexdigest()}"
+    assert made.loss_network == slim.identity == f"vgg16_slim@{hashlib.sha256(VGG16_SLIM.read_bytes()).hexdigest()}"
     assert made.image_sha256 == config["sha256"]
     assert set(made.sizes) == {256, 384, 512}
     assert config["size"] in made.sizes
@@ -519,7 +519,7 @@ def test_four_paintings_ship():
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the paintings are not here")
-@pytest.mark.skipif(not VGG19_SLIM.exists(), reason="vgg19_slim is not distilled yet")
+@pytest.mark.skipif(not VGG16_SLIM.exists(), reason="vgg16_slim is not distilled yet")
 @pytest.mark.parametrize("path", SHIPPED_TARGETS, ids=lambda path: path.stem)
 def test_shipped_targets_are_those_of_the_painting(path, slim):
     config = style_config(path.stem)

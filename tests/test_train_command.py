@@ -153,7 +153,7 @@ def test_config_yaml_holds_every_value_as_it_was_used(finished):
     assert config["style"]["image"] == str((finished.cwd / "pic.jpg").resolve())
     assert (config["style"]["name"], config["style"]["size"]) == ("pic", 64)
     assert (config["trainer"]["max_steps"], config["trainer"]["accelerator"]) == (4, "cpu")
-    assert config["loss_network"]["name"] == "vgg19_slim"
+    assert config["loss_network"]["name"] == "vgg16_slim"
     assert "auto" not in (config["trainer"]["precision"], config["loss_network"]["name"])
     checkpoint = torch.load(finished.folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert config == checkpoint["nst_fast"]["config"]
@@ -196,13 +196,13 @@ def test_the_total_loss_is_the_weighted_sum_of_the_terms(finished):
 
 def test_summary_says_how_the_run_went(finished):
     summary = json.loads((finished.folder / "summary.json").read_text())
-    slim = ROOT / "nst_fast" / "assets" / "vgg19_slim.safetensors"
+    slim = ROOT / "nst_fast" / "assets" / "vgg16_slim.safetensors"
     assert (summary["style"], summary["steps"], summary["skipped_steps"]) == ("pic", 4, 0)
     assert summary["skipped_pictures"] == []
     assert 0 < summary["seconds"] < finished.seconds
     assert summary["images_per_second"] > 4 * 2 / finished.seconds
     assert summary["device"].startswith("CPU")
-    assert summary["loss_network"] == f"vgg19_slim@{hashlib.sha256(slim.read_bytes()).hexdigest()}"
+    assert summary["loss_network"] == f"vgg16_slim@{hashlib.sha256(slim.read_bytes()).hexdigest()}"
     assert summary["versions"] == {
         "nst_fast": nst_fast.__version__,
         "torch": torch.__version__,
@@ -546,7 +546,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
         ["shapes.pth", "(2, 2)", "(64, 3, 3, 3)"],
     ),
     "missing weights": (
-        [*CUSTOM, "loss_network=vgg19_slim", "loss_network.weights=none.safetensors"],
+        [*CUSTOM, "loss_network=vgg16_slim", "loss_network.weights=none.safetensors"],
         ["none.safetensors"],
     ),
     "teachers not given": ([*CUSTOM, "loss_network=teachers"], ["loss_network.deep is missing"]),
@@ -581,8 +581,8 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "value that Hydra cannot read": ([*CUSTOM, "loss.style_layers={relu1_1"], ["loss.style_layers"]),
     "place below a file": ([*CUSTOM, "output=pic.jpg/run"], ["cannot write", "output=FOLDER"]),
     "layer that the loss network lacks": (
-        [*CUSTOM, "loss=johnson", "loss_network=vgg19_slim"],
-        ["vgg19_slim has no layer", "relu2_2"],
+        [*CUSTOM, "loss=johnson", "loss_network=vgg16_slim"],
+        ["vgg16_slim has no layer", "relu2_2"],
     ),
     "missing checkpoint": ([*CUSTOM, "resume=none.ckpt"], ["no checkpoint", "none.ckpt"]),
     "text for a checkpoint": ([*CUSTOM, "resume=text.pth"], ["text.pth"]),
@@ -622,7 +622,7 @@ def test_what_needs_a_gpu_is_refused_without_one(option, train):
 
 def test_processes_of_a_run_take_the_loss_network_that_the_first_one_chose(monkeypatch):
     """The first may reach VGG-19, and a later one not."""
-    answers = iter([("vgg19", ""), ("vgg19_slim", "")])
+    answers = iter([("vgg19", ""), ("vgg16_slim", "")])
     choose = "nst_fast.commands.perceptual_loss.choose_loss_network"
     monkeypatch.setattr(choose, lambda name, on_gpu, reference: next(answers) if name == "auto" else (name, ""))
     monkeypatch.setattr(train_command, "choose_engine", lambda cfg: True)
@@ -634,7 +634,7 @@ def test_processes_of_a_run_take_the_loss_network_that_the_first_one_chose(monke
         train_command.resolve(cfg, Console(quiet=True))
         names.append(cfg.loss_network.name)
     os.environ.pop(train_command.CHOSEN)
-    assert names == ["vgg19", "vgg19", "vgg19_slim"]
+    assert names == ["vgg19", "vgg19", "vgg16_slim"]
 
 
 def test_a_run_may_lie_where_a_path_looks_like_an_address_and_have_any_number_of_steps(train):

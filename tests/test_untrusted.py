@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from safetensors.torch import save_file
 
-from nst_fast.assets import VGG19_SLIM, shipped_models
+from nst_fast.assets import VGG16_SLIM, shipped_models
 from nst_fast.commands import compare, export, optimize, stylize, train
 from nst_fast.commands.configuration import load_config, stored
 from nst_fast.errors import UserError
@@ -107,13 +107,13 @@ def trained(config: Any = None, ours: Any = None, weights: Any = None) -> dict[s
                     **{"targets": None, "size": 64, "weight": 1.0, "strength": None},
                 },
                 "loss": {"name": "balanced", "style_weight": 7.0},
-                "loss_network": {"name": "vgg19_slim", "weights": None},
+                "loss_network": {"name": "vgg16_slim", "weights": None},
                 "network": {"name": "fast", "width": 8, "blocks": 1},
                 "data": {"name": "bundled"},
                 "trainer": {"max_steps": 4},
                 "seed": 0,
             },
-            **{"image_sha256": "0" * 64, "loss_network": "vgg19_slim@0", "version": "0", "step": 4},
+            **{"image_sha256": "0" * 64, "loss_network": "vgg16_slim@0", "version": "0", "step": 4},
             **{"batches_seen": 4, "skipped_steps": 0, "seconds": 1.0, "style_weight": 7.0},
             "validation_losses": {"val/total_loss": 1.0},
         },
@@ -558,7 +558,7 @@ def tensor(shape: list[int], start: int, end: int, kind: str = "F32") -> dict[st
 
 def slim_with(**changes: Any) -> bytes:
     """The shipped loss network with tensors of no bytes in place of its own: their shapes are what a header says."""
-    content = VGG19_SLIM.read_bytes()
+    content = VGG16_SLIM.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + length])
     body = content[8 + length :]
@@ -597,19 +597,19 @@ LIES: dict[str, Callable[[], bytes]] = {
 def test_style_targets_that_mean_harm_are_refused(command, kind, refused):
     Path("mine.safetensors").write_bytes(LIES[kind]())
     content = ["content=photo.png"] if command == "nst-optimize" else []
-    refused(command, *content, "style=custom", "style.targets=mine.safetensors", "loss_network=vgg19_slim")
+    refused(command, *content, "style=custom", "style.targets=mine.safetensors", "loss_network=vgg16_slim")
 
 
 WEIGHTS: dict[str, tuple[str, Callable[[], bytes]]] = {
-    **{name: ("vgg19_slim", make) for name, make in LIES.items()},
+    **{name: ("vgg16_slim", make) for name, make in LIES.items()},
     "vgg19: bytes that are not there": ("vgg19", LIES["bytes that are not there"]),
-    "a convolution wider than memory": ("vgg19_slim", lambda: slim_with(**{"conv1_1.weight": [HUGE, 0]})),
-    "filters wider than memory": ("vgg19_slim", lambda: slim_with(**{"conv1_1.weight": [HUGE, 3, 3, 0]})),
-    "a head wider than memory": ("vgg19_slim", lambda: slim_with(**{"head_relu1_1.weight": [HUGE, 24, 1, 0]})),
-    "a head of nothing": ("vgg19_slim", lambda: slim_with(**{"head_relu1_1.weight": [0, 24, 1, 1]})),
-    "a head of another layer": ("vgg19_slim", lambda: slim_with(**{"head_relu9_9.weight": [0, 24, 1, 1]})),
-    "a head of dots": ("vgg19_slim", lambda: slim_with(**{"head_a.b.weight": [0, 24, 1, 1]})),
-    "blocks out of order": ("vgg19_slim", lambda: slim_with(**{"conv0_2.weight": [0, 3, 3, 3]})),
+    "a convolution wider than memory": ("vgg16_slim", lambda: slim_with(**{"conv1_1.weight": [HUGE, 0]})),
+    "filters wider than memory": ("vgg16_slim", lambda: slim_with(**{"conv1_1.weight": [HUGE, 3, 3, 0]})),
+    "a head wider than memory": ("vgg16_slim", lambda: slim_with(**{"head_relu1_1.weight": [HUGE, 24, 1, 0]})),
+    "a head of nothing": ("vgg16_slim", lambda: slim_with(**{"head_relu1_1.weight": [0, 24, 1, 1]})),
+    "a head of another layer": ("vgg16_slim", lambda: slim_with(**{"head_relu9_9.weight": [0, 24, 1, 1]})),
+    "a head of dots": ("vgg16_slim", lambda: slim_with(**{"head_a.b.weight": [0, 24, 1, 1]})),
+    "blocks out of order": ("vgg16_slim", lambda: slim_with(**{"conv0_2.weight": [0, 3, 3, 3]})),
 }
 
 
@@ -627,7 +627,7 @@ def test_teachers_that_mean_harm_are_refused(kind, refused):
     Path("mine.safetensors").write_bytes(WEIGHTS[kind][1]().replace(b"head_relu1_1", b"conv1_1_more"))
     options = ["style=custom", "style.image=photo.png", "loss_network=teachers"]
     for role, other in (("shallow", "deep"), ("deep", "shallow")):
-        paths = [f"loss_network.{role}=mine.safetensors", f"loss_network.{other}={VGG19_SLIM}"]
+        paths = [f"loss_network.{role}=mine.safetensors", f"loss_network.{other}={VGG16_SLIM}"]
         refused("train", *options, *paths)
 
 
@@ -671,7 +671,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     save_file(
         {"16.relu1_1": torch.ones(6), "16.relu2_1": torch.ones(10)},
         folder / "mine.safetensors",
-        {"format": "nst_fast style targets 1", "loss_network": "vgg19_slim@0", "image_sha256": "0"},
+        {"format": "nst_fast style targets 1", "loss_network": "vgg16_slim@0", "image_sha256": "0"},
     )
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -683,7 +683,7 @@ def test_damaged_files_are_used_or_refused_in_one_line(name, whole, call):
     commands = {
         "last.ckpt": ["nst-export", "last.ckpt", "-o", "out.onnx"],
         "mine.onnx": ["stylize", "--model", "mine.onnx", "photo.png", "-o", "out.png", "--overwrite"],
-        "mine.safetensors": ["train", "style=custom", "style.targets=mine.safetensors", "loss_network=vgg19_slim"],
+        "mine.safetensors": ["train", "style=custom", "style.targets=mine.safetensors", "loss_network=vgg16_slim"],
     }
     refusals = 0
     for number in range(25):

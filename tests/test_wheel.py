@@ -54,7 +54,7 @@ def test_the_wheel_carries_the_package_its_assets_configs_and_models(wheel):
     expected |= {f"nst_fast/{name}" for folder in ("configs", "checkpoints") for name in files_below(folder)}
     assert names == expected
     assert "nst_fast/configs/train.yaml" in names
-    assert "nst_fast/assets/vgg19_slim.safetensors" in names
+    assert "nst_fast/assets/vgg16_slim.safetensors" in names
 
 
 def test_the_wheel_carries_licence_and_notice(wheel):

@@ -37,7 +37,7 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   style.size=PX            short side of the painting; smaller means smaller strokes (default 384)
   size=PX                  long side of the result (default 512; null: as the photograph is)
   scales=N                 coarse to fine: start at size/2^(N-1) and double (default: from a short side of 80 px or
-                           more; on vgg19_slim 1, as its style targets ship for one size)
+                           more; on vgg16_slim 1, as its style targets ship for one size)
   start=content|noise      or start_image=FILE
   method=lbfgs|adam
   iterations=N             at most, at each scale (default 300)
@@ -46,8 +46,8 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   snapshot_every=N         write the picture every N iterations
   format=png|jpg
   loss=NAME                balanced, structure, gatys, johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
-  loss_network=NAME        vgg19_slim, vgg16, vgg19, alexnet or teachers (default: vgg19 or vgg16 where it is on this
-                           machine, else vgg19_slim, or on a GPU vgg19 where it can be fetched)
+  loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers (default: vgg19 or vgg16 where it is on this
+                           machine, else vgg16_slim, or on a GPU vgg19 where it can be fetched)
   experiment=gatys2016   the paper's presets: figure1_content, figure1_style, figure2, figure3
   output=FOLDER            (default: runs/optimize/<style>/<time>)
   overwrite=true           replace what an earlier run left in it

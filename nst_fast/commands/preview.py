@@ -26,7 +26,7 @@ style.content_distance=…` trains one for minutes on what you like.
   content_distances='[medium, 0.6]'  how far pictures may go from the photograph: subtle, medium, strong, or numbers
   brushes='[256, 512]'     px, short side of the painting (style.size of `train`)
   size=PX                  long side of each picture (default 384)
-  loss_network=NAME        vgg19_slim, vgg16, vgg19, alexnet or teachers
+  loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers
   output=FILE              (default: <style>.preview.jpg)
   overwrite=true           replace it where it is there
   --cfg                    print the resolved config and stop

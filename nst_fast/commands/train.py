@@ -45,7 +45,7 @@ Train a transformation network on a style and export it to ONNX.
   data=coco                train on COCO's: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
   trainer=smoke            a few steps, to see that everything works
-  loss_network=NAME        vgg19_slim, vgg16, vgg19, alexnet or teachers (default: chosen by the device)
+  loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers (default: chosen by the device)
   network=NAME             fast, tiny or johnson
   network.grain=false      no fixed map of noise for strokes to grow from (johnson has none)
   network.contrast=true    strokes grow from the photograph's own faint contrast

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from nst_fast.assets import VGG19_SLIM, cache_folder, nearest
+from nst_fast.assets import VGG16_SLIM, cache_folder, nearest
 from nst_fast.downloads import Progress, fetch, file_hash, reachable
 from nst_fast.errors import UserError
 from nst_fast.files import write_atomically
@@ -184,7 +184,7 @@ def load_slim_vgg(path: str | Path, normalise: bool = False) -> SlimVGG:
     if not heads:
         raise UserError(f"{path} is no distilled loss network: it has no heads")
     widths = convolution_widths(tensors, path)
-    identity = file_identity(metadata.get("name", "vgg19_slim"), path) + (":normalised" if normalise else "")
+    identity = file_identity(metadata.get("name", "vgg16_slim"), path) + (":normalised" if normalise else "")
     with torch.device("meta"):
         network = SlimVGG(widths, dict(sorted(heads.items(), key=lambda h: h[0][4:])), identity)
     load_weights(network.trunk, {k: v for k, v in tensors.items() if not k.startswith(("head_", "mean_"))}, path)
@@ -221,7 +221,7 @@ def fetch_weights(name: str, progress: Progress | None = None) -> Path:
     ours, torchs = kept_files(name)
     if torchs.is_file() and not ours.is_file():
         return torchs
-    advice = "use loss_network=vgg19_slim, which ships with the package, or loss_network.weights=FILE"
+    advice = "use loss_network=vgg16_slim, which ships with the package, or loss_network.weights=FILE"
     url, expected = TORCHVISION[name]
     return fetch(url, ours, expected, advice, progress, lambda whole: convolutions(name, whole))
 
@@ -235,8 +235,8 @@ def convolutions(name: str, path: Path) -> bytes:
 def choose_loss_network(name: str, on_gpu: bool, reference: bool = False) -> tuple[str, str]:
     """Return which network ``auto`` stands for, and a warning or nothing; other names stand for themselves.
 
-    A GPU has vgg19 where it is on this machine or can be fetched, a CPU vgg19_slim. A reference has vgg19 or vgg16 on a
-    CPU too where one of them is on this machine, and vgg19_slim with a warning where none is.
+    A GPU has vgg19 where it is on this machine or can be fetched, a CPU vgg16_slim. A reference has vgg19 or vgg16 on a
+    CPU too where one of them is on this machine, and vgg16_slim with a warning where none is.
     """
     if name != "auto":
         return name, ""
@@ -246,14 +246,14 @@ def choose_loss_network(name: str, on_gpu: bool, reference: bool = False) -> tup
     if on_gpu and ("vgg19" in kept or reachable(TORCHVISION["vgg19"][0])):
         return "vgg19", ""
     if reference:
-        return "vgg19_slim", (
-            "neither VGG-19 nor VGG-16 is on this machine: vgg19_slim, a small network, takes their place; "
+        return "vgg16_slim", (
+            "neither VGG-19 nor VGG-16 is on this machine: vgg16_slim, a small network, takes their place; "
             "loss_network=vgg16 fetches VGG-16 once"
         )
-    return "vgg19_slim", "VGG-19 is neither cached nor to be fetched: training with vgg19_slim" if on_gpu else ""
+    return "vgg16_slim", "VGG-19 is neither cached nor to be fetched: training with vgg16_slim" if on_gpu else ""
 
 
-LOSS_NETWORKS = (*TORCHVISION, "vgg19_slim", "teachers")
+LOSS_NETWORKS = (*TORCHVISION, "vgg16_slim", "teachers")
 
 
 def create_loss_network(
@@ -274,7 +274,7 @@ def create_loss_network(
         weights: a file in place of the shipped or downloaded one.
         shallow: for teachers, the file whose layers come first.
         deep: for teachers, the file that has the other layers.
-        pooling: max or average; vgg19_slim has learned max pooling alone.
+        pooling: max or average; vgg16_slim has learned max pooling alone.
         normalise: divide each filter by its mean activation over photographs.
         photographs: RGB (1, 3, H, W) in [0, 1], from which factors are computed where the weights record none.
         progress: of a download.
@@ -283,10 +283,10 @@ def create_loss_network(
     """
     if name not in LOSS_NETWORKS:
         raise UserError(f"unknown loss network {name!r}: {nearest(name, LOSS_NETWORKS)}")
-    if name == "vgg19_slim":
+    if name == "vgg16_slim":
         if pooling != "max":
-            raise UserError(f"loss.pooling is {pooling}, but vgg19_slim has learned max; loss_network=vgg19 takes both")
-        return freeze(load_slim_vgg(weights or VGG19_SLIM, normalise))
+            raise UserError(f"loss.pooling is {pooling}, but vgg16_slim has learned max; loss_network=vgg19 takes both")
+        return freeze(load_slim_vgg(weights or VGG16_SLIM, normalise))
     network: LossNetwork
     if name in TORCHVISION:
         network = load_torchvision(name, weights or fetch_weights(name, progress), pooling)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 # Content distances, as `BalancedLoss` measures them: 0 is the photograph, about 1 a picture with nothing of it left.
 DISTANCES = {"subtle": 0.3, "medium": 0.45, "strong": 0.65}
-# What a loss network shows of the distance that the real features have, where that is not all of it: vgg19_slim's
+# What a loss network shows of the distance that the real features have, where that is not all of it: vgg16_slim's
 # estimates are smoother (benchmarks/content_distance.json).
-SHOWN = {"vgg19_slim": 0.8}
+SHOWN = {"vgg16_slim": 0.8}
 LEAST_WEIGHT, LARGEST_WEIGHT = 1e-3, 1e5
 MEMORY = 0.9  # of the running mean of the content distance, a step
 FURTHEST = 0.5  # natural logarithm: a distance that is off by more than this counts as off by this
