@@ -47,6 +47,10 @@ def save_photographs(folder: Path) -> None:
     Image.fromarray(skimage.data.coffee()).save(folder / "cup.png")
 
 
+def save_painting(path: Path) -> None:
+    Image.fromarray(skimage.data.astronaut()[:200, :240]).save(path)
+
+
 def make_model(path: Path, seed: int = 0, **metadata: Any) -> Path:
     """Export a small network that was never trained."""
     torch.manual_seed(seed)
@@ -126,7 +130,7 @@ def test_report_says_under_which_conditions(finished):
     report = finished.report
     assert (report["style"], report["style_size"], report["size"], report["iterations"]) == (
         "starry_night",
-        384,
+        512,
         64,
         30,
     )
@@ -152,10 +156,10 @@ def test_traces_hold_every_iteration_of_every_optimiser(finished):
 
 
 def test_losses_of_the_model_are_those_of_its_pictures_on_the_shipped_targets(finished):
-    styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
-    content = {"relu3_1": 0.5, "relu4_2": 0.5}
-    loss = StructureLoss(create_loss_network("vgg16_slim"), content, styles, 1.0, 5.0, 3.0)
-    targets = StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").sizes[384]
+    styles = {"relu1_2": 0.15, "relu2_2": 0.3, "relu3_3": 0.35, "relu4_3": 0.2}
+    layers = ({"relu3_3": 0.8, "relu4_3": 1.0}, styles)
+    loss = StructureLoss(create_loss_network("vgg16_slim"), *layers, 1.0, 15.0, 4.0, sliced_layers={"rgb@4": 0.5})
+    targets = StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").sizes[512]
     stylize = Stylizer(shipped_models()["starry_night"])
     for name, photograph in finished.report["photographs"].items():
         small = resize_long_side(load_image(finished.folder.parent / "photos" / name), 64)
@@ -354,21 +358,23 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_options_choose_methods_starts_count_size_and_place(folder):
-    done = nst_compare(
-        folder, "style.size=256", "--model", "starry_night", "--content", "photos", *QUICK, "--count", 1, "-o", "a/b"
-    )
+    save_painting(folder / "painting.png")
+    more = ("style.image=painting.png", "style.size=40", "--count", 1, "-o", "a/b")
+    done = nst_compare(folder, "--model", "starry_night", "--content", "photos", *QUICK, *more)
     assert done.code == 0, done.err
     report = read_report(folder / "a" / "b")
     (photograph,) = report["photographs"].values()
     assert {k: len(v) for k, v in photograph["optimizers"].items()} == {"lbfgs from content": 3}
-    assert (report["style_size"], report["size"]) == (256, 48)
+    assert (report["style_size"], report["size"]) == (40, 48)
     assert max(Page((folder / "a" / "b" / "report.html").read_text()).pictures[0].size) == 48
 
 
 def test_options_of_the_loss_may_follow_the_starts(folder):
-    done = nst_compare(folder, "--model", "starry_night", "--content", "photos", *QUICK, "style.size=256")
+    save_painting(folder / "painting.png")
+    more = ("style.image=painting.png", "style.size=40")
+    done = nst_compare(folder, "--model", "starry_night", "--content", "photos", *QUICK, *more)
     assert done.code == 0, done.err
-    assert read_report(folder / "comparison")["style_size"] == 256
+    assert read_report(folder / "comparison")["style_size"] == 40
 
 
 def test_photographs_of_one_name_in_two_folders_are_both_compared(folder):

@@ -40,7 +40,7 @@ from nst_fast.reference.image_optimizer import optimize_image
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 TERMS = ("content", "style", "tv", "total")
-PHOTO = ["content=photo.png", "style=starry_night", "style.size=256"]  # one of the shipped sizes
+PHOTO = ["content=photo.png", "style=starry_night", "style.size=512"]  # one of the shipped sizes
 SMALL = ["loss_network=vgg16_slim", "device=cpu", "size=48", "iterations=2"]
 CUSTOM = ["content=photo.png", "style=custom", "style.image=painting.jpg", "style.size=64"]
 
@@ -164,7 +164,7 @@ def test_config_yaml_holds_every_value_as_it_was_used(finished):
     assert config["content"] == str(finished.folder.parent / "photo.png")
     assert config["output"] == str(finished.folder)
     assert (config["loss_network"]["name"], config["device"]) == ("vgg16_slim", "cpu")
-    assert (config["size"], config["iterations"], config["style"]["size"]) == (48, 8, 256)
+    assert (config["size"], config["iterations"], config["style"]["size"]) == (48, 8, 512)
 
 
 def test_tensorboard_has_the_trace(finished):
@@ -484,7 +484,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "rate that is no number": ([*PHOTO, "learning_rate=nan"], ["learning_rate is nan"]),
     "weight that is no number": ([*PHOTO, "loss.content_weight=nan"], ["loss.content_weight", "nan"]),
     "weight without end": ([*PHOTO, "loss.content_weight=inf"], ["inf"]),
-    "layer that the loss network lacks": ([*PHOTO, "loss=johnson"], ["vgg16_slim has no layer", "relu2_2"]),
+    "layer that the loss network lacks": ([*PHOTO, "loss.content_layers={relu5_4: 1}"], ["vgg16_slim has no layer", "relu5_4"]),
     "unknown option": ([*PHOTO, "iteration=3"], ["did you mean iterations?"]),
     "misspelt style": (["content=photo.png", "stlye=starry_night"], ["'stlye'", "did you mean style?"]),
     "unknown preset": ([*PHOTO, "experiment=gatys2016_figure9"], ["unknown experiment", "gatys2016_figure"]),

@@ -72,13 +72,14 @@ def run(arguments, monkeypatch, capsys):
 
 def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    options = ["style=starry_night", "content_distances=[strong,0.2]", "brushes=[256,384]", "size=48"]
+    Image.effect_noise((80, 60), 60).convert("RGB").save("painting.png")
+    options = ["style=custom", "style.image=painting.png", "content_distances=[strong,0.2]", "brushes=[40,60]", "size=48"]
     options += ["settling_steps=2", "steps=2"]
     code, told = run([*options, "loss_network=vgg16_slim", "device=cpu"], monkeypatch, capsys)
     assert code == 0, told.err
-    assert told.out.strip() == "starry_night.preview.jpg"
+    assert told.out.strip() == "painting.preview.jpg"
     assert told.err.count("style.size=") == 2
-    with Image.open("starry_night.preview.jpg") as sheet:
+    with Image.open("painting.preview.jpg") as sheet:
         assert sheet.width > 2 * 48
         assert sheet.height > 2 * 32
 
@@ -115,4 +116,4 @@ def test_a_wish_that_cannot_be_met_is_one_line(option, words, tmp_path, monkeypa
 def test_every_default_of_the_sheet_is_shipped():
     """Offline, without the paintings."""
     cfg = load_config("preview", ["style=starry_night"])
-    assert list(cfg.brushes) == [256, 384, 512]
+    assert list(cfg.brushes) == [512]

@@ -495,18 +495,18 @@ def test_shipped_targets_fit_the_shipped_network_and_the_configured_picture(path
     made, config = StyleTargets.load(path), style_config(path.stem)
     assert made.loss_network == slim.identity == f"vgg16_slim@{hashlib.sha256(VGG16_SLIM.read_bytes()).hexdigest()}"
     assert made.image_sha256 == config["sha256"]
-    assert set(made.sizes) == {256, 384, 512}
-    assert config["size"] in made.sizes
+    assert set(made.sizes) == {config["size"]}
     # A run with the configured size takes them without the picture.
     for chosen in ("loss=structure", "loss=balanced"):
         options = load_config("train", ["style=starry_night", chosen]).loss
-        loss = LOSSES[options.name](slim, options.content_layers, options.style_layers, 1.0, 1.0, 1.0)
+        layers = (options.content_layers, options.style_layers)
+        loss = LOSSES[options.name](slim, *layers, 1.0, 1.0, 1.0, sliced_layers=options.sliced_layers)
         for size, targets in made.sizes.items():
             loss.check(targets)
             expected = {"url": None, "size": size, "sha256": config["sha256"]}
             found, sha256 = find_style_targets(slim, loss.style_target_names, name=path.stem, **expected)
             assert sha256 == config["sha256"]
-            assert torch.equal(found["relu3_1"], targets["relu3_1"])
+            assert torch.equal(found["relu3_3"], targets["relu3_3"])
 
 
 @pytest.mark.parametrize("path", SHIPPED_TARGETS, ids=lambda path: path.stem)
@@ -525,10 +525,13 @@ def test_shipped_targets_are_those_of_the_painting(path, slim):
     config = style_config(path.stem)
     picture = SHARED / "styles" / config["url"].rsplit("/", 1)[1]
     assert file_hash(picture) == config["sha256"]
-    expected = grams_by_hand(picture, slim, slim.layers, 256)
-    targets = StyleTargets.load(path).sizes[256]
-    assert set(targets) == {*(f"relu{block}_1" for block in range(1, 6)), *(f"energy:{layer}" for layer in slim.layers)}
+    expected = grams_by_hand(picture, slim, slim.layers, config["size"])
+    targets = StyleTargets.load(path).sizes[config["size"]]
+    grams = {"relu1_2", "relu2_2", "relu3_3", "relu4_3"}
+    assert set(targets) == {*grams, "sliced:rgb@4", *(f"energy:{layer}" for layer in slim.layers)}
     for name, target in targets.items():
+        if name.startswith("sliced:"):
+            continue
         by_hand = expected[name.removeprefix("energy:")]
         if name.startswith("energy:"):
             assert target.item() == pytest.approx((by_hand.trace() / len(by_hand)).item(), rel=1e-3)
