@@ -23,10 +23,11 @@ from nst_fast.training.sheet import draw_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 PAINTINGS = ("starry_night", "wave", "composition_vii")
-SHORT = ["data.size=192", "data.window=0.6"]  # everything else is `train` as it stands
+# Everything else is `train` as it stands.
+ALL = ["data.size=192", "data.window=0.6", "loss.name=structure", "network.grain=true", "trainer.learning_rate=1.5e-3"]
 CHOICES = {
     "all terms": [],
-    "without structure": ["loss.name=balanced"],  # the plain content term, all else equal
+    "without structure": ["loss.name=balanced"],  # the plain content term
     "without distributions": ["loss.sliced_layers={}"],
     "without grain": ["network.grain=false"],
     "without weave": ["trainer.weave_weight=0"],
@@ -53,7 +54,7 @@ def main() -> None:
         painting = SHARED / "styles" / f"{name}.jpg"
         figures[name], pictures = {}, []
         for choice in options.choices:
-            common = [*options.loss_network, *SHORT, f"trainer.max_steps={options.steps}"]
+            common = [*options.loss_network, *ALL, f"trainer.max_steps={options.steps}"]
             # The start is another painting's, by all terms; a network without grain has one of its own.
             network = [option for option in CHOICES[choice] if option.startswith("network")]
             start = options.runs / ("start_without_grain" if network else "start")

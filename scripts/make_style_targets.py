@@ -18,7 +18,7 @@ from nst_fast.loss.perceptual_loss import ENERGY, SLICED
 from nst_fast.loss.pretrained import create_loss_network
 from nst_fast.loss.style_targets import fetch_painting, make_style_targets
 
-SIZES = (512,)  # px, short side of the painting: style.size as it stands
+SIZES = (362, 512, 724)  # px, short side of the painting: style.size as it stands, and half an octave either way
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     sizes = options.size or SIZES
     network = create_loss_network("vgg16_slim")
     # For the default loss's style, with energies of whatever content is compared in.
-    loss = OmegaConf.load(shipped("configs") / "loss" / "structure.yaml")
+    loss = OmegaConf.load(shipped("configs") / "loss" / "balanced.yaml")
     names = [*loss.style_layers, *(SLICED + layer for layer in loss.sliced_layers)]
     names += [ENERGY + layer for layer in network.layers]
     if options.picture:

@@ -24,7 +24,7 @@ from nst_fast.assets import ASSETS, VGG16_SLIM, shipped_models
 from nst_fast.commands import compare as compare_command
 from nst_fast.commands.compare import loss_arguments
 from nst_fast.commands.configuration import load_config
-from nst_fast.loss.perceptual_loss import StructureLoss
+from nst_fast.loss.perceptual_loss import BalancedLoss
 from nst_fast.loss.pretrained import create_loss_network, file_identity
 from nst_fast.loss.style_targets import StyleTargets
 from nst_fast.loss.tensors import to_tensor
@@ -137,8 +137,8 @@ def test_report_says_under_which_conditions(finished):
     # The teachers that it was trained on are not handed on with it.
     assert report["loss_network"] == file_identity("vgg16_slim", VGG16_SLIM)
     assert (report["loss"]["name"], report["loss"]["style_weight"], report["threads"]) == (
-        "structure",
-        5,
+        "balanced",
+        20,
         torch.get_num_threads(),
     )
     assert report["models_on"] in ("cpu", "cuda")
@@ -156,9 +156,8 @@ def test_traces_hold_every_iteration_of_every_optimiser(finished):
 
 
 def test_losses_of_the_model_are_those_of_its_pictures_on_the_shipped_targets(finished):
-    styles = {"relu1_2": 0.15, "relu2_2": 0.3, "relu3_3": 0.35, "relu4_3": 0.2}
-    layers = ({"relu3_3": 0.8, "relu4_3": 1.0}, styles)
-    loss = StructureLoss(create_loss_network("vgg16_slim"), *layers, 1.0, 15.0, 4.0, sliced_layers={"rgb@4": 0.5})
+    layers = ({"relu2_2": 1.0}, {"relu1_2": 0.3, "relu2_2": 0.5, "relu3_3": 0.2})
+    loss = BalancedLoss(create_loss_network("vgg16_slim"), *layers, 1.0, 20.0, 3.0, sliced_layers={"rgb@4": 0.07})
     targets = StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").sizes[512]
     stylize = Stylizer(shipped_models()["starry_night"])
     for name, photograph in finished.report["photographs"].items():

@@ -116,4 +116,6 @@ def test_a_wish_that_cannot_be_met_is_one_line(option, words, tmp_path, monkeypa
 def test_every_default_of_the_sheet_is_shipped():
     """Offline, without the paintings."""
     cfg = load_config("preview", ["style=starry_night"])
-    assert list(cfg.brushes) == [512]
+    assert cfg.loss.name == "balanced"
+    sizes = StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").sizes
+    assert set(cfg.brushes) == set(sizes)
