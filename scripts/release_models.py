@@ -117,7 +117,7 @@ def command_of(config: dict[str, Any]) -> str:
     """Return the `train` command that composes a model's config."""
     from omegaconf import OmegaConf
 
-    groups = {"loss": "structure", "loss_network": "auto", "network": "fast", "data": "bundled"}
+    groups = {"loss": "balanced", "loss_network": "auto", "network": "fast", "data": "bundled"}
     chosen = [f"style={config['style']['name']}"]
     chosen += [f"{g}={config[g]['name']}" for g, usual in groups.items() if config[g]["name"] != usual]
     placeholders = [

@@ -18,7 +18,6 @@ from nst_fast.loss.perceptual_loss import (
     BalancedLoss,
     GatysLoss,
     JohnsonLoss,
-    StructureLoss,
     blend,
     gather,
     split_name,
@@ -496,50 +495,6 @@ def test_balanced_content_energy_in_forward_is_the_paintings_mean_square():
     torch.testing.assert_close(loss(image, loss.content_targets(content), style)["content"], expected)
 
 
-# Structure
-
-
-def structure_term(features, target, energy):
-    return make_loss(StructureLoss).content_term(features, target, torch.tensor([energy]).double())
-
-
-def test_structure_content_term_is_that_of_a_hand_loop():
-    features, target, energy = random(2, 3, 4, 5, seed=1), 2 * random(2, 3, 4, 5, seed=2), 0.7
-    expected = []
-    for x, p in zip(features.numpy(), target.numpy(), strict=True):
-        floor, total, weights = CONTENT_FLOOR * energy, 0.0, 0.0
-        for a, b in zip(x, p, strict=True):
-            a = (a - a.mean()) / np.sqrt(a.var() + floor)
-            total += b.var() * ((a - (b - b.mean()) / np.sqrt(b.var() + floor)) ** 2).mean()
-            weights += b.var() + floor
-        expected.append(total / weights)
-    torch.testing.assert_close(structure_term(features, target, energy), torch.tensor(expected))
-
-
-def test_structure_does_not_see_brightness_and_contrast_of_a_channel():
-    target = random(1, 3, 4, 5, seed=1)
-    factors, shifts = torch.tensor([0.2, 3.0, 40.0]).view(3, 1, 1), torch.tensor([5.0, -1.0, 0.0]).view(3, 1, 1)
-    changed = factors * target + shifts
-    assert structure_term(changed, target, 1e-12).item() < 1e-10
-    assert make_loss(BalancedLoss).content_term(changed, target, torch.zeros(1)).item() > 1
-
-
-def test_structure_content_term_is_2_less_twice_the_correlation():
-    features, target = random(1, 1, 40, 50, seed=1), random(1, 1, 40, 50, seed=2) + 0.5 * random(1, 1, 40, 50, seed=1)
-    correlation = np.corrcoef(features.flatten().numpy(), target.flatten().numpy())[0, 1]
-    assert structure_term(features, target, 1e-12).item() == pytest.approx(2 - 2 * correlation, rel=1e-6)
-
-
-def test_structure_of_a_flat_picture_costs_nothing_and_stays_finite():
-    features, flat = random(1, 3, 4, 5, seed=1).requires_grad_(), torch.full((1, 3, 4, 5), 0.3).double()
-    for x, p in ((features, flat), (flat.clone().requires_grad_(), features.detach())):
-        content = structure_term(x, p, 1.0)
-        content.sum().backward()
-        assert content.isfinite().all()
-        assert x.grad.isfinite().all()
-    assert structure_term(features, flat, 1.0).item() == pytest.approx(0, abs=1e-20)
-
-
 # The whole loss
 
 KINDS = list(LOSSES.values())
@@ -748,7 +703,7 @@ MANY = {"rgb@2": 0.5, "relu1_1": 2.0}  # sliced
 
 
 def loss_by_hand(kind, network, image, content, painting):
-    """Return content and style of one picture by loops over channels, as the formulas of the four losses say."""
+    """Return content and style of one picture by loops over channels, as the formulas of the three losses say."""
 
     def seen(picture, layer):
         if layer == "rgb@2":
@@ -762,21 +717,11 @@ def loss_by_hand(kind, network, image, content, painting):
     for layer, weight in CONTENT.items():
         f, p, s = (seen(x, layer) for x in (image, content, painting))
         floor = CONTENT_FLOOR * (s**2).mean()
-        if kind is StructureLoss:
-            variances = np.array([p_i.var() for p_i in p])
-            deviations = [
-                ((f_i - f_i.mean()) / np.sqrt(f_i.var() + floor) - (p_i - p_i.mean()) / np.sqrt(p_i.var() + floor))
-                for f_i, p_i in zip(f, p, strict=True)
-            ]
-            term = (
-                sum(v * (d**2).mean() for v, d in zip(variances, deviations, strict=True)) / (variances + floor).sum()
-            )
-        else:
-            term = {
-                GatysLoss: 0.5 * ((f - p) ** 2).sum(),
-                JohnsonLoss: ((f - p) ** 2).mean(),
-                BalancedLoss: ((f - p) ** 2).mean() / ((p**2).mean() + floor),
-            }[kind]
+        term = {
+            GatysLoss: 0.5 * ((f - p) ** 2).sum(),
+            JohnsonLoss: ((f - p) ** 2).mean(),
+            BalancedLoss: ((f - p) ** 2).mean() / ((p**2).mean() + floor),
+        }[kind]
         content_loss += weight * term
     for layer, weight in STYLE.items():
         g, a = (gram(seen(x, layer)) for x in (image, painting))

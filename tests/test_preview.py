@@ -73,7 +73,13 @@ def run(arguments, monkeypatch, capsys):
 def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.effect_noise((80, 60), 60).convert("RGB").save("painting.png")
-    options = ["style=custom", "style.image=painting.png", "content_distances=[strong,0.2]", "brushes=[40,60]", "size=48"]
+    options = [
+        "style=custom",
+        "style.image=painting.png",
+        "content_distances=[strong,0.2]",
+        "brushes=[40,60]",
+        "size=48",
+    ]
     options += ["settling_steps=2", "steps=2"]
     code, told = run([*options, "loss_network=vgg16_slim", "device=cpu"], monkeypatch, capsys)
     assert code == 0, told.err

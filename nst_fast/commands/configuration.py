@@ -63,10 +63,6 @@ def load_config(root: str, arguments: list[str]) -> DictConfig:
     a required value that is missing.
     """
     choices, values, paths = sort_arguments(arguments)
-    # loss=balanced measures content distances; structure is free to take any.
-    aimed = [a for a in values if a.startswith("style.content_distance=") and a != "style.content_distance=null"]
-    if root == "train" and aimed and not any(choice.startswith(("loss=", "experiment=")) for choice in choices):
-        choices.append("loss=balanced")
     cfg = compose_choices(root, choices, values)
     refuse_unknown([*values, *(f"{key}=" for key in paths)], cfg)
     try:

@@ -45,7 +45,7 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   keep_colours=true         luminance of the result, colours of the photograph
   snapshot_every=N         write the picture every N iterations
   format=png|jpg
-  loss=NAME                balanced, structure, gatys, johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
+  loss=NAME                balanced, gatys or johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
   loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers (default: vgg19 or vgg16 where it is on this
                            machine, else vgg16_slim, or on a GPU vgg19 where it can be fetched)
   experiment=gatys2016   the paper's presets: figure1_content, figure1_style, figure2, figure3

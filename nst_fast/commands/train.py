@@ -36,7 +36,7 @@ Train a transformation network on a style and export it to ONNX.
   style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong, or a number (0.2 to
                            1); training finds the style weight that takes them there, with loss=balanced
   loss.style_weight=W      or the weight itself (default 5)
-  loss=NAME                structure, balanced, gatys or johnson
+  loss=NAME                balanced, gatys or johnson
   loss.content_layers=…    all of them with their weights, '{relu3_1: 0.5, relu4_2: 0.5}'; likewise loss.style_layers;
                            relu3_1@4 is relu3_1 of the picture at a quarter of its size: larger shapes
   loss.sliced_layers=…     and those whose distributions count as style too, for paintings of flat colours and closed

@@ -249,32 +249,8 @@ class BalancedLoss(PerceptualLoss):
         return (gram - target).square().sum((1, 2)) / target.square().sum((1, 2))
 
 
-class StructureLoss(BalancedLoss):
-    """`BalancedLoss` with a content term that sees patterns, not colours or contrasts.
-
-    A painting has contrasts of its own, so that a stylized picture's features are far from the photograph's wherever it
-    has taken them over; a network that is charged for that saves on what could be recognised. Compared after instance
-    normalisation, features may take any mean and deviation (the domain-invariant perceptual loss of Huang et al., ECCV
-    2018, supplement). Departure: channels count by their variance in the photograph. For each the term is 0 where the
-    pattern is the same, 2 where there is nothing of it.
-    """
-
-    def content_term(self, features: Tensor, target: Tensor, energy: Tensor, filters: int | None = None) -> Tensor:
-        """Return Σ v mean((F̂ − P̂)²) / Σ (v + floor): over channels, v a channel's variance in the photograph."""
-        floor = CONTENT_FLOOR * energy[:, None, None, None]
-
-        def standardised(x: Tensor) -> tuple[Tensor, Tensor]:
-            variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
-            return (x - mean) / (variance + floor).sqrt(), variance
-
-        (x, _), (pattern, variance) = standardised(features), standardised(target)
-        difference = (x - pattern).square().mean((2, 3), keepdim=True)
-        return (variance * difference).sum((1, 2, 3)) / (variance + floor).sum((1, 2, 3))
-
-
 LOSSES: dict[str, type[PerceptualLoss]] = {
     "balanced": BalancedLoss,
     "gatys": GatysLoss,
     "johnson": JohnsonLoss,
-    "structure": StructureLoss,
 }

@@ -192,7 +192,7 @@ def find_style_targets(
         if fits and set(wanted) <= set(made.sizes[size]):
             return made.sizes[size], made.image_sha256
         sizes = ", ".join(map(str, sorted(made.sizes)))
-        offline = f"; loss=structure loss_network=vgg16_slim at style.size {sizes} needs no picture for its own layers"
+        offline = f"; loss=balanced loss_network=vgg16_slim at style.size {sizes} needs no picture for its own layers"
     if image is None and url is not None and sha256 is not None:
         try:
             image = fetch_painting(url, sha256, progress)

@@ -298,7 +298,7 @@ class FastNetwork(TransformationNetwork):
 
     margin: ClassVar[int] = 8  # px; instance norms see it, which training has not
 
-    def __init__(self, width: int = 48, blocks: int = 4, grain: bool = True, contrast: bool = False) -> None:
+    def __init__(self, width: int = 48, blocks: int = 4, grain: bool = False, contrast: bool = False) -> None:
         super().__init__()
         half, full = width // 2, width // 4
         self.stem = nn.Sequential(nn.Conv2d(3, width, 12, 4, 4, padding_mode="reflect"), norm(width), nn.ReLU())
@@ -314,7 +314,7 @@ class FastNetwork(TransformationNetwork):
 class TinyNetwork(FastNetwork):
     """`FastNetwork` without its last convolution: the last upsampling gives the picture."""
 
-    def __init__(self, width: int = 16, blocks: int = 3, grain: bool = True, contrast: bool = False) -> None:
+    def __init__(self, width: int = 16, blocks: int = 3, grain: bool = False, contrast: bool = False) -> None:
         super().__init__(width, blocks, grain, contrast)
         last = max(index for index, module in enumerate(self.body) if isinstance(module, UpsampleConv))
         self.body = nn.Sequential(*self.body[:last], UpsampleConv(width // 2, 3), PhasePixels(3))
