@@ -484,10 +484,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "rate that is no number": ([*PHOTO, "learning_rate=nan"], ["learning_rate is nan"]),
     "weight that is no number": ([*PHOTO, "loss.content_weight=nan"], ["loss.content_weight", "nan"]),
     "weight without end": ([*PHOTO, "loss.content_weight=inf"], ["inf"]),
-    "layer that the loss network lacks": (
-        [*PHOTO, "loss.content_layers={relu5_4: 1}"],
-        ["vgg16_slim has no layer", "relu5_4"],
-    ),
+    "layer that the loss network lacks": ([*PHOTO, "loss.content_layers={relu9_9: 1}"], ["has no layer", "relu9_9"]),
     "unknown option": ([*PHOTO, "iteration=3"], ["did you mean iterations?"]),
     "misspelt style": (["content=photo.png", "stlye=starry_night"], ["'stlye'", "did you mean style?"]),
     "unknown preset": ([*PHOTO, "experiment=gatys2016_figure9"], ["unknown experiment", "gatys2016_figure"]),

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from nst_fast.assets import ASSETS
 from nst_fast.commands import preview
 from nst_fast.commands.configuration import load_config
 from nst_fast.loss.perceptual_loss import BalancedLoss
 from nst_fast.loss.pretrained import create_loss_network
-from nst_fast.loss.style_targets import painting_targets
+from nst_fast.loss.style_targets import StyleTargets, painting_targets
 from nst_fast.loss.tensors import to_image
 from nst_fast.training.content_images import BundledImages
 from nst_fast.training.networks import create_network
