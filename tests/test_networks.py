@@ -280,8 +280,8 @@ def test_a_network_of_an_earlier_version_says_what_its_strokes_grow_from(option,
 
 
 @pytest.mark.parametrize("name", ["fast", "tiny"])
-def test_a_flat_picture_does_not_come_out_flat_or_with_the_network_s_own_period(name):
-    network = create_network(name, 16, 2).eval()
+def test_with_grain_a_flat_picture_does_not_come_out_flat_or_with_the_network_s_own_period(name):
+    network = create_network(name, 16, 2, grain=True).eval()
     with torch.no_grad():
         stylized = network(torch.full((1, 3, 128, 128), 0.5))
     assert stylized.std() > 0.01
@@ -308,8 +308,7 @@ def test_outside_training_the_fast_network_sees_the_picture_continued_by_reflect
     around = ((0, 0), (0, 0), (margin, margin + 3), (margin, margin + 2))  # and on to multiples of the stride
     continued = torch.from_numpy(np.pad(image.numpy(), around, "reflect"))
     with torch.no_grad():
-        network.train().grain.eval()  # which would choose another part in training
-        expected = network(continued)[:, :, margin : margin + 33, margin : margin + 46]
+        expected = network.train()(continued)[:, :, margin : margin + 33, margin : margin + 46]
         torch.testing.assert_close(network.eval()(image), expected)
     assert margin % FastNetwork.stride == 0
     assert margin < FastNetwork.min_size
