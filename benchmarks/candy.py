@@ -2,7 +2,7 @@
 
 A run is a folder that `train` left behind. An outside judge scores both sides on two sets of photographs. Beside it
 stands how much of the photographs can be recognised: the correlation of stylized features with the photograph's,
-filter by filter, weighted by the filter's variance there; 1 is the photograph. `loss=structure` trains on nearly that.
+filter by filter, weighted by the filter's variance there; 1 is the photograph.
 What the output has of other runs stays, each with the commit that it was measured at.
 """
 

@@ -38,8 +38,8 @@ JUDGED = ("content", "style", "style_vgg19", "tv", "painting_size")
 HEAD = """# Released models
 
 One forward pass each: `stylize --model NAME photo.jpg`. The judge's figures are relative distances on photographs never
-trained on: 0 is a perfect match. The judge shares no code with us, but sees with the two networks that these models
-were trained on, which flatters them. `scripts/release_models.py` wrote this page.
+trained on: 0 is a perfect match. The judge shares no code with us. It sees with VGG-16 and with parts of VGG-19; the
+models were trained on neither, but on vgg16_slim, which imitates VGG-16. `scripts/release_models.py` wrote this page.
 """
 SIZES = (256, 720)  # px, of the judge's photographs
 

@@ -41,7 +41,7 @@ that a small loss network trained is compared on VGG-19 or VGG-16 where one of t
   --pixel-range 1|255   of peers' models with float NCHW input; --bgr where their channels are BGR
   -o, --output FOLDER   for report.html and report.json (default: comparison)
   --overwrite           replace those that are there
-  key=value             of the loss, where it is not the model's own: style.size=256 loss.style_weight=5 …
+  key=value             of the loss, where it is not the model's own: style.size=362 loss.style_weight=5 …
   --version             print the version
 
 examples:

@@ -23,8 +23,8 @@ style.content_distance=…` trains one for minutes on what you like.
   style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
   style.image=FILE         with style=custom: your own picture
   content=FILE             a photograph of yours (default: a cup of coffee)
-  content_distances='[medium, 0.6]'  how far pictures may go from the photograph: subtle, medium, strong, or numbers
-  brushes='[256, 512]'     px, short side of the painting (style.size of `train`)
+  content_distances='[medium, 1.6]'  how far pictures may go from the photograph: subtle, medium, strong, or numbers
+  brushes='[362, 724]'     px, short side of the painting (style.size of `train`)
   size=PX                  long side of each picture (default 384)
   loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers
   output=FILE              (default: <style>.preview.jpg)

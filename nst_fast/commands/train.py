@@ -32,22 +32,22 @@ Train a transformation network on a style and export it to ONNX.
 
   style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
   style.image=FILE         with style=custom: your own picture
-  style.size=PX            short side of the painting; smaller means smaller strokes (default 384)
-  style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong, or a number (0.2 to
-                           1); training finds the style weight that takes them there, with loss=balanced
-  loss.style_weight=W      or the weight itself (default 5)
+  style.size=PX            short side of the painting; smaller means smaller strokes (default 512)
+  style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 2), or a
+                           number; training finds the style weight that takes them there, with loss=balanced
+  loss.style_weight=W      or the weight itself (default 20; 5 is subtle, 40 strong)
   loss=NAME                balanced, gatys or johnson
-  loss.content_layers=…    all of them with their weights, '{relu3_1: 0.5, relu4_2: 0.5}'; likewise loss.style_layers;
+  loss.content_layers=…    all of them with their weights, '{relu2_2: 0.5, relu3_3: 0.5}'; likewise loss.style_layers;
                            relu3_1@4 is relu3_1 of the picture at a quarter of its size: larger shapes
-  loss.sliced_layers=…     and those whose distributions count as style too, for paintings of flat colours and closed
-                           shapes: '{rgb@2: 0.1, relu3_3: 0.8}'; rgb is the picture itself (default: none)
+  loss.sliced_layers=…     and those whose distributions count as style too (default '{rgb@4: 0.07}', the colours of
+                           the picture at a quarter of its size); '{rgb@4: 0.07, relu3_3: 0.8}' for closed shapes
   data=folder data.root=D  train on your own photographs (default: bundled ones)
   data=coco                train on COCO's: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
   trainer=smoke            a few steps, to see that everything works
   loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers (default: chosen by the device)
   network=NAME             fast, tiny or johnson
-  network.grain=false      no fixed map of noise for strokes to grow from (johnson has none)
+  network.grain=true       strokes grow from a fixed map of noise, where the photograph is flat
   network.contrast=true    strokes grow from the photograph's own faint contrast
   experiment=johnson2016   the field's standard recipe
   init_from=NAME           start from a shipped model's network, or from a .onnx or .ckpt file's, which saves time
