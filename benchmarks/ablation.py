@@ -23,13 +23,11 @@ from nst_fast.training.sheet import draw_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 PAINTINGS = ("starry_night", "wave", "composition_vii")
-# Everything else is `train` as it stands.
-ALL = ["data.size=192", "data.window=0.6", "loss.name=structure", "network.grain=true", "trainer.learning_rate=1.5e-3"]
+SHORT = ["data.size=192", "data.window=0.6", "trainer.learning_rate=1.5e-3"]  # everything else is `train` as it stands
 CHOICES = {
     "all terms": [],
-    "without structure": ["loss.name=balanced"],  # the plain content term
     "without distributions": ["loss.sliced_layers={}"],
-    "without grain": ["network.grain=false"],
+    "with grain": ["network.grain=true"],
     "without weave": ["trainer.weave_weight=0"],
     "without grid": ["trainer.grid_weight=0"],
 }
@@ -54,10 +52,10 @@ def main() -> None:
         painting = SHARED / "styles" / f"{name}.jpg"
         figures[name], pictures = {}, []
         for choice in options.choices:
-            common = [*options.loss_network, *ALL, f"trainer.max_steps={options.steps}"]
-            # The start is another painting's, by all terms; a network without grain has one of its own.
+            common = [*options.loss_network, *SHORT, f"trainer.max_steps={options.steps}"]
+            # The start is another painting's, by all terms; a network with grain has one of its own.
             network = [option for option in CHOICES[choice] if option.startswith("network")]
-            start = options.runs / ("start_without_grain" if network else "start")
+            start = options.runs / ("start_with_grain" if network else "start")
             _, model = trained(SHARED / "styles" / "the_scream.jpg", start, [*common, *network])
             run = options.runs / f"{name}_{choice.replace(' ', '_')}"
             summary, model = trained(painting, run, [*common, *CHOICES[choice], f"init_from={model}"])
