@@ -35,12 +35,12 @@ Train a transformation network on a style and export it to ONNX.
   style.size=PX            short side of the painting; smaller means smaller strokes (default 640)
   style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 2), or a
                            number; training finds the style weight that takes them there, with loss=balanced
-  loss.style_weight=W      or the weight itself (default 20; 5 is subtle, 40 strong)
+  loss.style_weight=W      or the weight itself (default 12; 4 is subtle, 30 strong)
   loss=NAME                balanced, gatys or johnson
   loss.content_layers=…    all of them with their weights, '{relu2_2: 0.5, relu3_3: 0.5}'; likewise loss.style_layers;
                            relu3_1@4 is relu3_1 of the picture at a quarter of its size: larger shapes
-  loss.sliced_layers=…     and those whose distributions count as style too (default '{rgb@4: 0.07}', the colours of
-                           the picture at a quarter of its size); '{rgb@4: 0.07, relu3_3: 0.8}' for closed shapes
+  loss.sliced_layers=…     and those whose distributions count as style too (default '{rgb@4: 0.1}', the colours of
+                           the picture at a quarter of its size); '{rgb@4: 0.1, relu3_3: 0.8}' for closed shapes
   data=folder data.root=D  train on your own photographs (default: bundled ones)
   data=coco                train on COCO's: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
