@@ -34,7 +34,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 FIGURES = ROOT / "benchmarks" / "released_models.json"
 CARDS = ROOT / "checkpoints" / "README.md"
-JUDGED = ("content", "style", "style_vgg19", "tv", "painting_size")
+JUDGED = (
+    *("content_vgg16", "style_vgg16", "painting_size_vgg16"),
+    *("style_vgg19", "painting_size", "palette", "tv"),
+)
 HEAD = """# Released models
 
 One forward pass each: `stylize --model NAME photo.jpg`. The judge's figures are relative distances on photographs never
@@ -42,11 +45,12 @@ trained on: 0 is a perfect match. The judge shares no code with us. It sees with
 models were trained on neither, but on vgg16_slim, which imitates VGG-16. `scripts/release_models.py` wrote this page.
 """
 SIZES = (256, 720)  # px, of the judge's photographs
+COUNTS = {256: 12, 720: 6}  # of them
 
 
 def photographs(size: int) -> list[Path]:
-    """Return the files that the judge takes at a size: 24 at 256 px, 12 at more."""
-    return sorted((SHARED / "content" / "val").glob("*.jpg"))[: 24 if size == 256 else 12]
+    """Return the files that the judge takes at a size."""
+    return sorted((SHARED / "content" / "val").glob("*.jpg"))[: COUNTS[size]]
 
 
 def ask_judge(model: Path, size: int, options: Sequence[str]) -> dict[str, float]:
@@ -163,7 +167,8 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
         "validation losses": ", ".join(f"{k[4:-5]} {float(v):.3g}" for k, v in told.items() if k.startswith("val_")),
         **{
             f"judge at {size} px": ", ".join(f"{k} {v:.3g}" for k, v in found.items())
-            + f"; photographs untouched: style_vgg19 {figures['untouched'][size]['style_vgg19']:.2g}"
+            + f"; photographs untouched: style_vgg16 {figures['untouched'][size]['style_vgg16']:.2g}, "
+            f"palette {figures['untouched'][size]['palette']:.2g}"
             for size, found in figures["judge"].items()
         },
         "worth": f"{worth['median']:g} L-BFGS iterations from the photograph ({worth['least']:g}–{worth['most']:g}), "

@@ -92,7 +92,7 @@ def test_a_released_model_brings_photographs_to_the_style_targets(name):
     targets = StyleTargets.load(ASSETS / "style_targets" / f"{name}.safetensors").sizes[size]
 
     def distance(picture: Image.Image) -> float:
-        features = network(to_tensor(picture), ["relu1_1", "relu2_1", "relu3_1", "relu4_1"])
+        features = network(to_tensor(picture), ["relu1_2", "relu2_2", "relu3_3"])
         grams = {k: layer_gram_matrix(network, k, f) for k, f in features.items()}
         errors = [(gram - targets[k]).square().sum() / targets[k].square().sum() for k, gram in grams.items()]
         return float(torch.stack(errors).mean())
@@ -129,9 +129,10 @@ def test_a_released_model_paints_no_weave(name):
 @pytest.mark.skipif(not SHARED.exists(), reason="the judge and its photographs are in ../shared")
 @pytest.mark.parametrize("name", STYLES)
 def test_the_judge_finds_a_released_model_within_its_bounds(name):
-    command = [sys.executable, SHARED / "judge.py", "--model", shipped_models()[name], "--limit", "12"]
+    """At 720 px: near enough to the painting by the whole VGG-16, and its colours (docs/training.md)."""
+    command = [sys.executable, SHARED / "judge.py", "--model", shipped_models()[name], "--limit", "3", "--size", "720"]
     painting = SHARED / "styles" / Path(load_config("train", [f"style={name}"]).style.url).name
     done = subprocess.run([*command, "--style", painting], capture_output=True, check=True)
     figures = json.loads(done.stdout)
-    assert figures["style_vgg19"] <= 0.08
-    assert figures["content"] <= 0.70
+    assert figures["style_vgg16"] <= 0.24
+    assert figures["palette"] <= 0.06
