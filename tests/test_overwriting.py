@@ -14,7 +14,7 @@ from nst_fast.commands import compare, export, optimize, preview, train
 from nst_fast.errors import UserError
 from nst_fast.files import new_folder
 
-TINY = ["style=starry_night", "style.size=640", "size=32", "iterations=1", "loss_network=vgg16_slim", "device=cpu"]
+TINY = ["style=starry_night", "style.size=512", "size=32", "iterations=1", "loss_network=vgg16_slim", "device=cpu"]
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_nst_preview_replaces_a_sheet_only_where_told(command):
     options = ["style=starry_night", "loss_network=vgg16_slim", "device=cpu", "size=32", "steps=1", "settling_steps=1"]
     assert_refused(command(preview, *options), "starry_night.preview.jpg", "overwrite=true")
     assert Path("starry_night.preview.jpg").read_text() == "mine"
-    more = ["brushes=[640]", "content_distances=[medium]", "overwrite=true"]
+    more = ["brushes=[512]", "content_distances=[medium]", "overwrite=true"]
     assert command(preview, *options, *more)[0] == 0
     assert Path("starry_night.preview.jpg").read_bytes().startswith(b"\xff\xd8")
 

@@ -34,7 +34,7 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   content=FILE             the photograph
   style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
   style.image=FILE         with style=custom: your own picture
-  style.size=PX            short side of the painting; smaller means smaller strokes (default 640)
+  style.size=PX            short side of the painting; smaller means smaller strokes (default 512)
   size=PX                  long side of the result (default 512; null: as the photograph is)
   scales=N                 coarse to fine: start at size/2^(N-1) and double (default: from a short side of 80 px or
                            more; on vgg16_slim 1, as its style targets ship for few sizes)

@@ -32,7 +32,7 @@ Train a transformation network on a style and export it to ONNX.
 
   style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
   style.image=FILE         with style=custom: your own picture
-  style.size=PX            short side of the painting; smaller means smaller strokes (default 640)
+  style.size=PX            short side of the painting; smaller means smaller strokes (default 512)
   style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 2), or a
                            number; training finds the style weight that takes them there, with loss=balanced
   loss.style_weight=W      or the weight itself (default 12; 4 is subtle, 30 strong)
