@@ -11,12 +11,11 @@ from PIL import Image
 from scipy.optimize import minimize
 
 from nst_fast.assets import VGG16_SLIM
-from nst_fast.commands.configuration import load_config
 from nst_fast.errors import UserError
 from nst_fast.loss.loss_networks import VGG
 from nst_fast.loss.perceptual_loss import BalancedLoss, GatysLoss, split_name, style_target
 from nst_fast.loss.pretrained import create_loss_network
-from nst_fast.loss.style_targets import find_style_targets
+from nst_fast.loss.style_targets import painting_targets
 from nst_fast.loss.tensors import to_image, to_tensor
 from nst_fast.reference.image_optimizer import METHODS, adam, lbfgs, optimize_image, optimize_picture, white_noise
 from nst_fast.stylizing.images import keep_colours, resize_long_side
@@ -204,19 +203,18 @@ def test_adam_is_torchs_with_half_a_cosine_and_clamping():
 
 
 @pytest.fixture(scope="module")
-def starry():
-    """Return the default loss, the shipped targets of a painting, and a photograph of 48 pixels."""
+def picture_loss():
+    """Return a loss on the shipped network, the targets of a picture, and a photograph of 48 pixels."""
     network = create_loss_network("vgg16_slim", weights=VGG16_SLIM)
     styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
     loss = BalancedLoss(network, {"relu4_2": 1.0}, styles, 1.0, 7.0, 3.0)
-    sha256 = load_config("train", ["style=starry_night"]).style.sha256
-    style, _ = find_style_targets(network, loss.style_target_names, name="starry_night", size=256, sha256=sha256)
+    style = painting_targets(Image.fromarray(skimage.data.astronaut()), network, loss.style_target_names, 256)
     return loss, style, to_tensor(Image.fromarray(skimage.data.coffee()).resize((48, 48)))
 
 
 @pytest.mark.parametrize("start", ["content", "noise"])
-def test_lbfgs_keeps_up_with_scipy_on_the_shipped_loss(starry, start):
-    loss, style, content = starry
+def test_lbfgs_keeps_up_with_scipy_on_the_shipped_loss(picture_loss, start):
+    loss, style, content = picture_loss
     start = content if start == "content" else white_noise(content, 0)
     targets = loss.content_targets(content)
 
@@ -238,16 +236,16 @@ def test_lbfgs_keeps_up_with_scipy_on_the_shipped_loss(starry, start):
     assert_never_rises_and_stays_within_bounds(images)
 
 
-def test_adam_ends_near_lbfgs_on_the_shipped_loss(starry):
-    loss, style, content = starry
+def test_adam_ends_near_lbfgs_on_the_shipped_loss(picture_loss):
+    loss, style, content = picture_loss
     traces = {method: optimize_image(content, loss, style, method=method, iterations=200)[1] for method in METHODS}
     lowest = {method: min(row["total"] for row in trace) for method, trace in traces.items()}
     assert lowest["adam"] == pytest.approx(lowest["lbfgs"], rel=0.1)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_runs_are_identical_bit_for_bit(starry, method):
-    loss, style, content = starry
+def test_runs_are_identical_bit_for_bit(picture_loss, method):
+    loss, style, content = picture_loss
     options = {"start": white_noise(content, 3), "method": method, "iterations": 8}
     runs = [optimize_image(content, loss, style, **options) for _ in range(2)]
     assert torch.equal(runs[0][0], runs[1][0])

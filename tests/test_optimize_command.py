@@ -58,8 +58,9 @@ def shipped_targets(name: str, size: int) -> dict[str, torch.Tensor]:
 
 def shipped_loss() -> BalancedLoss:
     """Return the loss that configs/loss/balanced.yaml describes."""
-    styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
-    return BalancedLoss(create_loss_network("vgg16_slim"), {"relu4_2": 1.0}, styles, 1.0, 7.0, 3.0)
+    styles = {"relu1_2": 0.2, "relu2_2": 0.4, "relu3_3": 0.4}
+    weights = (1.0, 12.0, 3.0)
+    return BalancedLoss(create_loss_network("vgg16_slim"), {"relu2_2": 1.0}, styles, *weights, {"rgb@4": 0.1})
 
 
 def photograph_at(width: int, height: int) -> torch.Tensor:
@@ -134,7 +135,7 @@ def test_trace_has_every_iteration_and_falls_from_the_photograph_on(finished):
     assert totals == sorted(totals, reverse=True)
     assert totals[-1] < totals[0] / 2
     for row in trace:
-        assert row["total"] == pytest.approx(row["content"] + 7 * row["style"] + 3 * row["tv"], rel=1e-5)
+        assert row["total"] == pytest.approx(row["content"] + 12 * row["style"] + 3 * row["tv"], rel=1e-5)
 
 
 def test_report_says_what_was_optimised(finished):
@@ -153,7 +154,7 @@ def test_last_losses_are_those_of_the_picture(finished, monkeypatch):
     monkeypatch.chdir(finished.folder.parent)
     with Image.open(finished.picture) as picture:
         losses = perceptual_losses(
-            shipped_loss(), shipped_targets("starry_night", 256), to_tensor(picture), photograph_at(48, 32)
+            shipped_loss(), shipped_targets("starry_night", 512), to_tensor(picture), photograph_at(48, 32)
         )
     last = finished.report["trace"][-1]
     assert losses == pytest.approx({name: last[name] for name in TERMS}, rel=0.01)  # rounding to 8 bits
@@ -204,15 +205,15 @@ def test_size_null_keeps_the_photographs_size(folder):
 
 
 def test_the_second_scale_starts_from_the_first(folder):
-    picture, trace, output = run(*PHOTO, "size=72", "scales=2", "style.size=512", "iterations=3", "output=o")
+    picture, trace, output = run(*PHOTO, "size=72", "scales=2", "style.size=724", "iterations=3", "output=o")
     assert [(row["size"], row["iteration"]) for row in trace] == [(s, n) for s in (36, 72) for n in range(4)]
     assert picture.size == (72, 48)
-    # The painting shrinks with the picture: 256 px at the first scale, 512 at the second; both are shipped.
-    small, targets = photograph_at(36, 24), shipped_targets("starry_night", 256)
+    # The painting shrinks with the picture: 362 px at the first scale, 724 at the second; both are shipped.
+    small, targets = photograph_at(36, 24), shipped_targets("starry_night", 362)
     first, _ = optimize_image(small, shipped_loss(), targets, iterations=3)
     enlarged = F.interpolate(first, (48, 72), mode="bicubic", align_corners=False).clamp(0, 1)
     expected = perceptual_losses(
-        shipped_loss(), shipped_targets("starry_night", 512), enlarged, photograph_at(72, 48).contiguous()
+        shipped_loss(), shipped_targets("starry_night", 724), enlarged, photograph_at(72, 48).contiguous()
     )
     assert {name: trace[4][name] for name in TERMS} == pytest.approx(expected, rel=1e-3)
     assert trace[4]["content"] > 0.05  # the photograph itself would have none
@@ -227,7 +228,7 @@ def test_noise_belongs_to_its_seed(folder):
     }
     a, b, c = (np.asarray(picture, int) for picture, _, _ in pictures.values())
     np.testing.assert_array_equal(a, b)
-    assert np.abs(a - c).mean() > 10
+    assert (a != c).mean() > 0.8
     start = np.asarray(Image.open("a/snapshots/48px_00000.png"), float).ravel()
     photo = np.asarray(Image.open("photo.png").resize((48, 32)), float).ravel()
     assert abs(np.corrcoef(start, photo)[0, 1]) < 0.1
@@ -272,8 +273,8 @@ def test_keep_colours_gives_the_picture_the_photographs_chroma(folder):
 
 
 def mean_targets(weights: dict[str, float]) -> dict[str, torch.Tensor]:
-    """Return the weighted mean of shipped targets at 256 px."""
-    every = {name: shipped_targets(name, 256) for name in weights}
+    """Return the weighted mean of shipped targets at 512 px."""
+    every = {name: shipped_targets(name, 512) for name in weights}
     layers, total = next(iter(every.values())), sum(weights.values())
     return {k: sum(w * every[name][k] for name, w in weights.items()) / total for k in layers}
 
@@ -281,7 +282,7 @@ def mean_targets(weights: dict[str, float]) -> dict[str, torch.Tensor]:
 def test_find_blend_is_the_weighted_mean_of_the_targets():
     cfg = load_config("optimize", [*PHOTO, "loss_network=vgg16_slim", "loss.pooling=max"])
     loss = create_perceptual_loss(cfg)
-    grams, hashes = find_blend(cfg, {"the_scream": 0.5, "great_wave": 2.0}, loss, 256)
+    grams, hashes = find_blend(cfg, {"the_scream": 0.5, "great_wave": 2.0}, loss, 512)
     expected = mean_targets({"starry_night": 1.0, "the_scream": 0.5, "great_wave": 2.0})
     torch.testing.assert_close(grams, {k: expected[k] for k in grams})
     assert set(grams) == set(loss.style_target_names)
@@ -301,7 +302,7 @@ def test_find_blend_takes_files(folder):
 def test_find_blend_names_a_style_that_it_does_not_know():
     cfg = load_config("optimize", [*PHOTO, "loss_network=vgg16_slim", "loss.pooling=max"])
     with pytest.raises(UserError, match="unknown style 'the_screen': did you mean the_scream") as caught:
-        find_blend(cfg, {"the_screen": 1.0}, create_perceptual_loss(cfg), 256)
+        find_blend(cfg, {"the_screen": 1.0}, create_perceptual_loss(cfg), 512)
     assert "\n" not in str(caught.value)
 
 
@@ -475,7 +476,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no scales": ([*PHOTO, "scales=0"], ["scales is 0"]),
     "tiny": ([*PHOTO, "size=3"], ["size is 3", "at least 16"]),
     "too low for the loss network": ([*PHOTO, "content=low.png"], []),
-    "too low at the least size": ([*PHOTO, "size=16"], []),
+    "too low at the least size": ([*CUSTOM, "size=16", "loss.style_layers={relu5_1: 1}"], []),
     "too low for a distribution": ([*CUSTOM, "size=64", "loss.sliced_layers={relu4_1@8: 1}"], ["px a side are needed"]),
     "name that is a number": ([*PHOTO, "blend={3: 0.5}"], ["blend", "3"]),
     "snapshots never": ([*PHOTO, "snapshot_every=0"], ["snapshot_every is 0"]),
