@@ -48,7 +48,7 @@ Optimise the pixels of one picture on the perceptual loss: the slow path that th
   loss=NAME                balanced, structure, gatys, johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
   loss_network=NAME        vgg19_slim, vgg16, vgg19, alexnet or teachers (default: vgg19 or vgg16 where it is on this
                            machine, else vgg19_slim, or on a GPU vgg19 where it can be fetched)
-  experiment=gatys2016   the paper's presets: figure1_content, figure1_style, figure2, figure3
+  experiment=NAME          the presets of the paper: gatys2016, gatys2016_figure1_content, gatys2016_figure1_style
   output=FOLDER            (default: runs/optimize/<style>/<time>)
   overwrite=true           replace what an earlier run left in it
   --cfg                    print the resolved config and stop

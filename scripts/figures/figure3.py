@@ -1,6 +1,6 @@
 """Figure 3 of Gatys et al. 2016: style layers against the ratio of content to style weight, from white noise.
 
-python scripts/figures/figure3.py                       # → docs/images/gatys2016.jpg
+python scripts/figures/figure3.py                       # → docs/images/gatys2016_figure3.jpg
 python scripts/figures/figure3.py loss_network=vgg16    # fetched where it is not on this machine
 """
 
@@ -26,7 +26,7 @@ def main() -> None:
     ]
     print(
         make_sheet(
-            "gatys2016",
+            "gatys2016_figure3",
             "Style layers against α/β (Gatys et al. 2016, figure 3; here α/β = 0.001 × the figure above a column)",
             cells,
             [f"up to {layer}" for layer in STYLE_LAYERS],
