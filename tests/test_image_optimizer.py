@@ -206,9 +206,8 @@ def test_adam_is_torchs_with_half_a_cosine_and_clamping():
 def picture_loss():
     """Return a loss on the shipped network, the targets of a picture, and a photograph of 48 pixels."""
     network = create_loss_network("vgg16_slim", weights=VGG16_SLIM)
-    styles = {f"relu{block}_1": 0.2 for block in range(1, 6)}
-    loss = BalancedLoss(network, {"relu4_2": 1.0}, styles, 1.0, 7.0, 3.0)
-    style = painting_targets(Image.fromarray(skimage.data.astronaut()), network, loss.style_target_names, 256)
+    loss = BalancedLoss(network, {"relu2_2": 1.0}, {"relu1_2": 0.5, "relu2_2": 0.5}, 1.0, 2.0, 3.0)
+    style = painting_targets(Image.fromarray(skimage.data.astronaut()), network, loss.style_target_names, 128)
     return loss, style, to_tensor(Image.fromarray(skimage.data.coffee()).resize((48, 48)))
 
 
