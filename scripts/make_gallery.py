@@ -17,7 +17,7 @@ from PIL import Image
 
 from nst_fast.assets import shipped_models
 from nst_fast.commands.compare import loss_arguments
-from nst_fast.commands.configuration import literal, load_config
+from nst_fast.commands.configuration import load_config
 from nst_fast.commands.optimize import optimize
 from nst_fast.files import write_atomically
 from nst_fast.loss.tensors import to_image
@@ -47,7 +47,7 @@ def main() -> None:
             for number, photograph in enumerate(photographs):
                 file, output = Path(folder, f"{number}.png"), Path(folder, str(number))
                 save_image(photograph, file)
-                chosen = [f"content={literal(str(file))}", f"output={literal(str(output))}", f"iterations={ITERATIONS}"]
+                chosen = [f"content={file}", f"output={output}", f"size={SIDE}", f"iterations={ITERATIONS}"]
                 cfg = load_config("optimize", [*chosen, *loss_arguments(stylize, name, sys.argv[1:])])
                 rows.append((photograph, stylize(photograph), load_image(optimize(cfg))))
         columns = ["photograph", "the model, one forward pass", f"the optimiser, {ITERATIONS} iterations a scale"]
