@@ -24,6 +24,7 @@ CPU_WORKERS = 1  # that prepare pictures, some 150 a second and more; the other 
 CHOSEN = "NST_FAST_LOSS_NETWORK"  # environment variable: the first process's choice, for those that Lightning starts
 MOST_GPU_WORKERS = 16  # some 2,500 bundled pictures a second, 15,000 of a folder
 CONTROL_RATE = 0.03  # of the style weight's logarithm a step: the network follows within some 50 steps
+START = "the_scream"  # the shipped model whose network the others start from
 
 USAGE = """
 usage: train style=NAME [key=value ...]
@@ -35,12 +36,12 @@ Train a transformation network on a style and export it to ONNX.
   style.size=PX            short side of the painting; smaller means smaller strokes (default 512)
   style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 2), or a
                            number; training finds the style weight that takes them there, with loss=balanced
-  loss.style_weight=W      or the weight itself (default 12; 4 is subtle, 30 strong)
+  loss.style_weight=W      or the weight itself (default 8; 4 is subtle, 16 strong)
   loss=NAME                balanced, gatys or johnson
   loss.content_layers=…    all of them with their weights, '{relu2_2: 0.5, relu3_3: 0.5}'; likewise loss.style_layers;
                            relu3_1@4 is relu3_1 of the picture at a quarter of its size: larger shapes
-  loss.sliced_layers=…     and those whose distributions count as style too (default '{rgb@4: 0.1}', the colours of
-                           the picture at a quarter of its size); '{rgb@4: 0.1, relu3_3: 0.8}' for closed shapes
+  loss.sliced_layers=…     and those whose distributions count as style too (default '{rgb@4: 0.06}', the colours of
+                           the picture at a quarter of its size); '{rgb@4: 0.06, relu3_3: 0.8}' for closed shapes
   data=folder data.root=D  train on your own photographs (default: bundled ones)
   data=coco                train on COCO's: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
@@ -50,7 +51,8 @@ Train a transformation network on a style and export it to ONNX.
   network.grain=true       strokes grow from a fixed map of noise, where the photograph is flat
   network.contrast=true    strokes grow from the photograph's own faint contrast
   experiment=johnson2016   the field's standard recipe
-  init_from=NAME           start from a shipped model's network, or from a .onnx or .ckpt file's, which saves time
+  init_from=NAME           start from a shipped model's network, or from a .onnx or .ckpt file's (default: the_scream,
+                           which saves time); init_from=null starts from nothing and wants more steps
   resume=last              go on with the newest run of the style, or with the one in output=FOLDER
   resume=CHECKPOINT        go on from a checkpoint, or a run's folder; its options hold and need not be repeated
   output=FOLDER            folder of the run (default: runs/train/<style>/<time>)
@@ -72,6 +74,7 @@ def resolve(cfg: Any, console: Console) -> None:
     from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
 
     check_options(cfg)
+    choose_start(cfg)
     gpu = choose_engine(cfg)
     several = cfg.trainer.devices * cfg.trainer.num_nodes > 1
     if several and cfg.loss_network.name == "auto" and getattr(rank_zero_only, "rank", 0):
@@ -154,6 +157,16 @@ def choose_engine(cfg: Any) -> bool:
         native = not mps and multiplies_bfloat16("cuda" if gpu else "cpu")
         cfg.trainer.precision = "bf16-mixed" if native else "32-true"
     return gpu
+
+
+def choose_start(cfg: Any) -> None:
+    """Replace init_from=auto by the shipped model that a network of its kind starts from, or by nothing."""
+    from nst_fast.stylizing.stylizer import Stylizer
+    from nst_fast.training.networks import in_words
+
+    if cfg.init_from == "auto":
+        theirs = Stylizer(START, device="cpu").metadata.get("network")
+        cfg.init_from = START if in_words(cfg.network) == theirs else None
 
 
 def warm_start(network: Any, path: str) -> None:

@@ -168,7 +168,8 @@ def without_folders(config: dict[str, Any]) -> dict[str, Any]:
     for group, key in ((group, key) for group, keys in PATHS.items() for key in keys):
         if told[group].get(key) is not None:
             told[group][key] = Path(told[group][key]).name
-    return {**told, "seed": config["seed"]}
+    start = config.get("init_from")
+    return {**told, "seed": config["seed"], "init_from": start and Path(start).name}
 
 
 def describe(checkpoint: dict[str, Any]) -> dict[str, str]:
