@@ -327,14 +327,22 @@ def test_two_runs_with_one_seed_have_identical_weights(precision, contrast, trai
     assert_same_weights(Path("first"), Path("second"))
 
 
-def test_another_seed_has_other_weights(finished, train):
+def test_another_seed_has_other_weights(train):
     draw_picture(Path("pic.jpg"))
-    assert train(*CUSTOM, *SMOKE, "seed=1", "output=other").code == 0
-    first, second = network_weights(Path("other")), network_weights(finished.folder)
+    for seed in (0, 1):
+        assert train(*CUSTOM, *SMOKE, "init_from=null", f"seed={seed}", f"output=seed {seed}").code == 0
+    first, second = (network_weights(Path(f"seed {seed}")) for seed in (0, 1))
     for name in first:
         if first[name].ndim == 4:
             both = torch.stack([first[name].flatten(), second[name].flatten()])
             assert both.corrcoef()[0, 1].abs() < 0.5
+
+
+@pytest.mark.parametrize("other", ["network=tiny", "init_from=null"])
+def test_another_network_or_null_starts_from_nothing(other, train):
+    draw_picture(Path("pic.jpg"))
+    assert train(*CUSTOM, *SMOKE, other, "output=run").code == 0
+    assert OmegaConf.load("run/config.yaml").init_from is None
 
 
 @pytest.mark.parametrize("name", AWKWARD_NAMES)
@@ -454,16 +462,14 @@ def test_a_warm_start_from_a_model_is_the_network_that_it_was_exported_from(fini
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_shipped_model_is_started_from_by_its_name(train):
+@pytest.mark.parametrize(("name", "said"), [("the_scream", []), ("great_wave", ["init_from=great_wave"])])
+def test_a_network_starts_from_the_scream_or_the_shipped_model_that_is_named(name, said, train):
     """Its very picture, but for rounding to bytes: one step that learns nothing changes nothing."""
     draw_picture(Path("pic.jpg"))
     still = ["trainer.max_steps=1", "trainer.learning_rate=0", "data.size=64", "data.batch_size=1"]
-    assert train(*CUSTOM, *still, "output=warm", "init_from=the_scream").code == 0
+    assert train(*CUSTOM, *still, "output=warm", *said).code == 0
     pixels = np.random.default_rng(0).integers(0, 256, (1, 50, 70, 3), dtype=np.uint8)
-    got = [
-        Stylizer(path).stylize_array(pixels).astype(int)
-        for path in (Path("warm/pic.onnx"), shipped_models()["the_scream"])
-    ]
+    got = [Stylizer(path).stylize_array(pixels).astype(int) for path in (Path("warm/pic.onnx"), shipped_models()[name])]
     assert np.abs(got[0] - got[1]).max() <= 1
 
 
