@@ -204,7 +204,8 @@ def add_inner_conv(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range])
     """Add a convolution and the norm that follows it, its channels in `phase_order`.
 
     Every channel fills 8 bits: it is scaled and moved for them. The scale is undone after them, so that the norm's
-    epsilon weighs what it did; the norm itself undoes the offset.
+    epsilon weighs what it did, but no further than to where it weighs as much as a step of the 8 bits: what varies by
+    less is rounding, of which the norm would make a pattern where a picture has one colour. The norm undoes the offset.
     """
     name, norm, order = conv.output[0], graph.followers(conv)[0], phase_order(graph, conv)
     weight, bias = (graph.values[n].astype(np.float64)[order] for n in conv.input[1:3])
@@ -215,7 +216,8 @@ def add_inner_conv(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range])
     y = add_conv(
         graph, conv, weight / radius[:, None, None, None], (bias - (highest + lowest) / 2) / radius, ranges, out
     )
-    scales = graph.constant(f"{name}/y/scales", out.size * radius, np.float32)
+    step = np.minimum(out.size * radius, attributes(norm).get("epsilon", 1e-5) ** 0.5)
+    scales = graph.constant(f"{name}/y/scales", step, np.float32)
     zeros = graph.constant(f"{name}/y/zeros", [round(1 / out.size)] * len(order), np.uint8)
     y = graph.add("DequantizeLinear", [y, scales, zeros], f"{name}/y/float", axis=1)
     parameters = [graph.constant(f"{name}/norm/{n}", graph.values[n][order], np.float32) for n in norm.input[1:]]
