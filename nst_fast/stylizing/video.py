@@ -42,41 +42,50 @@ class Encoder:
 
     Attributes:
         container, codec: FFmpeg's names.
-        quality: the codec's option for it, and its values at 1 and at 100; None: there is none.
+        quality: the codec's options for it, and their value at 1 and at 100.
         options: of the codec.
         muxing: of the container.
         pixels: the format of frames.
-        step: s, of which times are multiples; 0: of the frames' mean distance; None: times are the source's.
+        tagged: whether the file says what its numbers mean as colours.
+        step: s, of which times are multiples; 0: the mean distance of frames; None: as in the source.
     """
 
     container: str
     codec: str
-    quality: tuple[str, float, float] | None
+    quality: tuple[str, float, float] = ("", 0, 0)
     options: dict[str, str] = field(default_factory=dict)
     muxing: dict[str, str] = field(default_factory=dict)
     pixels: str = "yuv420p"
+    tagged: bool = True
     step: Fraction | None = None
 
-    def option_of(self, quality: int) -> dict[str, str]:
+    def options_at(self, quality: int) -> dict[str, str]:
         """Return the codec's options at a quality, 1 to 100."""
-        if self.quality is None:
-            return self.options
-        name, worst, best = self.quality
-        return {name: str(round(worst + (best - worst) * (quality - 1) / 99)), **self.options}
+        names, worst, best = self.quality
+        value = round(worst + (best - worst) * (quality - 1) / 99)
+        return self.options | dict.fromkeys(names.split(), str(value))
 
 
-# A slower preset would take the cores from the network for a tenth of the file.
+# Slower presets would take the cores from the network, for a tenth of the file; qualities of 95 are alike.
 X264 = ("libx264", ("crf", 51, 16), {"preset": "veryfast"})
+VP9 = ("libvpx-vp9", ("crf", 63, 27), {"deadline": "realtime", "cpu-used": "5", "row-mt": "1"})
+WEB = {"movflags": "faststart"}
 ENCODERS = {
-    "MP4": Encoder("mp4", *X264, muxing={"movflags": "faststart"}),
-    "QuickTime": Encoder("mov", *X264, muxing={"movflags": "faststart"}),
+    "MP4": Encoder("mp4", *X264, muxing=WEB),
+    "QuickTime": Encoder("mov", *X264, muxing=WEB),
     "Matroska": Encoder("matroska", *X264),
-    # AVI has one distance between frames, in the order of decoding.
-    "AVI": Encoder("avi", X264[0], X264[1], {**X264[2], "bf": "0"}, step=Fraction(0)),
-    "WebM": Encoder("webm", "libvpx-vp9", ("crf", 63, 20), {"deadline": "realtime", "cpu-used": "5", "row-mt": "1"}),
-    "GIF": Encoder("gif", "gif", None, pixels="pal8", step=Fraction(1, 100)),
+    "WebM": Encoder("webm", *VP9),
+    # H.264 would be shown a frame late.
+    "AVI": Encoder("avi", "mpeg4", ("qmin qmax", 31, 2), tagged=False, step=Fraction(0)),
+    "GIF": Encoder("gif", "gif", pixels="pal8", tagged=False, step=Fraction(1, 100)),
     "WEBP": Encoder(
-        "webp", "libwebp_anim", ("quality", 1, 100), muxing={"loop": "0"}, pixels="bgra", step=Fraction(1, 1000)
+        "webp",
+        "libwebp_anim",
+        ("quality", 1, 100),
+        muxing={"loop": "0"},
+        pixels="bgra",
+        tagged=False,
+        step=Fraction(1, 1000),
     ),
 }
 
@@ -188,7 +197,7 @@ class VideoReader:
         shown = max(0, min(span[1], length) - span[0]) if length else 0
         self.expected = round(shown * rate) if shown < length else stream.frames or round(length * rate)
         self.reformatter = VideoReformatter()
-        self.begun = False
+        self.begun, self.turn = False, (1, 0, 0, 1)
 
     def find_stream(self) -> Any:
         """Return the stream of frames; raises UserError where there is none, it cannot be decoded or is a bomb."""
@@ -274,9 +283,8 @@ class VideoReader:
         """Return a frame as an upright RGB picture and its alpha or None; raises UserError for unknown colours."""
         if not frame.format.is_rgb and frame.colorspace not in {*MATRICES, UNSPECIFIED, 0, 3}:
             raise UserError(f"{self.name} has colours of a kind that is not read: matrix {frame.colorspace} of H.273")
-        turn = display_matrix(frame)
         if not self.begun:
-            self.begin(frame, turned=abs(turn[1]) > abs(turn[0]))
+            self.begin(frame)
         clear = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
         options: dict[str, Any] = {"format": "rgba" if clear else "rgb24", "interpolation": SWSCALE}
         if not frame.format.is_rgb:
@@ -286,17 +294,20 @@ class VideoReader:
             options |= {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709}
         with reading(self.name):
             pixels = self.reformatter.reformat(frame, dst_color_range=ColorRange.JPEG, **options).to_ndarray()
-        picture = Image.fromarray(np.ascontiguousarray(upright(pixels, turn)))
+        picture = Image.fromarray(np.ascontiguousarray(upright(pixels, self.turn)))
         if not clear:
             return picture, None
         alpha = picture.getchannel("A")
         return fill_hidden(picture.convert("RGB"), alpha), alpha
 
-    def begin(self, frame: av.VideoFrame, turned: bool) -> None:
-        """Note the aspect and the colours of the first frame, and say what of it the result has no place for."""
-        self.begun, context = True, self.stream.codec_context
-        aspect = self.stream.sample_aspect_ratio or Fraction(1)
-        self.clip.aspect = 1 / aspect if turned else aspect
+    def begin(self, frame: av.VideoFrame) -> None:
+        """Note how the first frame is turned, its aspect and colours, and say what the result has no place for."""
+        self.begun, self.turn = (
+            True,
+            display_matrix(frame),
+        )  # of each frame, it would keep frames that have gone in memory
+        context, aspect = self.stream.codec_context, self.stream.sample_aspect_ratio or Fraction(1)
+        self.clip.aspect = 1 / aspect if abs(self.turn[1]) > abs(self.turn[0]) else aspect
         bits = max(part.bits for part in frame.format.components)
         if frame.color_trc in HDR:
             logger.warning(
@@ -356,6 +367,7 @@ class VideoWriter:
         self.container: Any = av.open(f"file:{path}", "w", format=encoder.container, options=encoder.muxing)
         self.frames, self.size, self.end, self.ticks = 0, (0, 0), Fraction(0), -math.inf
         self.early: list[av.Packet] = []
+        self.colours = Colours(UNSPECIFIED, 0, UNSPECIFIED, UNSPECIFIED)
         self.copies: dict[int, Any] = {}
         self.stream: Any = None
         self.reformatter = VideoReformatter()
@@ -377,21 +389,21 @@ class VideoWriter:
         """Add the streams, once the size of the first frame is known, and what has come before it."""
         clip, encoder = self.clip, self.encoder
         step = clip.step if encoder.step is None else encoder.step or 1 / clip.rate
-        rate, options = clip.rate.limit_denominator(1 << 15), encoder.option_of(self.quality)
-        self.stream = stream = self.container.add_stream(encoder.codec, rate=rate, options=options, time_base=step)
-        stream.pix_fmt = encoder.pixels
+        rate, options = clip.rate.limit_denominator(1 << 15), encoder.options_at(self.quality)
+        self.stream = self.container.add_stream(encoder.codec, rate=rate, options=options, time_base=step)
+        context = self.stream.codec_context
         if encoder.pixels == "yuv420p":
-            stream.sample_aspect_ratio = clip.aspect
-            width, height = max(2, width // 2 * 2), max(2, height // 2 * 2)
+            context.sample_aspect_ratio = clip.aspect
+            self.size = max(2, width // 2 * 2), max(2, height // 2 * 2)
         else:  # which knows square pixels alone
-            width = max(1, round(width * clip.aspect))
-        stream.width, stream.height = self.size = width, height
-        context, colours = stream.codec_context, clip.colours
+            self.size = max(1, round(width * clip.aspect)), height
+        context.width, context.height = self.size
+        context.pix_fmt, context.flags = encoder.pixels, context.flags | Flags.frame_duration
         context.thread_count, context.thread_type = self.threads, "AUTO"
-        context.flags |= Flags.frame_duration
-        if encoder.pixels == "yuv420p":
-            context.colorspace, context.color_range = colours.matrix, colours.range
-            context.color_primaries, context.color_trc = colours.primaries, colours.transfer
+        if encoder.tagged:
+            self.colours = clip.colours
+        context.colorspace, context.color_range = self.colours.matrix, self.colours.range
+        context.color_primaries, context.color_trc = self.colours.primaries, self.colours.transfer
         self.container.metadata.update({k: v for k, v in clip.metadata.items() if k not in OWN_TAGS})
         self.copies = {other.index: copy for other in clip.streams if (copy := self.copied(other)) is not None}
         for packet in self.early:
@@ -402,7 +414,7 @@ class VideoWriter:
         try:
             copy = self.container.add_stream_from_template(stream)
         except ValueError:
-            name = stream.codec_context.name if stream.codec_context else "of an unknown codec"
+            name = stream.codec_context.codec.canonical_name if stream.codec_context else "of an unknown codec"
             place = self.encoder.container
             logger.warning("%s (%s) has no place in %s and is left out; .mkv has one", stream.type, name, place)
             return None
@@ -425,7 +437,7 @@ class VideoWriter:
         if self.encoder.pixels == "pal8":
             return with_palette(picture if picture.size == self.size else picture.resize(self.size))
         frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
-        options = self.clip.colours.conversion("dst", *self.size) if self.encoder.pixels == "yuv420p" else {}
+        options = self.colours.conversion("dst", *self.size) if self.encoder.pixels == "yuv420p" else {}
         return self.reformatter.reformat(
             frame, *self.size, self.encoder.pixels, src_color_range=ColorRange.JPEG, interpolation=SWSCALE, **options
         )
