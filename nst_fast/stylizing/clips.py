@@ -42,6 +42,7 @@ class AnimationReader:
         self.name, self.image, self.span = name, image, span
         self.expected, self.size = getattr(image, "n_frames", 1), image.size
         if self.expected == 1:
+            image.close()
             raise UserError(f"{name} is a single picture; only a video or an animation becomes a video")
         self.clip = Clip(Fraction(1, 1000), 1000 / Fraction(image.info.get("duration") or 100).limit_denominator(1000))
 
@@ -51,7 +52,8 @@ class AnimationReader:
         for picture, alpha, milliseconds in read_frames(self.name, self.image, every=True):
             duration = Fraction(milliseconds or 100).limit_denominator(1000) / 1000  # as browsers show no time at all
             if first <= time < last:
-                yield Frame(picture, alpha, time - Fraction(first).limit_denominator(1000), duration)
+                # A copy: Pillow puts the next frame in the same place.
+                yield Frame(picture.copy(), alpha, time - Fraction(first).limit_denominator(1000), duration)
             time += duration
 
     def close(self) -> None:

@@ -112,10 +112,10 @@ def choices() -> dict[str, str]:
     return {suffix[1:]: kind.suffixes[0] for kind in kinds for suffix in kind.suffixes}
 
 
-def format_of(suffix: str) -> Format:
-    """Return the format of a suffix that can be written; raises UserError where there is none."""
+def format_of(suffix: str, video: bool = False) -> Format:
+    """Return the format of pictures, or of videos also, that a suffix is written in; UserError where there is none."""
     kind = OF_SUFFIX.get(suffix.lower())
-    if kind is None:
+    if kind is None or (kind.video and not video):
         raise UserError(f"{suffix or 'no suffix'} is no picture format; use .png or .jpg")
     if kind.video and kind.becomes is not None:
         raise UserError(f"{kind.name} ({suffix}) is not written; use {kind.becomes}")

@@ -254,7 +254,7 @@ def check_targets(
 def unwritable(target: Path, suffix: str | None) -> str | None:
     """Return why no picture can be written to a file, by its name and the suffix of `--format`; None where it can."""
     try:
-        kind = format_of(suffix or target.suffix)
+        kind = format_of(suffix or target.suffix, video=True)
     except UserError as error:
         return f"cannot write {target}: {error}, or a name that ends in / for a folder"
     if len(os.fsencode(target.name)) > LONGEST_NAME:
@@ -350,7 +350,7 @@ def stylize_video(
         raise UserError(f'{job.name}: videos need PyAV: pip install "nst_fast[video]"') from error
     if job.target is None or is_stream(job.target):
         raise UserError(f"{job.name}: a video goes into a file: -o FILE")
-    encoder = ENCODERS.get(format_of(saving.suffix or job.target.suffix).name)
+    encoder = ENCODERS.get(format_of(saving.suffix or job.target.suffix, video=True).name)
     if encoder is None:
         named = ".mp4, .mov, .mkv, .webm, .avi, .gif or .webp"
         raise UserError(f"{job.name} is a video, {job.target} would be a picture; {named} is needed")
