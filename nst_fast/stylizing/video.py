@@ -17,7 +17,7 @@ import numpy as np
 from av.codec.context import Flags
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
+from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, VideoReformatter
 from PIL import Image
 
 from nst_fast.errors import UserError, one_line
@@ -27,11 +27,10 @@ logger = logging.getLogger(__name__)
 
 # What is read; playlists, which could name any file or address, are not.
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,asf,flv,ogg"
-SWSCALE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-# Matrices of H.273, and what swscale calls them.
-BT709, UNSPECIFIED = 1, 2
-MATRICES = {BT709: Colorspace.ITU709, 4: Colorspace.FCC, 5: Colorspace.ITU601, 6: Colorspace.ITU601}
-MATRICES |= {7: Colorspace.SMPTE240M, 9: Colorspace.BT2020}
+SWSCALE = 0x4 | 0x2000 | 0x40000  # bicubic, full chroma, exact rounding: PyAV 17 has no names for these
+# Matrices of H.273, and swscale's numbers for them.
+BT709, UNSPECIFIED, BT601 = 1, 2, 5
+MATRICES = {BT709: BT709, 4: 4, BT601: BT601, 6: BT601, 7: 7, 9: 9}
 HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
 OWN_TAGS = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder"})
 
@@ -66,7 +65,7 @@ class Encoder:
         return self.options | dict.fromkeys(names.split(), str(value))
 
 
-# Slower presets would take the cores from the network, for a tenth of the file; qualities of 95 are alike.
+# Slower presets take the cores from the network: medium three times as long, for 1.3 dB.
 X264 = ("libx264", ("crf", 51, 16), {"preset": "veryfast"})
 VP9 = ("libvpx-vp9", ("crf", 63, 27), {"deadline": "realtime", "cpu-used": "5", "row-mt": "1"})
 WEB = {"movflags": "faststart"}
@@ -104,7 +103,7 @@ class Colours:
 
         A matrix that is unspecified is guessed by the size, as players do.
         """
-        guess = Colorspace.ITU709 if width >= 1280 or height > 576 else Colorspace.ITU601
+        guess = BT709 if width >= 1280 or height > 576 else BT601
         full = self.range == ColorRange.JPEG
         return {
             f"{side}_colorspace": MATRICES.get(self.matrix, guess),
@@ -260,11 +259,11 @@ class VideoReader:
             self.damaged += 1
             return
         for frame in frames:
-            self.damaged += frame.is_corrupt
             time = self.end if frame.pts is None else frame.pts * self.clip.step
             duration = frame.duration * self.clip.step if frame.duration else 1 / self.clip.rate
             self.end = time + duration
             if self.first is None or time >= self.first:  # what comes before is not converted
+                self.damaged += frame.is_corrupt
                 yield Frame(*self.picture(frame), time, duration), time
 
     def shifted(self, item: Any) -> Any:
@@ -302,14 +301,14 @@ class VideoReader:
 
     def begin(self, frame: av.VideoFrame) -> None:
         """Note how the first frame is turned, its aspect and colours, and say what the result has no place for."""
-        self.begun, self.turn = (
-            True,
-            display_matrix(frame),
-        )  # of each frame, it would keep frames that have gone in memory
+        self.begun = True
+        self.turn = display_matrix(frame)  # not asked of every frame: PyAV would keep them all in memory
         context, aspect = self.stream.codec_context, self.stream.sample_aspect_ratio or Fraction(1)
         self.clip.aspect = 1 / aspect if abs(self.turn[1]) > abs(self.turn[0]) else aspect
         bits = max(part.bits for part in frame.format.components)
         if frame.color_trc in HDR:
+            if int(av.__version__.split(".")[0]) < 18:
+                raise UserError(f"{self.name} is HDR, which needs PyAV 18 and so Python 3.11; here is {av.__version__}")
             logger.warning(
                 "%s is HDR (%s) of %d bits; its result is SDR of 8: what shines brighter than white paper is white",
                 *(self.name, HDR[frame.color_trc], bits),
