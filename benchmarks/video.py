@@ -1,7 +1,8 @@
 """`stylize clip.mp4` against a plain loop and bare session.run: python benchmarks/video.py
 
-- frames/s end to end, with start, sound and progress, against a script that decodes, runs and encodes frame by frame
-  with the same codec and quality, and against session.run on frames that are in memory;
+- frames/s end to end, with start and sound, against a script that decodes, runs and encodes frame by frame with the
+  same codec and quality, and against session.run on frames that are in memory;
+- processor seconds a frame of the three, with their starts: other work on the machine changes them less;
 - peak memory for two lengths of the same clip.
 
 All take turns on the same model, clip, machine and threads; medians and their ratios are written as JSON.
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -102,10 +104,12 @@ def make_clip(path: Path, frames: int, source: Path | None) -> None:
         result.mux(sound.encode())
 
 
-def seconds(command: list[str]) -> float:
-    began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+def seconds(command: list[str]) -> tuple[float, float, str]:
+    """Return how long a command takes, how long on processors, and what it prints."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, told
 
 
 def peak_gigabytes(arguments: list[str]) -> float:
@@ -128,6 +132,7 @@ def main() -> None:
     codec = [encoder.codec, json.dumps(encoder.options_at(95))]
     base = ["--model", model, "--threads", threads, "--overwrite"]
     rates: dict[str, list[float]] = {"stylize": [], "plain loop": [], "session.run": []}
+    costs: dict[str, list[float]] = {key: [] for key in rates}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clip, long, result = folder / "clip.mp4", folder / "long.mp4", str(folder / "result.mp4")
@@ -135,12 +140,12 @@ def main() -> None:
         make_clip(long, options.long_frames, options.clip)
         for turn in range(options.rounds):
             ours = [sys.executable, "-m", "nst_fast.commands.stylize", *base, str(clip), "-o", result]
-            rates["stylize"].append(options.frames / seconds(ours))
             loop = [sys.executable, "-c", LOOP, model, str(clip), result, threads, *codec]
-            rates["plain loop"].append(options.frames / seconds(loop))
             bare = [sys.executable, "-c", BARE, model, str(clip), result, threads, *codec]
-            told = subprocess.run(bare, check=True, capture_output=True, text=True).stdout
-            rates["session.run"].append(float(told))
+            for key, command in zip(rates, (ours, loop, bare), strict=True):
+                wall, processors, told = seconds(command)
+                rates[key].append(float(told) if key == "session.run" else options.frames / wall)
+                costs[key].append(processors / options.frames)
             print(turn, {key: round(rate[-1], 3) for key, rate in rates.items()}, flush=True)
         peaks = {
             f"{frames} frames": peak_gigabytes([*base, str(path), "-o", result])
@@ -157,6 +162,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "frames_per_second": medians,
         "all": rates,
+        "processor_seconds_per_frame": {key: statistics.median(cost) for key, cost in costs.items()},
         "stylize to plain loop": medians["stylize"] / medians["plain loop"],
         "stylize to session.run": medians["stylize"] / medians["session.run"],
         "peak_GB": peaks,

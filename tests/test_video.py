@@ -445,6 +445,7 @@ def test_a_file_that_is_cut_off_gives_what_is_there(stylize):
     Path("a.mkv").write_bytes(content[: len(content) // 2])
     done = stylize("a.mkv", "-o", "b.mkv", "--json")
     assert done.returncode == 0
+    assert "of 2.4 s: it may be cut off" in done.stderr
     assert 20 < json.loads(done.stdout)["frames"] < 40
     assert times("b.mkv") == times("a.mkv")[: len(times("b.mkv"))]
 

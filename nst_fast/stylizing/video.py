@@ -241,12 +241,18 @@ class VideoReader:
 
     def packets(self) -> Iterator[Any]:
         """Yield the file's packets up to where it is cut off, then None."""
-        packets = self.container.demux([self.stream, *self.clip.streams])
+        packets, reached = self.container.demux([self.stream, *self.clip.streams]), Fraction(0)
+        announced = Fraction((self.container.start_time or 0) + (self.container.duration or 0), av.time_base)
         try:
-            # Without a time there is no place for sound.
-            yield from (p for p in packets if p.size and (p.dts is not None or p.stream is self.stream))
+            for packet in packets:
+                if packet.size and (packet.dts is not None or packet.stream is self.stream):
+                    reached = max(reached, Fraction(0) if packet.dts is None else time_of(packet))
+                    yield packet  # without a time there is no place for sound
         except av.FFmpegError as error:
-            logger.warning("%s ends early, where it is damaged: %s", self.name, error.strerror)
+            logger.warning("%s is damaged at %.1f s and ends there: %s", self.name, reached, one_line(error))
+        else:
+            if reached + 1 < announced:
+                logger.warning("%s ends at %.1f of %.1f s: it may be cut off", self.name, reached, announced)
         yield None
 
     def decode(self, packet: av.Packet | None) -> Iterator[tuple[Frame, Fraction]]:
