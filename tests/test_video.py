@@ -630,19 +630,22 @@ def test_memory_does_not_grow_with_a_clip(folder):
 
 
 def test_ctrl_c_leaves_a_file_that_plays(folder):
-    make_clip("a.mkv", [picture(i % 16, 640, 480) for i in range(500)], options={"preset": "ultrafast"}, sound="flac")
+    make_clip("a.mkv", [picture(i % 16, 160, 120) for i in range(2000)], options={"preset": "ultrafast"}, sound="flac")
     given = [sys.executable, "-m", "nst_fast.commands.stylize", "--model", "starry_night", "a.mkv", "-o", "b.mkv"]
     running = subprocess.Popen([*given, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    began = time.monotonic()
-    while not any(p.stat().st_size > 100_000 for p in Path().glob(".b.mkv.*")):  # some frames are there
-        assert running.poll() is None
-        assert time.monotonic() - began < 120
-        time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=120)
+    try:
+        began = time.monotonic()
+        while not any(p.stat().st_size > 10_000 for p in Path().glob(".b.mkv.*")):  # some frames are there
+            assert running.poll() is None
+            assert time.monotonic() - began < 300
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=300)
+    finally:
+        running.kill()
     assert running.returncode == 130
     told = json.loads(out)
-    assert 0 < told["frames"] < 500
+    assert 0 < told["frames"] < 2000
     assert err.startswith(f"stylize: b.mkv was interrupted: it plays {told['frames'] / RATE:.2f} s")
     assert err.splitlines()[-1] == "stylize: interrupted"
     assert times("b.mkv") == [Fraction(i, RATE) for i in range(told["frames"])]
@@ -666,7 +669,7 @@ def test_progress_tells_frames_a_second_and_time_left(folder):
             shown += os.read(ours, 4096)
         except OSError:
             break
-    assert running.wait(60) == 0
+    assert running.wait(300) == 0
     text = shown.decode()
     assert "a.mp4" in text
     assert "frames/s" in text
