@@ -7,7 +7,7 @@ import itertools
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nst_fast.errors import UserError
@@ -24,41 +24,49 @@ def is_stream(path: Path) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
-def write_atomically(path: Path, content: bytes, replace: bool = True) -> None:
-    """Write bytes beside the target, then rename.
+@contextlib.contextmanager
+def replacing(path: Path, replace: bool = True) -> Iterator[Path]:
+    """Give an empty file beside the target to write to, which takes its place in one step where nothing is raised.
 
-    Raises UserError where that is not allowed, or a file is there that may not be replaced.
+    Raises UserError where that is not allowed, the disk is full, or a file is there that may not be replaced.
     """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:LONGEST_PREFIX]}.")
+        os.close(handle)
+    except FileExistsError as error:
+        raise UserError(f"cannot write {path}: {error.filename} is a file, not a folder") from error
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        with contextlib.suppress(PermissionError, NotImplementedError):  # a share may have no permissions to give
+            temporary.chmod(0o666 & ~umask)
+        if replace:
+            temporary.replace(path)
+        else:
+            place_new(temporary, path)
+    except FileExistsError as error:
+        raise UserError(f"{path} is there by now; another command has written it") from error
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    finally:  # Ctrl-C leaves no half file either
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes, replace: bool = True) -> None:
+    """Write bytes to a file in one step, or into a pipe or a device; raises UserError as `replacing` does."""
     if is_stream(path):
         try:
             path.write_bytes(content)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:LONGEST_PREFIX]}.")
-    except FileExistsError as error:
-        raise UserError(f"cannot write {path}: {error.filename} is a file, not a folder") from error
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        with contextlib.suppress(PermissionError, NotImplementedError):  # a share may have no permissions to give
-            Path(temporary).chmod(0o666 & ~umask)
-        if replace:
-            Path(temporary).replace(path)
-        else:
-            place_new(Path(temporary), path)
-    except FileExistsError as error:
-        raise UserError(f"{path} is there by now; another command has written it") from error
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:  # Ctrl-C leaves no half file either
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path, replace) as temporary:
+        temporary.write_bytes(content)
 
 
 def place_new(temporary: Path, path: Path) -> None:

@@ -185,10 +185,10 @@ def test_a_subfolder_that_cannot_be_read_is_told_and_counts(stylize, monkeypatch
 
 def test_what_a_folder_holds_besides_is_counted(stylize):
     save("album/1.png", "album/2.png")
-    for name in ("album/raw.NEF", "album/b.nef", "album/c.mov", "album/.hidden.mov"):
+    for name in ("album/raw.NEF", "album/b.nef", "album/c.mp3", "album/.hidden.mp3"):
         Path(name).touch()
     done = stylize("album", "-o", "out")
-    told = "stylize: album: left out, in no known format of pictures: 1 .mov, 2 .nef\n"
+    told = "stylize: album: left out, in no known format of pictures: 1 .mp3, 2 .nef\n"
     assert (done.returncode, done.stdout, done.stderr) == (0, "2 of 2 pictures stylized into out\n", told)
 
 

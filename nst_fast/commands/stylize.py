@@ -1,12 +1,15 @@
-"""The command `stylize`: pictures through an exported model."""
+"""The command `stylize`: pictures and videos through an exported model."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
+import re
 import sys
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from PIL import Image
@@ -15,26 +18,27 @@ from nst_fast.assets import INT8, shipped_models
 from nst_fast.commands import printable, run, say, show_warnings
 from nst_fast.errors import UserError
 from nst_fast.stylizing.formats import choices
-from nst_fast.stylizing.jobs import Job, Result, check_targets, find_jobs, stylize_jobs
+from nst_fast.stylizing.jobs import Job, Result, Watch, check_targets, find_jobs, stylize_jobs
 from nst_fast.stylizing.looks import Looks, Saving
 from nst_fast.stylizing.stylizer import DEVICES, Stylizer
 
 USAGE = """
 usage: stylize --model FILE_OR_NAME INPUT... [-o OUTPUT] [options]
 
-Stylize pictures, one forward pass each.
+Stylize pictures and videos, one forward pass a picture.
 
   --model FILE_OR_NAME  an .onnx file, or the name of a shipped model (--list)
-  INPUT                 pictures, folders, quoted globs, or - for standard input
-  -o, --output OUTPUT   a picture, a folder, or - for standard output
+  INPUT                 pictures, videos, folders, quoted globs, or - for standard input
+  -o, --output OUTPUT   a picture or a video, a folder, or - for standard output
                         (default: photo.MODEL.jpg beside photo.jpg; FOLDER.MODEL/ beside FOLDER)
   -r, --recursive       folders with what is below them
   --overwrite           replace files that exist
   --skip-existing       leave pictures whose result is there: go on with a folder
   --format FORMAT       FORMATS
                         (default: the input's; jpg for HEIC, png where its name tells none or it cannot be written)
-  --quality N           of JPEG, WebP and AVIF, 1 to 100 (default 95)
-  --keep-gps            keep the position in the EXIF data, which is dropped otherwise
+  --quality N           of JPEG, WebP, AVIF and videos, 1 to 100 (default 95)
+  --from T, --to T      the part of a video between two times: seconds, MM:SS or H:MM:SS
+  --keep-gps            keep the position in the metadata, which is dropped otherwise
 
   --strength S          0 is the photograph, 1 the stylized picture (default 1)
   --keep-colours        luminance of the stylized picture, colours of the photograph
@@ -42,7 +46,7 @@ Stylize pictures, one forward pass each.
   --scale F             stylize at F times the size and return: above 1 smaller strokes, below 1 larger ones
 
   --tile                run in tiles, as pictures of more than 4 megapixels are: bounded memory, the same result
-  --huge                open pictures of more than 179 megapixels, which may be decompression bombs
+  --huge                open pictures and videos of more than 179 megapixels, which may be decompression bombs
   --device NAME         auto, cpu, cuda, coreml or directml (default auto)
   --threads N           threads to use (default: all cores)
   --pixel-range 1|255   for another project's model with float input: what it calls white; --bgr for its channel order
@@ -56,6 +60,7 @@ examples:
   stylize --model starry_night photo.jpg
   stylize --model starry_night holiday/ -o stylized/ --max-side 2000
   stylize --model starry_night --scale 0.5 --strength 0.8 photo.png -o out.webp
+  stylize --model starry_night clip.mp4 --from 0:05 --to 0:10 -o out.mp4
   stylize --model starry_night - -o - < photo.jpg > out.jpg
 """
 
@@ -105,6 +110,8 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output")
     parser.add_argument("--format", type=str.lower, choices=FORMATS)
     parser.add_argument("--quality", type=int, default=95)
+    parser.add_argument("--from", type=seconds, default=0.0, dest="first", metavar="T")
+    parser.add_argument("--to", type=seconds, default=math.inf, dest="last", metavar="T")
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--max-side", type=int)
     parser.add_argument("--scale", type=float, default=1.0)
@@ -136,6 +143,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     ):
         if value is not None and not least <= value <= most:
             raise UserError(f"{name} is {value}; {least} to {most} is needed")
+    if options.first >= options.last:
+        raise UserError(f"--from is {options.first:g} s and --to {options.last:g} s; --from has to come first")
     if not options.list and (options.model is None or not (options.inputs or options.info)):
         parser.error(
             "a model and pictures are needed: stylize --model starry_night photo.jpg (--list shows the models)"
@@ -173,18 +182,20 @@ def stylize(arguments: list[str]) -> int:
     if len(jobs) < len(found) and not options.json:
         say(f"{len(found) - len(jobs)} of {len(found)} pictures are there already and left as they are")
     looks = Looks(options.strength, options.keep_colours, options.max_side, options.scale)
-    saving = Saving(suffix, options.quality, options.keep_gps, options.overwrite)
-    done = tell_each(stylize_jobs(jobs, stylizer, looks, saving), len(jobs), options.json)
+    saving = Saving(suffix, options.quality, options.keep_gps, options.overwrite, (options.first, options.last))
+    with progress(jobs, suffix) as (advance, watch):
+        done = tell_each(stylize_jobs(jobs, stylizer, looks, saving, watch), advance, options.json)
     if not options.json:
         sum_up(jobs, done, options.output)
     return 0 if done == len(jobs) else 1
 
 
-def tell_each(results: Generator[Result, None, None], total: int, as_json: bool) -> int:
+def tell_each(results: Generator[Result, None, None], advance: Callable[[], Any], as_json: bool) -> int:
     """Print results as they come, those that were under way at Ctrl-C too, and return how many are without an error."""
     done = 0
     try:
-        for result in track(results, total):
+        for result in results:
+            advance()
             tell(result, as_json)
             done += result.error is None
     except BaseException as error:
@@ -207,7 +218,8 @@ def tell(result: Result, as_json: bool) -> None:
         told["error"] = result.error
     else:
         size = {"width": result.width, "height": result.height}
-        told |= {"output": str(result.output), **size, "seconds": round(result.seconds, 4)}
+        frames = {"frames": result.frames} if result.frames else {}
+        told |= {"output": str(result.output), **size, **frames, "seconds": round(result.seconds, 4)}
     if as_json and (result.output is not None or result.error is not None):  # else standard output has the picture
         say(json.dumps(told))
     elif result.error is not None:
@@ -222,19 +234,43 @@ def sum_up(jobs: list[Job], done: int, output: str | None) -> None:
     if len(jobs) > 1:
         places = sorted({str(target.parent) for target in targets})
         named = ", ".join(places) if len(places) < 4 else f"{places[0]} and {len(places) - 1} more folders"
-        say(f"{done} of {len(jobs)} pictures stylized into {output or named}")
+        things = "files" if any(job.is_clip() for job in jobs) else "pictures"
+        say(f"{done} of {len(jobs)} {things} stylized into {output or named}")
     elif done:
         say(str(targets[0]))
 
 
-def track(jobs: Iterable[Any], total: int) -> Iterable[Any]:
-    """Return the same items, with a progress bar where there are several and someone looks."""
-    if total < 2 or not sys.stderr.isatty():
-        return jobs
+@contextlib.contextmanager
+def progress(jobs: list[Job], suffix: str | None) -> Iterator[tuple[Callable[[], Any], Watch]]:
+    """Give what counts results, and the frames of a video, on bars where there are several and someone looks."""
+    clips = any(job.is_clip(suffix) for job in jobs)
+    if not sys.stderr.isatty() or (len(jobs) < 2 and not clips):
+        yield lambda: None, lambda name, done, expected: None
+        return
     from rich.console import Console  # here: one picture needs no bar and should not wait for one
-    from rich.progress import track as bar
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    return bar(jobs, f"{total} pictures", total, console=Console(stderr=True), transient=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
+        files = bars.add_task(f"{len(jobs)} files" if clips else f"{len(jobs)} pictures", total=len(jobs), speed="")
+        frames = bars.add_task("", total=None, speed="", visible=False)
+
+        def watch(name: str, done: int, expected: int) -> None:
+            if done == 1:
+                bars.reset(frames, description=escape(printable(name)), visible=True)
+            speed = bars.tasks[frames].speed
+            told = f"{speed:.1f} frames/s" if speed else ""
+            bars.update(frames, completed=done, total=max(done, expected), speed=told)
+
+        yield lambda: bars.advance(files), watch
+
+
+def seconds(text: str) -> float:
+    """Return the seconds of a time: 12.5, 1:30 or 1:02:30.5."""
+    if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text} is no time: seconds, MM:SS or H:MM:SS is needed")
+    return sum(float(part) * 60**i for i, part in enumerate(reversed(text.split(":"))))
 
 
 def main() -> None:

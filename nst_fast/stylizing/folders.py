@@ -49,8 +49,8 @@ def is_kept_aside(name: str) -> bool:
     return name.startswith(".") or small in CACHES or small.endswith(CACHE_ENDINGS)
 
 
-def search(folder: str | Path, recursive: bool = True) -> Found:
-    """Return what a folder, and what is below it unless told, holds.
+def search(folder: str | Path, recursive: bool = True, suffixes: frozenset[str] = SUFFIXES) -> Found:
+    """Return what a folder, and what is below it unless told, holds of files that end in suffixes.
 
     Hidden files and folders, caches and what our own runs have left are passed over, but never the folder itself; how
     many other files are in no format of pictures is a warning. Raises UserError where it is missing or cannot be read.
@@ -78,7 +78,7 @@ def search(folder: str | Path, recursive: bool = True) -> Found:
             path, suffix = Path(place, name), Path(name).suffix.lower()
             if is_kept_aside(name) or name.lower() in NO_FILES or not os.path.isfile(path):
                 continue
-            if suffix in SUFFIXES:
+            if suffix in suffixes:
                 found.pictures.append(path)
             else:
                 left_out[suffix or "without suffix"] += 1

@@ -1,4 +1,4 @@
-"""The one table of picture formats: what is read, found in folders, written, and what each can hold."""
+"""The one table of formats of pictures and videos: what is read, found in folders, written, and what each can hold."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ class NotSupportedError(Exception):
 
 @dataclass(frozen=True)
 class Format:
-    """A picture format.
+    """A format of pictures or videos.
 
     Attributes:
-        name: what Pillow calls it.
+        name: what Pillow calls it, or people where it is of videos.
         suffixes: of its files, in small letters; the first is what new files get.
         alpha: whether it has a place for an alpha channel.
         animated: whether several pictures in it are frames, not pages or previews.
         becomes: the suffix of a result where its photograph is of this format; None: the photograph's own.
         read: whether its files are opened, and found in folders.
+        video: whether it is of videos, which are read and written where PyAV is.
     """
 
     name: str
@@ -32,12 +33,13 @@ class Format:
     animated: bool = False
     becomes: str | None = None
     read: bool = True
+    video: bool = False
 
     @property
     def written(self) -> bool:
-        """Whether this Pillow can write it."""
+        """Whether it can be written, a picture by this Pillow."""
         Image.init()
-        return self.name in Image.SAVE
+        return self.video or self.name in Image.SAVE
 
 
 PNG = ".png"  # what a result becomes where its photograph's format says nothing, or cannot be written
@@ -80,6 +82,17 @@ TABLE = (
     Format("PCD", (".pcd",), becomes=PNG),
     Format("PIXAR", (".pxr",), becomes=PNG),
     Format("SUN", (".ras",), becomes=PNG),
+    Format("MP4", (".mp4", ".m4v"), animated=True, video=True),
+    Format("QuickTime", (".mov", ".qt"), animated=True, video=True),
+    Format("Matroska", (".mkv",), animated=True, video=True),
+    Format("WebM", (".webm",), animated=True, video=True),
+    Format("AVI", (".avi",), animated=True, video=True),
+    # What few programs read any more; .ts is more often a program or a translation.
+    Format("3GPP", (".3gp", ".3g2"), animated=True, becomes=".mp4", video=True),
+    Format("MPEG", (".mpg", ".mpeg", ".vob", ".mts", ".m2ts"), animated=True, becomes=".mkv", video=True),
+    Format("ASF", (".wmv", ".asf"), animated=True, becomes=".mkv", video=True),
+    Format("Flash", (".flv",), animated=True, becomes=".mkv", video=True),
+    Format("Ogg", (".ogv",), animated=True, becomes=".mkv", video=True),
     # Documents, which may be programs.
     Format("PDF", (".pdf",), read=False),
     Format("EPS", (".eps", ".ps"), read=False),
@@ -88,8 +101,9 @@ OF_SUFFIX = {suffix: kind for kind in TABLE for suffix in kind.suffixes}
 OF_NAME = {kind.name: kind for kind in reversed(TABLE)}  # the first of a name is the whole of it
 
 HEIC = OF_NAME["HEIF"].suffixes
-SUFFIXES = frozenset(suffix for suffix, kind in OF_SUFFIX.items() if kind.read)
-READ = frozenset(kind.name for kind in TABLE if kind.read)
+SUFFIXES = frozenset(suffix for suffix, kind in OF_SUFFIX.items() if kind.read and not kind.video)
+VIDEO_SUFFIXES = frozenset(suffix for suffix, kind in OF_SUFFIX.items() if kind.video)
+READ = frozenset(kind.name for kind in TABLE if kind.read and not kind.video)
 
 
 def choices() -> dict[str, str]:
@@ -98,11 +112,13 @@ def choices() -> dict[str, str]:
     return {suffix[1:]: kind.suffixes[0] for kind in kinds for suffix in kind.suffixes}
 
 
-def format_of(suffix: str) -> Format:
-    """Return the format of a suffix that can be written; raises UserError where there is none."""
+def format_of(suffix: str, video: bool = False) -> Format:
+    """Return the format of pictures, or of videos also, that a suffix is written in; UserError where there is none."""
     kind = OF_SUFFIX.get(suffix.lower())
-    if kind is None:
+    if kind is None or (kind.video and not video):
         raise UserError(f"{suffix or 'no suffix'} is no picture format; use .png or .jpg")
+    if kind.video and kind.becomes is not None:
+        raise UserError(f"{kind.name} ({suffix}) is not written; use {kind.becomes}")
     if not kind.written:
         raise UserError(f"{kind.name} ({suffix}) cannot be written here; use .png or .jpg")
     return kind

@@ -1,9 +1,11 @@
-"""Many pictures through a model: what is asked for, where it goes, and as many at once as memory allows."""
+"""Many pictures and videos through a model: what is asked for, where it goes, and as many at once as memory allows."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
+import importlib.util
 import io
 import logging
 import os
@@ -13,7 +15,7 @@ import threading
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +25,9 @@ from PIL import Image
 from nst_fast.errors import UserError
 from nst_fast.files import is_stream, write_atomically
 from nst_fast.stylizing.folders import no_pictures, search
-from nst_fast.stylizing.formats import OF_NAME, OF_SUFFIX, PNG, SUFFIXES, format_of, written_as
+from nst_fast.stylizing.formats import OF_NAME, OF_SUFFIX, PNG, SUFFIXES, VIDEO_SUFFIXES, format_of, written_as
 from nst_fast.stylizing.images import encode_image, is_readable, open_image
-from nst_fast.stylizing.looks import Looks, Saving, reading, stylize_picture
+from nst_fast.stylizing.looks import WHOLE, Looks, Saving, reading, stylize_picture
 from nst_fast.stylizing.stylizer import TILED_ABOVE, Stylizer
 
 logger = logging.getLogger(__name__)
@@ -34,11 +36,12 @@ logger = logging.getLogger(__name__)
 PIXELS_AT_ONCE = TILED_ABOVE
 LONGEST_NAME = 255  # bytes, on nearly every file system
 SLASHES = tuple({"/", os.sep})
+Watch = Callable[[str, int, int], None]  # is told of a video's name, frames done and, as far as is known, in all
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to stylize: where it comes from and where it goes to; None is standard input or output.
+    """A picture or a video to stylize: where it comes from and where it goes to; None is standard input or output.
 
     With an error, one line that says why, there is nothing to do but to tell of it.
     """
@@ -52,6 +55,11 @@ class Job:
         """What messages call it."""
         return "standard input" if self.source is None else str(self.source)
 
+    def is_clip(self, suffix: str | None = None) -> bool:
+        """Return whether it is a video, or becomes one, by its names or the suffix of the result's format."""
+        ends = {suffix, *(path.suffix for path in (self.source, self.target) if path is not None)}
+        return any(end is not None and end.lower() in VIDEO_SUFFIXES for end in ends)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -60,7 +68,8 @@ class Result:
     Attributes:
         input: what messages call the picture.
         output: the file that was written; None: standard output, or nothing where there is an error.
-        width, height: of the stylized picture, px.
+        width, height: of the stylized picture or video, px.
+        frames: of a video; 0: it is a picture.
         seconds: from when its turn came until it was written.
         error: one line; None: it is stylized.
     """
@@ -69,6 +78,7 @@ class Result:
     output: Path | None = None
     width: int = 0
     height: int = 0
+    frames: int = 0
     seconds: float = 0.0
     error: str | None = None
 
@@ -168,8 +178,8 @@ def names_one_picture(output: str, inputs: Sequence[str]) -> bool:
     """
     single = len(inputs) == 1 and not os.path.isdir(inputs[0])
     may_be_file = not os.path.isdir(os.path.expanduser(output)) and not output.endswith(SLASHES)
-    if may_be_file and not single and Path(output).suffix.lower() in SUFFIXES:
-        raise UserError(f"-o {output} names one picture, but more may come out; the name of a folder ends in /")
+    if may_be_file and not single and Path(output).suffix.lower() in SUFFIXES | VIDEO_SUFFIXES:
+        raise UserError(f"-o {output} names one file, but more may come out; the name of a folder ends in /")
     return may_be_file and single
 
 
@@ -181,7 +191,8 @@ def jobs_of_folder(source: Path, recursive: bool, output: Path | None, model: st
     into = output or source.resolve().with_name(f"{source.resolve().name}.{model}")
     if os.path.exists(into) and not os.path.isdir(into):
         raise UserError(f"{into} is a file; the output of a folder must be a folder")
-    found = search(source, recursive)
+    videos = VIDEO_SUFFIXES if importlib.util.find_spec("av") else frozenset[str]()
+    found = search(source, recursive, SUFFIXES | videos)
     pictures = found.pictures
     if not pictures:
         raise no_pictures(source)
@@ -243,7 +254,7 @@ def check_targets(
 def unwritable(target: Path, suffix: str | None) -> str | None:
     """Return why no picture can be written to a file, by its name and the suffix of `--format`; None where it can."""
     try:
-        kind = format_of(suffix or target.suffix)
+        kind = format_of(suffix or target.suffix, video=True)
     except UserError as error:
         return f"cannot write {target}: {error}, or a name that ends in / for a folder"
     if len(os.fsencode(target.name)) > LONGEST_NAME:
@@ -328,11 +339,53 @@ def write(job: Job, content: bytes, overwrite: bool) -> None:
         write_atomically(job.target, content, overwrite)
 
 
-def stylize_job(job: Job, stylizer: Stylizer, looks: Looks, saving: Saving, budget: PixelBudget) -> Result:
-    """Stylize one picture once the budget has room for it, and return what became of it, errors too."""
+def stylize_video(
+    job: Job, stylizer: Stylizer, looks: Looks, saving: Saving, watch: Watch, stop: threading.Event
+) -> Result:
+    """Stylize one video, from or to an animation also, and return what became of it."""
+    try:
+        from nst_fast.stylizing.clips import AnimationReader, stylize_clip
+        from nst_fast.stylizing.video import ENCODERS, VideoReader
+    except ModuleNotFoundError as error:
+        raise UserError(f'{job.name}: videos need PyAV: pip install "nst_fast[video]"') from error
+    if job.target is None or is_stream(job.target):
+        raise UserError(f"{job.name}: a video goes into a file: -o FILE")
+    encoder = ENCODERS.get(format_of(saving.suffix or job.target.suffix, video=True).name)
+    if encoder is None:
+        named = ".mp4, .mov, .mkv, .webm, .avi, .gif or .webp"
+        raise UserError(f"{job.name} is a video, {job.target} would be a picture; {named} is needed")
+    began = time.perf_counter()
+    reader: VideoReader | AnimationReader
+    if job.source is not None and job.source.suffix.lower() in VIDEO_SUFFIXES:
+        if not is_readable(job.source):
+            raise UserError(f"no video at {job.source}")
+        reader = VideoReader(job.source, saving.span, stylizer.threads)
+    else:
+        reader = AnimationReader(job.name, open_picture(job), saving.span)
+    with contextlib.closing(reader):
+        told = functools.partial(watch, job.name)
+        result = stylize_clip(reader, job.target, encoder, stylizer, looks, saving, told, stop)
+    return Result(job.name, job.target, *result.size, result.frames, time.perf_counter() - began)
+
+
+def stylize_job(
+    job: Job,
+    stylizer: Stylizer,
+    looks: Looks,
+    saving: Saving,
+    budget: PixelBudget,
+    watch: Watch,
+    stop: threading.Event,
+) -> Result:
+    """Stylize one picture or video once the budget has room for it, and return what became of it, errors too."""
     if job.error is not None:
         return Result(job.name, error=job.error)
     try:
+        if job.is_clip(saving.suffix):
+            with budget.spend(PIXELS_AT_ONCE):  # its frames run several at once themselves
+                return stylize_video(job, stylizer, looks, saving, watch, stop)
+        if saving.span != WHOLE:
+            raise UserError(f"--from and --to cut videos; {job.name} becomes a picture")
         with open_picture(job) as image, budget.spend(image.width * image.height * max(1, looks.scale) ** 2):
             began = time.perf_counter()
             known = OF_NAME.get(image.format or "")  # "-" has no name that tells it
@@ -345,27 +398,33 @@ def stylize_job(job: Job, stylizer: Stylizer, looks: Looks, saving: Saving, budg
         return Result(job.name, error=reason if job.name in reason else f"{job.name}: {reason}")
     except MemoryError:
         return Result(job.name, error=f"not enough memory for {job.name}; --max-side makes it smaller")
-    return Result(job.name, job.target, stylized.width, stylized.height, time.perf_counter() - began)
+    return Result(job.name, job.target, *stylized.size, seconds=time.perf_counter() - began)
 
 
 def stylize_jobs(
-    jobs: Iterable[Job], stylizer: Stylizer, looks: Looks | None = None, saving: Saving | None = None
+    jobs: Iterable[Job],
+    stylizer: Stylizer,
+    looks: Looks | None = None,
+    saving: Saving | None = None,
+    watch: Watch = lambda name, done, expected: None,
 ) -> Generator[Result, None, None]:
-    """Stylize pictures, several at once, and yield what became of each in their order.
+    """Stylize pictures, several at once, and videos, and yield what became of each in their order.
 
-    A picture that cannot be read, stylized or written gives a result that says why, and the rest go on. Whatever else
-    is raised here or thrown in, Ctrl-C for instance, ends the work: no other picture is begun, the results of those
-    under way are yielded, and it is raised again.
+    What cannot be read, stylized or written gives a result that says why, and the rest go on. Whatever else is raised
+    here or thrown in, Ctrl-C for instance, ends the work: no other picture is begun, a video that is under way ends
+    after the frames that are, the results are yielded, and it is raised again.
     """
+    stop = threading.Event()
     looks, saving, budget = looks or Looks(), saving or Saving(), PixelBudget(PIXELS_AT_ONCE)
     with ThreadPoolExecutor(stylizer.runs_at_once) as pool:
-        waiting = deque(pool.submit(stylize_job, job, stylizer, looks, saving, budget) for job in jobs)
+        waiting = deque(pool.submit(stylize_job, job, stylizer, looks, saving, budget, watch, stop) for job in jobs)
         try:
             while waiting:
                 result = waiting[0].result()
                 waiting.popleft()
                 yield result
         except BaseException as error:
+            stop.set()
             pool.shutdown(cancel_futures=True)
             if not isinstance(error, GeneratorExit):
                 for future in waiting:  # those that were under way are written by now

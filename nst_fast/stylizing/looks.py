@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from nst_fast.stylizing.tiff import MORE_PAGES
 logger = logging.getLogger(__name__)
 
 LARGEST_DPI = 65_535  # that a JPEG has place for
+WHOLE = (0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,17 @@ class Saving:
 
     Attributes:
         suffix: of the format, such as ".jpg"; None: what the name of the result says.
-        quality: of JPEG and WebP, 1 to 100.
-        keep_gps: whether the position stays in the EXIF data.
+        quality: of JPEG, WebP, AVIF and videos, 1 to 100.
+        keep_gps: whether the position stays in the metadata.
         overwrite: whether a result replaces a file that is there when it is written.
+        span: first and last second of a video that are written.
     """
 
     suffix: str | None = None
     quality: int = 95
     keep_gps: bool = False
     overwrite: bool = False
+    span: tuple[float, float] = WHOLE
 
 
 @contextlib.contextmanager
