@@ -23,6 +23,7 @@ PATH_OPTIONS = frozenset(
     {
         "style.image",
         "style.targets",
+        "style.images",
         "data.root",
         "data.validation",
         "loss_network.weights",

@@ -23,7 +23,7 @@ from nst_fast.downloads import Progress
 from nst_fast.errors import UserError
 from nst_fast.loss.perceptual_loss import LOSSES, PerceptualLoss, Targets, blend
 from nst_fast.loss.pretrained import LOSS_NETWORKS, VGG_WIDTHS, choose_loss_network, create_loss_network
-from nst_fast.loss.style_targets import find_style_targets
+from nst_fast.loss.style_targets import find_paintings, find_style_targets
 from nst_fast.loss.style_weight import DISTANCES, StyleWeightControl, content_distance
 
 LONGEST_NAME = 200  # bytes of a style's name: file systems take 255, suffixes among them
@@ -140,6 +140,18 @@ def find_style(
     )
     loss.check(targets)
     return {name: targets[name].to(device) for name in names}, sha256
+
+
+def find_gallery(style: Any, loss: PerceptualLoss) -> tuple[list[Targets], list[dict[str, str]]]:
+    """Return the style targets of every painting of a folder, on the loss's device, and what is known of each."""
+    found, told, device = list[Targets](), list[dict[str, str]](), next(loss.loss_network.parameters()).device
+    for file, painting in find_paintings(style.images).items():
+        targets, sha256 = find_style_targets(
+            loss.loss_network, loss.style_target_names, name=painting["name"], size=style.size, image=file
+        )
+        found.append({name: target.to(device) for name, target in targets.items()})
+        told.append({"licence": str(style.licence), **painting, "sha256": sha256})
+    return found, told
 
 
 def find_blend(

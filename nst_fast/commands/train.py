@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shlex
@@ -69,11 +70,15 @@ examples:
 
 def resolve(cfg: Any, console: Console) -> None:
     """Check a config's values and replace what is automatic by what this machine gets."""
+    from omegaconf import OmegaConf
     from pytorch_lightning.utilities import rank_zero_only
 
     from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
+    from nst_fast.loss.style_targets import find_paintings
 
     check_options(cfg)
+    if cfg.style.get("images") is not None:
+        OmegaConf.update(cfg, "network.paintings", len(find_paintings(cfg.style.images)), force_add=True)
     choose_start(cfg)
     gpu = choose_engine(cfg)
     several = cfg.trainer.devices * cfg.trainer.num_nodes > 1
@@ -121,8 +126,9 @@ def check_options(cfg: Any) -> None:
     # The others shard what a small network has not.
     parallel = [name for name in StrategyRegistry.available_strategies() if name.startswith("ddp")]
     require_choice(cfg, "trainer.strategy", ("auto", *parallel))
-    for key in ("trainer.learning_rate", "trainer.grid_weight", "trainer.weave_weight"):
-        require_number(cfg, key, 0, whole=False)
+    for key in ("learning_rate", "vector_rate", "grid_weight", "weave_weight"):
+        require_number(cfg, f"trainer.{key}", 0, whole=False)
+    require_number(cfg, "trainer.vector_steps", 0)
     require_number(cfg, "trainer.gradient_clip", 1e-6, whole=False, optional=True)  # of 0 nothing would be learned
     require_choice(cfg, "trainer.one_cycle", (True, False))
     if cfg.network.width % 4:
@@ -187,6 +193,8 @@ def warm_start(network: Any, path: str) -> None:
         checkpoint = read_checkpoint(path)
         weights = trained_network(checkpoint, path).state_dict()
         theirs = in_words(checkpoint[CHECKPOINT_KEY]["config"]["network"])
+    if weights["vectors"].shape[0] != network.vectors.shape[0]:  # a new painting starts as the mean of the others
+        weights["vectors"] = weights["vectors"].mean(0, keepdim=True).repeat(len(network.vectors), 1)
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in network.state_dict().items()}:
         raise UserError(f"init_from={path} is of another network, {theirs}; the options of network must agree")
     network.load_state_dict(weights)
@@ -230,7 +238,7 @@ def train_command(arguments: list[str]) -> Path | None:
     from pytorch_lightning.utilities import rank_zero_only
 
     from nst_fast.commands.configuration import literal, load_config
-    from nst_fast.commands.perceptual_loss import create_control, create_perceptual_loss, find_style
+    from nst_fast.commands.perceptual_loss import create_control, create_perceptual_loss, find_gallery, find_style
     from nst_fast.commands.progress import TrainingProgress, download_progress
     from nst_fast.commands.resume import RUNS, resume_run
     from nst_fast.training.networks import create_network
@@ -257,7 +265,13 @@ def train_command(arguments: list[str]) -> Path | None:
     data = create_data(cfg, console)
     with download_progress(console) as show:
         perceptual_loss = create_perceptual_loss(cfg, show)
-        style_targets, sha256 = find_style(cfg.style, perceptual_loss, progress=show)
+        paintings: list[dict[str, str]] = []
+        if cfg.style.get("images") is not None:
+            style_targets, paintings = find_gallery(cfg.style, perceptual_loss)
+            sha256 = hashlib.sha256("".join(painting["sha256"] for painting in paintings).encode()).hexdigest()
+        else:
+            style_target, sha256 = find_style(cfg.style, perceptual_loss, progress=show)
+            style_targets = [style_target]
     if cfg.style.sha256 not in (None, sha256):
         logger.warning(
             "the picture is not the one that style=%s names, whose title, artist and licence the model will have; "
@@ -283,6 +297,7 @@ def train_command(arguments: list[str]) -> Path | None:
         output,
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         image_sha256=sha256,
+        paintings=paintings,
         control=create_control(cfg, CONTROL_RATE),
         resume=resume,
         start_over=resumed and resume is None,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from nst_fast.loss.loss_networks import LossNetwork
 from nst_fast.loss.perceptual_loss import ENERGY, SLICED, Targets, split_name, style_target
 from nst_fast.loss.tensors import to_tensor
 from nst_fast.loss.terms import QUANTILES, SLICES
+from nst_fast.stylizing.folders import find_pictures
 from nst_fast.stylizing.images import load_image, resize_short_side
 from nst_fast.weights import read_safetensors
 
@@ -162,6 +164,40 @@ def fetch_painting(url: str, sha256: str, progress: Progress | None = None) -> P
     if (got := file_hash(path)) != sha256:
         raise UserError(f"{path} is another picture: its sha256 is {got}, {sha256} is needed")
     return path
+
+
+def find_paintings(folder: str | Path) -> dict[Path, dict[str, str]]:
+    """Return the paintings of a folder, and what is known of each: name, and title, artist, year, licence, source.
+
+    A painting is called after its file. manifest.json in the folder, a list of objects, may name it otherwise and say
+    the rest of those whose ``file`` it names; then it alone says which paintings there are.
+
+    Raises UserError where there is none, two have one name or the manifest cannot be read.
+    """
+    manifest = Path(folder) / "manifest.json"
+    listed: list[dict[str, Any]] = []
+    if manifest.is_file():
+        try:
+            listed = json.loads(manifest.read_text("utf-8"))
+            files = [Path(folder) / entry["file"] for entry in listed]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{manifest} cannot be read; a list of {{'file': NAME, …}} is needed: {error}") from error
+    else:
+        files = find_pictures(folder)
+        listed = [{} for _ in files]
+    known = ("title", "artist", "year", "licence", "source")
+    found = {
+        file: {"name": str(entry.get("name", file.stem))} | {key: str(entry[key]) for key in known if key in entry}
+        for file, entry in zip(files, listed, strict=True)
+    }
+    names = [told["name"] for told in found.values()]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    wrong = next((name for name in names if not name.strip() or set(name) & set("=,/\\")), None)
+    if twice is not None or wrong is not None:
+        raise UserError(f"{folder} has {'two paintings' if wrong is None else 'a painting'} called {twice or wrong!r}")
+    if not found:
+        raise UserError(f"{folder} has no paintings")
+    return found
 
 
 def find_style_targets(

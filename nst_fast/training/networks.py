@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,13 +16,56 @@ from nst_fast.assets import nearest
 from nst_fast.errors import UserError
 from nst_fast.weights import fill
 
-Network = TypeVar("Network", bound=nn.Module)
 STRIDE = 4  # pixels a position of the body stands for, both ways
 
 
-def norm(channels: int) -> nn.InstanceNorm2d:
-    """Return an affine instance norm (Ulyanov et al. 2016) that keeps no running statistics."""
-    return nn.InstanceNorm2d(channels, affine=True)
+class Norm(nn.Module):
+    """Instance norm whose scales and biases are the painting's, not the network's (Dumoulin et al. 2017).
+
+    ``phases`` channels beside each other, the phases of one channel, are normalised by themselves and have one scale
+    and one bias: no phase can be brighter than another over the picture, which a lattice of two pixels would be.
+
+    Attributes:
+        first: where in a painting's vector this norm's scales begin; its biases follow. The network sets it.
+    """
+
+    EPSILON = 1e-5
+
+    def __init__(self, channels: int, phases: int = 1) -> None:
+        super().__init__()
+        self.channels, self.phases, self.first = channels, phases, 0
+
+    def forward(self, x: Tensor, vectors: Tensor) -> Tensor:
+        """Return the normalised x (N, phases C, H, W), for the vectors of one painting (1, V) or of N (N, V)."""
+        if len(vectors) == 1:
+            scale, bias = self.parameters_of(vectors[0])
+            return F.instance_norm(x, weight=scale, bias=bias, eps=self.EPSILON)
+        # What instance norm itself does with one scale for all pictures.
+        one = x.reshape(1, -1, *x.shape[2:])
+        scales, biases = (torch.cat(of_all) for of_all in zip(*map(self.parameters_of, vectors), strict=True))
+        return F.batch_norm(one, None, None, scales, biases, training=True, eps=self.EPSILON).view(x.shape)
+
+    def parameters_of(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a painting's scales and biases (phases C,), given its vector (V,)."""
+        own = vector[self.first : self.first + 2 * self.channels].view(2, self.channels)
+        scale, bias = torch.stack([own] * self.phases, 2).flatten(1).unbind()
+        return scale, bias
+
+    def fold(self, vector: Tensor) -> nn.Module:
+        """Return an instance norm that is equal for one painting, given its vector (V,)."""
+        plain = nn.InstanceNorm2d(self.phases * self.channels, self.EPSILON, affine=True)
+        plain.weight.data, plain.bias.data = self.parameters_of(vector.detach())
+        return plain
+
+
+class Layers(nn.Sequential):
+    """Modules one after the other; those that have norms are handed the paintings' vectors."""
+
+    def forward(self, x: Tensor, vectors: Tensor) -> Tensor:  # type: ignore[override]
+        """Return what the last one makes."""
+        for module in self:
+            x = module(x, vectors) if isinstance(module, Norm | Residual) else module(x)
+        return x
 
 
 def conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -120,48 +163,22 @@ class UpsampleConv(PhaseConv):
         super().__init__(channels_in, channels_out, 3)
 
 
-class PhaseNorm(nn.InstanceNorm2d):
-    """Affine instance norm of every phase by itself, the four of a channel with one scale and one bias.
-
-    No phase can be brighter than another over the picture, which a lattice of two pixels would be.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, affine=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised phases (N, 4 C, H, W)."""
-        weight, bias = self.weight.repeat_interleave(4), self.bias.repeat_interleave(4)
-        return F.instance_norm(x, weight=weight, bias=bias, eps=self.eps)
-
-    def fold(self) -> nn.Module:
-        """Return an equal instance norm."""
-        plain = norm(4 * self.num_features).to(self.weight)
-        for name, parameter in self.named_parameters():
-            plain.get_parameter(name).data = parameter.detach().repeat_interleave(4)
-        return plain
-
-    def unfold(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-        """Return the weights that `fold` made these of."""
-        return {"weight": weight[::4], "bias": bias[::4]}
-
-
 class Residual(nn.Module):
     """Two 3×3 convolutions around an identity, no rectification after the addition (Gross & Wilber 2016)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
+        self.body = Layers(
             conv(channels, channels, 3),
-            norm(channels),
+            Norm(channels),
             nn.ReLU(),
             conv(channels, channels, 3),
-            norm(channels),
+            Norm(channels),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, vectors: Tensor) -> Tensor:
         """Return x + body(x)."""
-        return x + self.body(x)
+        return x + self.body(x, vectors)
 
 
 class Grain(nn.Module):
@@ -235,10 +252,13 @@ class Contrast(nn.Module):
 class TransformationNetwork(nn.Module):
     """A fully convolutional network: a stem down to a quarter of the resolution, what strokes grow from, a body.
 
+    Convolutions are shared by all paintings that it knows; a painting is one vector, the scales and biases of the
+    norms in their order (conditional instance norm: Dumoulin et al. 2017). One painting is the plain case of many.
     Strokes grow from `Grain`, from the photograph's own `Contrast`, from both or from neither. Sizes that are no
     multiple of the stride are continued by reflection, the margin too, and cut off again.
 
     Attributes:
+        vectors: of the paintings, (S, V).
         stride: total down-sampling.
         min_size: smallest height and width in pixels that reflection padding allows.
         margin: what is seen around the picture outside training, in pixels, a multiple of the stride.
@@ -247,21 +267,43 @@ class TransformationNetwork(nn.Module):
     stride: ClassVar[int] = STRIDE
     min_size: ClassVar[int] = 16
     margin: ClassVar[int] = 0
-    stem: nn.Sequential
+    stem: Layers
     grain: Grain | None
     contrast: Contrast | None
-    body: nn.Sequential
+    body: Layers
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the stylized image: same shape, near [0, 1] but not clamped."""
+    def create_vectors(self, paintings: int) -> None:
+        """Give each norm its place in the vectors, and every painting scales of 1 and biases of 0."""
+        vector: list[float] = []
+        for norm in self.norms():
+            norm.first = len(vector)
+            vector += [1.0] * norm.channels + [0.0] * norm.channels
+        self.vectors = nn.Parameter(torch.tensor([vector]).repeat(paintings, 1))
+
+    def norms(self) -> list[Norm]:
+        """Return the norms in the order of the vectors."""
+        return [module for module in self.modules() if isinstance(module, Norm)]
+
+    def blend(self, style_weights: Tensor, style_vector: Tensor) -> Tensor:
+        """Return the vector (1, V) of the paintings' mean by weights (S,), a vector (V,) from elsewhere added."""
+        return style_weights[None] @ self.vectors + style_vector
+
+    def forward(self, image: Tensor, vectors: Tensor | None = None) -> Tensor:
+        """Return the stylized image: same shape, near [0, 1] but not clamped.
+
+        Args:
+            image: (N, 3, H, W).
+            vectors: of one painting for all pictures (1, V), or of each picture's (N, V); None: of the first one.
+        """
+        vectors = self.vectors[:1] if vectors is None else vectors
         height, width = image.shape[2:]
         margin = 0 if self.training else self.margin
         around = (margin, margin + -width % self.stride, margin, margin + -height % self.stride)
         seen = F.pad(image, around, mode="reflect")
-        x = self.stem(seen)
+        x = self.stem(seen, vectors)
         for grown_from in (self.grain, self.contrast):
             x = x if grown_from is None else grown_from(x, seen)
-        return self.body(x)[:, :, margin : margin + height, margin : margin + width]
+        return self.body(x, vectors)[:, :, margin : margin + height, margin : margin + width]
 
 
 class JohnsonNetwork(TransformationNetwork):
@@ -271,21 +313,24 @@ class JohnsonNetwork(TransformationNetwork):
     instance norm replaces batch norm. ``width=32`` is the published one, with 1,679,235 parameters.
     """
 
-    def __init__(self, width: int = 32, blocks: int = 5, grain: bool = False, contrast: bool = False) -> None:
+    def __init__(
+        self, width: int = 32, blocks: int = 5, grain: bool = False, contrast: bool = False, paintings: int = 1
+    ) -> None:
         super().__init__()
         w1, w2, w4 = width, 2 * width, 4 * width
-        self.stem = nn.Sequential(
-            *(conv(3, w1, 9), norm(w1), nn.ReLU()),
-            *(conv(w1, w2, 3, stride=2), norm(w2), nn.ReLU()),
-            *(conv(w2, w4, 3, stride=2), norm(w4), nn.ReLU()),
+        self.stem = Layers(
+            *(conv(3, w1, 9), Norm(w1), nn.ReLU()),
+            *(conv(w1, w2, 3, stride=2), Norm(w2), nn.ReLU()),
+            *(conv(w2, w4, 3, stride=2), Norm(w4), nn.ReLU()),
         )
         self.grain, self.contrast = Grain(w4) if grain else None, Contrast(w4) if contrast else None
-        self.body = nn.Sequential(
+        self.body = Layers(
             *(Residual(w4) for _ in range(blocks)),
-            *(nn.Upsample(scale_factor=2), conv(w4, w2, 3), norm(w2), nn.ReLU()),
-            *(nn.Upsample(scale_factor=2), conv(w2, w1, 3), norm(w1), nn.ReLU()),
+            *(nn.Upsample(scale_factor=2), conv(w4, w2, 3), Norm(w2), nn.ReLU()),
+            *(nn.Upsample(scale_factor=2), conv(w2, w1, 3), Norm(w1), nn.ReLU()),
             conv(w1, 3, 9),
         )
+        self.create_vectors(paintings)
 
 
 class FastNetwork(TransformationNetwork):
@@ -298,26 +343,32 @@ class FastNetwork(TransformationNetwork):
 
     margin: ClassVar[int] = 8  # px; instance norms see it, which training has not
 
-    def __init__(self, width: int = 48, blocks: int = 4, grain: bool = False, contrast: bool = False) -> None:
+    def __init__(
+        self, width: int = 48, blocks: int = 4, grain: bool = False, contrast: bool = False, paintings: int = 1
+    ) -> None:
         super().__init__()
         half, full = width // 2, width // 4
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 12, 4, 4, padding_mode="reflect"), norm(width), nn.ReLU())
+        self.stem = Layers(nn.Conv2d(3, width, 12, 4, 4, padding_mode="reflect"), Norm(width), nn.ReLU())
         self.grain, self.contrast = Grain(width) if grain else None, Contrast(width) if contrast else None
-        self.body = nn.Sequential(
+        self.body = Layers(
             *(Residual(width) for _ in range(blocks)),
-            *(UpsampleConv(width, half), PhaseNorm(half), nn.ReLU(), PhasePixels(half)),
-            *(UpsampleConv(half, full), PhaseNorm(full), nn.ReLU()),
+            *(UpsampleConv(width, half), Norm(half, 4), nn.ReLU(), PhasePixels(half)),
+            *(UpsampleConv(half, full), Norm(full, 4), nn.ReLU()),
             *(OutputConv(full, 3), PhasePixels(3)),
         )
+        self.create_vectors(paintings)
 
 
 class TinyNetwork(FastNetwork):
     """`FastNetwork` without its last convolution: the last upsampling gives the picture."""
 
-    def __init__(self, width: int = 16, blocks: int = 3, grain: bool = False, contrast: bool = False) -> None:
-        super().__init__(width, blocks, grain, contrast)
+    def __init__(
+        self, width: int = 16, blocks: int = 3, grain: bool = False, contrast: bool = False, paintings: int = 1
+    ) -> None:
+        super().__init__(width, blocks, grain, contrast, paintings)
         last = max(index for index, module in enumerate(self.body) if isinstance(module, UpsampleConv))
-        self.body = nn.Sequential(*self.body[:last], UpsampleConv(width // 2, 3), PhasePixels(3))
+        self.body = Layers(*self.body[:last], UpsampleConv(width // 2, 3), PhasePixels(3))
+        self.create_vectors(paintings)
 
 
 NETWORKS: dict[str, type[JohnsonNetwork] | type[FastNetwork]] = {
@@ -327,7 +378,7 @@ NETWORKS: dict[str, type[JohnsonNetwork] | type[FastNetwork]] = {
 }
 
 
-def create_network(name: str, width: int, blocks: int, **options: bool) -> TransformationNetwork:
+def create_network(name: str, width: int, blocks: int, **options: Any) -> TransformationNetwork:
     """Return a new transformation network; UserError names the nearest where a name is unknown."""
     if name not in NETWORKS:
         raise UserError(f"unknown network {name!r}: {nearest(name, NETWORKS)}")
@@ -335,18 +386,24 @@ def create_network(name: str, width: int, blocks: int, **options: bool) -> Trans
 
 
 def in_words(config: Mapping[str, Any]) -> str:
-    """Return what `create_network` was given as text: fast, width 48, blocks 4, grain."""
-    told = [key if value is True else f"{key} {value}" for key, value in config.items() if value is not False]
+    """Return what `create_network` was given as text, but for the paintings: fast, width 48, blocks 4, grain."""
+    options = {key: value for key, value in config.items() if key != "paintings" and value is not False}
+    told = [key if value is True else f"{key} {value}" for key, value in options.items()]
     return ", ".join(told).removeprefix("name ")
 
 
-def for_inference(network: Network) -> Network:
-    """Return a copy of a network on the CPU in evaluation mode, what was split for training folded into one."""
+def for_inference(network: TransformationNetwork) -> TransformationNetwork:
+    """Return a copy of a network on the CPU in evaluation mode, what was split for training folded into one.
+
+    A single painting's vector goes into the norms.
+    """
     folded = copy.deepcopy(network).cpu().float().eval()
     for module in list(folded.modules()):
         for name, child in module.named_children():
-            if isinstance(child, PhaseConv | PhaseNorm | PhasePixels):
+            if isinstance(child, PhaseConv | PhasePixels):
                 setattr(module, name, child.fold())
+            elif isinstance(child, Norm) and len(folded.vectors) == 1:
+                setattr(module, name, child.fold(folded.vectors[0]))
     return folded
 
 
@@ -354,10 +411,20 @@ def unfolded(network: nn.Module, inference_weights: Mapping[str, Tensor]) -> dic
     """Return the weights of a network, given those of its copy `for_inference`."""
     weights = dict(inference_weights)
     for name, module in network.named_modules():
-        if isinstance(module, PhaseConv | PhaseNorm):
+        if isinstance(module, PhaseConv):
             split = module.unfold(weights[f"{name}.weight"], weights[f"{name}.bias"])
             weights |= {f"{name}.{key}": tensor for key, tensor in split.items()}
     return weights
+
+
+def with_vectors(network: TransformationNetwork, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a network, given those in which every norm has its own: a single model's, or of before."""
+    weights, parts = dict(weights), list[Tensor]()
+    for name, norm in network.named_modules():
+        if isinstance(norm, Norm) and "vectors" not in weights:
+            own = (weights.pop(f"{name}.{kind}") for kind in ("weight", "bias"))
+            parts += [tensor[:: max(1, len(tensor) // norm.channels)] for tensor in own]  # once for all its phases
+    return weights | ({"vectors": torch.cat(parts)[None]} if parts else {})
 
 
 def read_network(
@@ -372,7 +439,7 @@ def read_network(
             raise ValueError("no such network")
         with torch.device("meta"):
             network = create_network(**config)
-        weights = unfolded(network, weights) if folded else weights
+        weights = with_vectors(network, unfolded(network, weights) if folded else weights)
     except (UserError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not as `train` wrote it: there is no network {config}") from error
     fill(network, weights, path)

@@ -29,20 +29,24 @@ from nst_fast.training.networks import TransformationNetwork, for_inference, in_
 
 OPSET = 18
 # Options whose values are paths.
-PATHS = {"style": ("image", "targets"), "data": ("root", "validation"), "loss_network": ("weights", "shallow", "deep")}
+PATHS = {"style": ("image", "targets", "images"), "data": ("root", "validation"), "loss_network": ("weights", "shallow", "deep")}
 PARITY_SIZES = ((37, 53), (64, 64), (101, 75))  # height, width in pixels: odd ones on purpose
 
 
 class Uint8Network(nn.Module):
-    """uint8 (N, H, W, 3) RGB in and out: scaling, clamping and rounding belong to the graph."""
+    """uint8 (N, H, W, 3) RGB in and out: scaling, clamping and rounding belong to the graph.
+
+    Beside the pictures it may be handed what `TransformationNetwork.blend` takes.
+    """
 
     def __init__(self, network: TransformationNetwork) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, *style: Tensor) -> Tensor:
         """Return the stylized pictures: clipped, then rounded."""
-        stylized = self.network(image.permute(0, 3, 1, 2).float() / 255)
+        vectors = self.network.blend(*style) if style else None
+        stylized = self.network(image.permute(0, 3, 1, 2).float() / 255, vectors)
         return (stylized.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
@@ -53,18 +57,24 @@ class FloatNetwork(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, *style: Tensor) -> Tensor:
         """Return the stylized pictures, clipped."""
-        return self.network(image).clamp(0, 1)
+        return self.network(image, self.network.blend(*style) if style else None).clamp(0, 1)
 
 
 def to_onnx(network: TransformationNetwork, metadata: Mapping[str, str], float_nchw: bool = False) -> onnx.ModelProto:
-    """Return the checked graph ``image`` → ``stylized`` with N, H and W free and the metadata in it."""
+    """Return the checked graph ``image`` → ``stylized`` with N, H and W free and the metadata in it.
+
+    Of several paintings it takes ``style_weights`` (S,), the first painting where they are not given, and
+    ``style_vector`` (V,), zeros.
+    """
     module = (FloatNetwork if float_nchw else Uint8Network)(for_inference(network)).eval()
     if float_nchw:
         example, axes = torch.rand(2, 3, 64, 80), {0: "N", 2: "H", 3: "W"}
     else:
         example, axes = torch.zeros(2, 64, 80, 3, dtype=torch.uint8), {0: "N", 1: "H", 2: "W"}
+    paintings, length = network.vectors.shape
+    style = {} if paintings == 1 else {"style_weights": torch.eye(paintings)[0], "style_vector": torch.zeros(length)}
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # The tracing exporter keeps each instance norm one InstanceNormalization node, which tiling relies on;
@@ -72,9 +82,9 @@ def to_onnx(network: TransformationNetwork, metadata: Mapping[str, str], float_n
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
-            (example,),
+            (example, *style.values()),
             buffer,  # type: ignore[arg-type]
-            input_names=["image"],
+            input_names=["image", *style],
             output_names=["stylized"],
             dynamic_axes={"image": axes, "stylized": axes},
             opset_version=OPSET,
@@ -82,6 +92,8 @@ def to_onnx(network: TransformationNetwork, metadata: Mapping[str, str], float_n
         )
     model = optimizer.optimize(onnx.load_from_string(buffer.getvalue()))
     del model.graph.value_info[:]  # shapes that anyone can infer
+    # An initializer of an input's name makes it optional.
+    model.graph.initializer.extend(numpy_helper.from_array(value.numpy(), name) for name, value in style.items())
     for key, value in metadata.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA_PREFIX + key, str(value)
@@ -187,6 +199,7 @@ def describe(checkpoint: dict[str, Any]) -> dict[str, str]:
         "artist": style["artist"],
         "licence": style["licence"],
         "image_sha256": ours["image_sha256"],
+        **({"paintings": json.dumps(ours["paintings"], ensure_ascii=False)} if ours.get("paintings") else {}),
         "style_size": style["size"],
         "style_weight": f"{ours['style_weight']:.6g}",
         **({} if style["content_distance"] is None else {"content_distance": style["content_distance"]}),

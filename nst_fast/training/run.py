@@ -74,7 +74,7 @@ class TrainedModel:
 def train(
     network: TransformationNetwork,
     perceptual_loss: PerceptualLoss,
-    style_targets: Targets,
+    style_targets: Sequence[Targets],
     data: ContentImages,
     recipe: Recipe,
     engine: Engine,
@@ -82,25 +82,27 @@ def train(
     *,
     config: dict[str, Any],
     image_sha256: str,
+    paintings: Sequence[Mapping[str, Any]] = (),
     control: StyleWeightControl | None = None,
     resume: Path | None = None,
     start_over: bool = False,
     float_nchw: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> TrainedModel | None:
-    """Train a network on a style and export it; of several processes all but the first return None.
+    """Train a network on a style, or on many, and export it; of several processes all but the first return None.
 
     Args:
         network: the one to train; a resumed run replaces its weights.
         perceptual_loss: what it is trained on.
-        style_targets: of the painting.
+        style_targets: of each painting.
         data: the photographs.
         recipe: how it learns.
         engine: what computes.
         output: folder of the run, for checkpoints, samples, TensorBoard's log, the model and summary.json.
         config: plain types, what is to be known of the run: the groups of configs/train.yaml. The model is named
             after its style.
-        image_sha256: of the painting's file.
+        image_sha256: of the painting's file, or of all.
+        paintings: of several, what is known of each, its name first of all.
         control: steers the style weight; None leaves it as it is.
         resume: the checkpoint to go on from.
         start_over: whether a run that is in the folder, and left no checkpoint, may be replaced.
@@ -114,7 +116,7 @@ def train(
     recorded = {"image_sha256": image_sha256, "loss_network": perceptual_loss.loss_network.identity}
     earlier = {} if resume is None else earlier_run(resume, recorded, data.photographs)
     skipped = earlier.get("skipped_pictures", {}) | data.skipped
-    description = {"config": config, **recorded, "photographs": data.photographs, "skipped_pictures": skipped}
+    description = {"config": config, **recorded, "paintings": list(map(dict, paintings)), "photographs": data.photographs, "skipped_pictures": skipped}
     if getattr(rank_zero_only, "rank", 0) == 0:
         start_folder(output, config, start_over or in_place(output, resume))
     module = StyleTransfer(network, perceptual_loss, style_targets, recipe, description, control)

@@ -1,8 +1,9 @@
-"""The LightningModule that trains one transformation network on one style."""
+"""The LightningModule that trains one transformation network on one painting or on many."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -13,11 +14,11 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from nst_fast import __version__
 from nst_fast.errors import UserError
-from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
+from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets, gather
 from nst_fast.loss.style_weight import StyleWeightControl
 from nst_fast.loss.terms import pixel_grid, pixel_weave, saturated_share
 from nst_fast.stylizing.images import save_image
@@ -35,6 +36,15 @@ def share_pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers)
 
 
+def chosen_paintings(pictures: Sequence[int], paintings: int) -> np.ndarray:
+    """Return which of so many paintings each picture of a run, by its number, is to be like.
+
+    All paintings take their turn, in an order of each round's own, before any has another one.
+    """
+    rounds = {number: np.random.default_rng(number).permutation(paintings) for number in {p // paintings for p in pictures}}
+    return np.array([rounds[picture // paintings][picture % paintings] for picture in pictures])
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a network learns.
@@ -47,6 +57,8 @@ class Recipe:
         grid_weight: of `pixel_grid`, beside the perceptual loss: it is the network's fault, not the picture's.
         weave_weight: of `pixel_weave`, likewise.
         one_cycle: whether the rate goes up and down to nothing; otherwise it stays.
+        vector_steps: the first steps, which change the paintings' vectors alone.
+        vector_rate: of the vectors' learning rate, times the others'.
     """
 
     max_steps: int
@@ -55,15 +67,19 @@ class Recipe:
     grid_weight: float = 3000.0
     weave_weight: float = 20.0
     one_cycle: bool = True
+    vector_steps: int = 0
+    vector_rate: float = 1.0
 
 
 class StyleTransfer(pl.LightningModule):
     """Train a transformation network against a frozen perceptual loss.
 
+    Where it has several paintings, each picture of a batch has its own.
+
     Args:
         network: the transformation network.
         perceptual_loss: never stored in checkpoints.
-        style_targets: of the painting, as the perceptual loss names them; not stored either.
+        style_targets: of each painting, as the perceptual loss names them; not stored either.
         recipe: how it learns.
         description: plain types to store in checkpoints: the resolved config and what was chosen.
         control: sets the perceptual loss's style weight while training; None leaves it as it is.
@@ -73,7 +89,7 @@ class StyleTransfer(pl.LightningModule):
         self,
         network: TransformationNetwork,
         perceptual_loss: PerceptualLoss,
-        style_targets: Targets,
+        style_targets: Sequence[Targets],
         recipe: Recipe,
         description: dict[str, Any],
         control: StyleWeightControl | None = None,
@@ -81,9 +97,10 @@ class StyleTransfer(pl.LightningModule):
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
         self.perceptual_loss = perceptual_loss
-        self.style_target_names = list(style_targets)
-        for name, target in style_targets.items():  # buffers, so that they go where the module goes
-            self.register_buffer(STYLE_TARGET + name, target, persistent=False)
+        self.paintings = len(style_targets)
+        self.style_target_names = list(style_targets[0])
+        for name, target in gather(style_targets, torch.arange(self.paintings)).items():
+            self.register_buffer(STYLE_TARGET + name, target, persistent=False)  # so that it goes where the module goes
         self.recipe, self.description, self.control = recipe, description, control
         self.automatic_optimization = False  # a non-finite step is skipped: no update, no momentum
         self.strict_loading = False  # the frozen loss network is not in checkpoints
@@ -99,33 +116,43 @@ class StyleTransfer(pl.LightningModule):
         self.samples_folder: Path | None = None
         self.validation_losses: dict[str, float] = {}
 
-    @property
-    def style_targets(self) -> dict[str, Tensor]:
-        """The painting's style targets, on the module's device."""
-        return {name: self.get_buffer(STYLE_TARGET + name) for name in self.style_target_names}
+    def style_targets(self, chosen: Tensor) -> dict[str, Tensor]:
+        """Return the style targets of each picture's painting, on the module's device; of a single one as they are."""
+        found = {name: self.get_buffer(STYLE_TARGET + name) for name in self.style_target_names}
+        return found if self.paintings == 1 else {name: target[chosen] for name, target in found.items()}
 
     def configure_optimizers(self) -> Any:
         """Return Adam, on one cycle where asked for: warm-up over the first tenth, then down to nothing."""
-        optimizer = torch.optim.Adam(self.network.parameters(), self.recipe.learning_rate, fused=True)
+        rate = self.recipe.learning_rate
+        rates = [rate * self.recipe.vector_rate, rate]
+        vectors, *shared = self.network.parameters()
+        groups = [{"params": [vectors], "lr": rates[0]}, {"params": shared, "lr": rates[1]}]
+        optimizer = torch.optim.Adam(groups, rate, fused=True)
         total = self.recipe.max_steps + 1
         warm_up = 0.1 if total != 10 else 0.2  # torch divides by warm_up · total − 1
         schedule: torch.optim.lr_scheduler.LRScheduler
         if self.recipe.one_cycle:
             schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, self.recipe.learning_rate, total_steps=total, pct_start=warm_up
+                optimizer, rates, total_steps=total, pct_start=warm_up
             )
         else:
             schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def stylize(self, content: Tensor) -> Tensor:
-        """Return stylized images (N, 3, H, W), in the weights' type, not clamped."""
-        return self.network(content.contiguous(memory_format=torch.channels_last)).to(self.dtype)
+    def learning(self) -> list[nn.Parameter]:
+        """Return the parameters that the next step changes."""
+        first = self.batches_seen < self.recipe.vector_steps
+        return [self.network.vectors] if first else list(self.network.parameters())
 
-    def losses(self, content: Tensor, stylized: Tensor) -> dict[str, Tensor]:
+    def stylize(self, content: Tensor, chosen: Tensor) -> Tensor:
+        """Return stylized images (N, 3, H, W), each like its painting, in the weights' type, not clamped."""
+        vectors = self.network.vectors if self.paintings == 1 else self.network.vectors[chosen]
+        return self.network(content.contiguous(memory_format=torch.channels_last), vectors).to(self.dtype)
+
+    def losses(self, content: Tensor, stylized: Tensor, chosen: Tensor) -> dict[str, Tensor]:
         """Return the perceptual loss's terms for a batch, with ``grid`` and ``weave`` beside them and in the total."""
         content_targets = self.perceptual_loss.content_targets(content)
-        terms = self.perceptual_loss(stylized, content_targets, self.style_targets)
+        terms = self.perceptual_loss(stylized, content_targets, self.style_targets(chosen))
         grid = pixel_grid(stylized, self.network.stride).mean()
         weave = pixel_weave(stylized).mean()
         total = terms["total"] + self.recipe.grid_weight * grid + self.recipe.weave_weight * weave
@@ -137,14 +164,19 @@ class StyleTransfer(pl.LightningModule):
         Nothing here waits for the device: what comes of the step is decided there and read at the next log.
         """
         content = (batch.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
+        first = (self.batches_seen * self.trainer.world_size + self.trainer.global_rank) * len(batch)
+        pictures = range(first, first + len(batch))
+        chosen = torch.from_numpy(chosen_paintings(pictures, self.paintings)).to(self.device)
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16, whose gradients it multiplies
         if self.device.type == "cpu" and self.trainer.world_size == 1 and scaler is None:
-            terms = self.backward_in_threads(content)
+            terms = self.backward_in_threads(content, chosen)
         else:
-            terms = self.losses(content, self.stylize(content))
+            terms = self.losses(content, self.stylize(content, chosen), chosen)
             self.manual_backward(terms["total"])
+            for parameter in set(self.network.parameters()) - set(self.learning()):
+                parameter.grad = None
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
         if scaler is not None:  # `get_scale` would wait for the device
             norm = norm / scaler.scale(torch.ones_like(norm))
@@ -193,7 +225,7 @@ class StyleTransfer(pl.LightningModule):
         """Raise UserError where nothing was learned."""
         self.check_steps()
 
-    def backward_in_threads(self, content: Tensor) -> dict[str, Tensor]:
+    def backward_in_threads(self, content: Tensor, chosen: Tensor) -> dict[str, Tensor]:
         """Leave a batch's gradients in the parameters and return the losses' terms, the pictures shared among threads.
 
         Small maps and serial operations leave cores of a CPU idle where all of them work on the same operation. Every
@@ -201,17 +233,19 @@ class StyleTransfer(pl.LightningModule):
         """
         workers = min(len(content), torch.get_num_threads())
         threads = max(1, torch.get_num_threads() // workers)
-        parameters = list(self.network.parameters())
+        parameters = self.learning()
 
-        def share(part: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        def share(part: Tensor, chosen: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
             torch.set_num_threads(threads)  # of this thread; the others keep theirs
             with self.trainer.precision_plugin.train_step_context():
-                terms = self.losses(part, self.stylize(part))
+                terms = self.losses(part, self.stylize(part, chosen), chosen)
             weighted = {name: value * (len(part) / len(content)) for name, value in terms.items()}
             gradients = torch.autograd.grad(weighted["total"], parameters)
             return {name: value.detach() for name, value in weighted.items()}, gradients
 
-        (terms, gradients), *others = share_pool(workers).map(share, content.tensor_split(workers))
+        (terms, gradients), *others = share_pool(workers).map(
+            share, content.tensor_split(workers), chosen.tensor_split(workers)
+        )
         for more_terms, more_gradients in others:
             for name, value in more_terms.items():
                 terms[name] += value
@@ -245,14 +279,26 @@ class StyleTransfer(pl.LightningModule):
         self.first_batch = self.batches_seen
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Log the losses of the clamped pictures, as a viewer sees them, and keep the first ones as a strip."""
+        """Log the losses of the clamped pictures, as a viewer sees them, and keep the first ones as a strip.
+
+        Every photograph is painted like every painting; of many, each one's own total is logged beside the means.
+        """
         content = (batch.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
-        stylized = self.stylize(content).clamp(0, 1)
-        for name, value in self.losses(content, stylized).items():
-            self.log(f"val/{name}_loss", value, batch_size=len(batch), logger=False)
-        self.log("val/saturated_share", saturated_share(stylized).mean(), batch_size=len(batch), logger=False)
+        rows, found = [content], list[dict[str, Tensor]]()
+        for painting in range(self.paintings):
+            chosen = torch.full((len(content),), painting, device=self.device)
+            rows.append(self.stylize(content, chosen).clamp(0, 1))
+            shares = {"saturated_share": saturated_share(rows[-1]).mean()}
+            losses = self.losses(content, rows[-1], chosen)
+            found.append({f"{name}_loss": value for name, value in losses.items()} | shares)
+        figures = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
+        if self.paintings > 1:
+            names = [painting["name"] for painting in self.description["paintings"]]
+            figures |= {f"{name}_total_loss": each["total_loss"] for name, each in zip(names, found, strict=True)}
+        for name, value in figures.items():
+            self.log(f"val/{name}", value, batch_size=len(batch), logger=False)
         if batch_idx == 0:
-            self.save_strip(content, stylized)
+            self.save_strip(rows)
 
     def on_validation_epoch_end(self) -> None:
         """Log the newest validation figures and remember the losses for the summary and the model's metadata."""
@@ -260,9 +306,9 @@ class StyleTransfer(pl.LightningModule):
         self.write_log(figures)
         self.validation_losses = {name: float(value) for name, value in figures.items() if name.endswith("_loss")}
 
-    def save_strip(self, content: Tensor, stylized: Tensor) -> None:
+    def save_strip(self, rows: Sequence[Tensor]) -> None:
         """Write content images above their stylized ones, to TensorBoard and as PNG."""
-        strip = torch.cat([torch.cat(list(row), dim=2) for row in (content, stylized)], dim=1).float()
+        strip = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1).float()
         for logger in self.loggers:
             logger.experiment.add_image("val/strip", strip, self.batches_seen - 1)  # type: ignore[attr-defined]
         if self.samples_folder is not None and self.trainer.is_global_zero:
