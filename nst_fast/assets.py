@@ -14,6 +14,7 @@ from nst_fast.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
 ASSETS = PACKAGE / "assets"
+GALLERY = "gallery"  # the shipped model of many paintings
 INT8 = ".int8"  # ends the name of a model in 8-bit integers
 VGG16_SLIM = ASSETS / "vgg16_slim.safetensors"
 

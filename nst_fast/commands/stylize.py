@@ -10,27 +10,31 @@ import os
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
 
-from nst_fast.assets import INT8, shipped_models
+from nst_fast.assets import GALLERY, INT8, shipped_models
 from nst_fast.commands import printable, run, say, show_warnings
 from nst_fast.errors import UserError
+from nst_fast.stylizing.contact_sheet import contact_sheet
 from nst_fast.stylizing.formats import choices
+from nst_fast.stylizing.images import load_image, resize_long_side, save_image
 from nst_fast.stylizing.jobs import Job, Result, Watch, check_targets, find_jobs, stylize_jobs
 from nst_fast.stylizing.looks import Looks, Saving
-from nst_fast.stylizing.stylizer import DEVICES, Stylizer
+from nst_fast.stylizing.stylizer import DEVICES, Style, Stylizer
 
 USAGE = """
-usage: stylize --model FILE_OR_NAME INPUT... [-o OUTPUT] [options]
+usage: stylize --style NAME INPUT... [-o OUTPUT] [options]
 
 Stylize pictures and videos, one forward pass a picture.
 
-  --model FILE_OR_NAME  an .onnx file, or the name of a shipped model (--list)
+  --style NAME          a painting of the gallery (--list); starry_night=0.7,the_scream=0.3 blends two or more
+  --model FILE_OR_NAME  an .onnx file, or the name of a shipped model (--list; default gallery)
   INPUT                 pictures, videos, folders, quoted globs, or - for standard input
   -o, --output OUTPUT   a picture or a video, a folder, or - for standard output
-                        (default: photo.MODEL.jpg beside photo.jpg; FOLDER.MODEL/ beside FOLDER)
+                        (default: photo.STYLE.jpg beside photo.jpg; FOLDER.STYLE/ beside FOLDER)
   -r, --recursive       folders with what is below them
   --overwrite           replace files that exist
   --skip-existing       leave pictures whose result is there: go on with a folder
@@ -41,6 +45,9 @@ Stylize pictures and videos, one forward pass a picture.
   --keep-gps            keep the position in the metadata, which is dropped otherwise
 
   --strength S          0 is the photograph, 1 the stylized picture (default 1)
+  --mask FILE           a picture: white is painted, black stays as it is, grey is in between
+  --outside NAME        with --mask: black is painted like this style
+  --sheet               one picture in every style of the model, on one sheet
   --keep-colours        luminance of the stylized picture, colours of the photograph
   --max-side PX         make larger pictures smaller first
   --scale F             stylize at F times the size and return: above 1 smaller strokes, below 1 larger ones
@@ -52,18 +59,20 @@ Stylize pictures and videos, one forward pass a picture.
   --pixel-range 1|255   for another project's model with float input: what it calls white; --bgr for its channel order
 
   --json                print one JSON object a picture
-  --list                show the shipped models
+  --list                show the shipped models and the gallery's styles
   --info                show what the model says of itself
   --version             print the version
 
 examples:
-  stylize --model starry_night photo.jpg
-  stylize --model starry_night holiday/ -o stylized/ --max-side 2000
-  stylize --model starry_night --scale 0.5 --strength 0.8 photo.png -o out.webp
-  stylize --model starry_night clip.mp4 --from 0:05 --to 0:10 -o out.mp4
-  stylize --model starry_night - -o - < photo.jpg > out.jpg
+  stylize --style starry_night photo.jpg
+  stylize --style starry_night=0.7,the_scream=0.3 holiday/ -o stylized/ --max-side 2000
+  stylize --style great_wave --scale 0.5 --strength 0.8 photo.png -o out.webp
+  stylize --sheet photo.jpg -o styles.jpg
+  stylize --model my.onnx clip.mp4 --from 0:05 --to 0:10 -o out.mp4
+  stylize --style starry_night - -o - < photo.jpg > out.jpg
 """
 
+SHEET_SIDE = 320  # px, long side of a picture on a sheet
 FORMATS = choices()
 USAGE = USAGE.replace("FORMATS", ", ".join(dict.fromkeys(suffix[1:] for suffix in FORMATS.values())))
 FLAGS = (
@@ -73,6 +82,7 @@ FLAGS = (
     "--keep-colours",
     "--huge",
     "--bgr",
+    "--sheet",
     "--tile",
     "--json",
     "--list",
@@ -83,7 +93,8 @@ FLAGS = (
 def show_models() -> None:
     """Print the shipped models with title, artist, licence, size and losses."""
     for name, path in sorted((shipped_models() | shipped_models(int8=True)).items()):
-        told = Stylizer(path).metadata
+        stylizer = Stylizer(path)
+        told = stylizer.metadata
         if name.endswith(INT8):
             about = f"in 8-bit integers, {told['int8_psnr']} dB from {name.removesuffix(INT8)} on photographs"
         else:
@@ -91,6 +102,9 @@ def show_models() -> None:
         losses = "  ".join(f"{k[4:-5]} {float(v):.3g}" for k, v in told.items() if k.startswith("val_"))
         size = f"{path.stat().st_size / 1e6:.2f} MB"
         print(f"{name:<20} {about}, {size}  {'' if name.endswith(INT8) else losses}".rstrip())
+        if not name.endswith(INT8):
+            for style_name, painting in stylizer.paintings.items():
+                print(f"  {style_name:<18} {painting.get('title', style_name)}, {painting.get('artist', 'unknown')}")
 
 
 class StandardError:
@@ -105,7 +119,10 @@ def create_parser() -> argparse.ArgumentParser:
     """Return the parser of everything that the usage names."""
     usage = USAGE.split("\n\n")[0].removeprefix("\nusage: ")
     parser = argparse.ArgumentParser("stylize", usage=usage, add_help=False)
-    parser.add_argument("--model")
+    parser.add_argument("--model", default=GALLERY)
+    parser.add_argument("--style", type=style)
+    parser.add_argument("--outside", type=style)
+    parser.add_argument("--mask")
     parser.add_argument("inputs", nargs="*", metavar="INPUT")
     parser.add_argument("-o", "--output")
     parser.add_argument("--format", type=str.lower, choices=FORMATS)
@@ -145,11 +162,25 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             raise UserError(f"{name} is {value}; {least} to {most} is needed")
     if options.first >= options.last:
         raise UserError(f"--from is {options.first:g} s and --to {options.last:g} s; --from has to come first")
-    if not options.list and (options.model is None or not (options.inputs or options.info)):
-        parser.error(
-            "a model and pictures are needed: stylize --model starry_night photo.jpg (--list shows the models)"
-        )
+    if not options.list and not options.inputs and not options.info:
+        parser.error("pictures are needed: stylize --style starry_night photo.jpg (--list shows the styles)")
+    if options.outside is not None and options.mask is None:
+        raise UserError("--outside is what a mask leaves: say --mask FILE")
+    if options.sheet and (options.style is not None or len(options.inputs) != 1 or options.output is None):
+        raise UserError("--sheet paints one picture in every style: stylize --sheet photo.jpg -o styles.jpg")
     return options
+
+
+def chosen_style(options: argparse.Namespace, stylizer: Stylizer) -> Style | None:
+    """Return the style to paint in; UserError where a model of many is there and none is named."""
+    if options.style is None and stylizer.paintings:
+        raise UserError(f"which style? say --style NAME; {stylizer.path.stem} has {', '.join(stylizer.paintings)}")
+    return None if options.style is None else options.style
+
+
+def called(options: argparse.Namespace, stylizer: Stylizer) -> str:
+    """Return what results are called after: the styles, or the model."""
+    return "+".join(options.style) if options.style else stylizer.path.stem
 
 
 def stylize(arguments: list[str]) -> int:
@@ -177,11 +208,19 @@ def stylize(arguments: list[str]) -> int:
     if options.device != "auto" or stylizer.device != "cpu":
         say(f"on {stylizer.device}")
     suffix = None if options.format is None else FORMATS[options.format]
-    found = find_jobs(options.inputs, options.output, stylizer.path.stem, suffix, options.recursive)
+    if options.sheet:
+        return paint_sheet(options, stylizer, suffix)
+    chosen = chosen_style(options, stylizer)
+    stylizer.feeds(chosen)  # refuses what the model has not, before any picture
+    stylizer.feeds(options.outside)
+    found = find_jobs(options.inputs, options.output, called(options, stylizer), suffix, options.recursive)
     jobs = check_targets(found, suffix, options.overwrite, options.skip_existing)
     if len(jobs) < len(found) and not options.json:
         say(f"{len(found) - len(jobs)} of {len(found)} pictures are there already and left as they are")
-    looks = Looks(options.strength, options.keep_colours, options.max_side, options.scale)
+    mask = None if options.mask is None else load_image(options.mask).convert("L")
+    looks = Looks(
+        options.strength, options.keep_colours, options.max_side, options.scale, chosen, mask, options.outside
+    )
     saving = Saving(suffix, options.quality, options.keep_gps, options.overwrite, (options.first, options.last))
     with progress(jobs, suffix) as (advance, watch):
         done = tell_each(stylize_jobs(jobs, stylizer, looks, saving, watch), advance, options.json)
@@ -264,6 +303,33 @@ def progress(jobs: list[Job], suffix: str | None) -> Iterator[tuple[Callable[[],
             bars.update(frames, completed=done, total=max(done, expected), speed=told)
 
         yield lambda: bars.advance(files), watch
+
+
+def style(text: str) -> dict[str, float]:
+    """Return the weights of styles: starry_night, or starry_night=0.7,the_scream=0.3."""
+    weights = {}
+    for part in text.split(","):
+        name, equals, weight = part.partition("=")
+        try:
+            weights[name.strip()] = float(weight) if equals else 1.0
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{part!r} is no style: NAME or NAME=WEIGHT is needed") from error
+    return weights
+
+
+def paint_sheet(options: argparse.Namespace, stylizer: Stylizer, suffix: str | None) -> int:
+    """Write one picture in every style of the model, on one sheet."""
+    if not stylizer.paintings:
+        raise UserError(f"{stylizer.path} has one style; --sheet needs a model of many, such as gallery")
+    (job,) = check_targets(find_jobs(options.inputs, options.output, "sheet", suffix), suffix, options.overwrite)
+    if job.source is None or job.target is None or job.error is not None:
+        raise UserError(job.error or "--sheet reads and writes files")
+    photograph = resize_long_side(load_image(job.source), options.max_side or SHEET_SIDE)
+    looks = Looks(options.strength, options.keep_colours, None, options.scale)
+    pictures = {name: replace(looks, style=name).apply(stylizer, photograph) for name in stylizer.paintings}
+    save_image(contact_sheet({"photograph": photograph, **pictures}), job.target, quality=options.quality)
+    say(str(job.target))
+    return 0
 
 
 def seconds(text: str) -> float:

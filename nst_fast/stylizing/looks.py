@@ -24,7 +24,7 @@ from nst_fast.stylizing.images import (
     split_alpha,
     why_unreadable,
 )
-from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.stylizing.stylizer import Style, Stylizer
 from nst_fast.stylizing.tiff import MORE_PAGES
 
 logger = logging.getLogger(__name__)
@@ -42,22 +42,36 @@ class Looks:
         keep_colours: whether the result has the luminance of the stylized picture and the photograph's colours.
         max_side: px; larger photographs are made smaller first. None: as they are.
         scale: the model sees the photograph at so many times its size; above 1 strokes are smaller.
+        style: of a model of many paintings, one's name or {name: weight} of several; None: its first.
+        mask: "L", of any size: where it is white the picture is painted, where it is black it is not.
+        outside: the style that it is painted in there; None: the photograph stays.
     """
 
     strength: float = 1.0
     keep_colours: bool = False
     max_side: int | None = None
     scale: float = 1.0
+    style: Style | None = None
+    mask: Image.Image | None = None
+    outside: Style | None = None
 
     def apply(self, stylizer: Stylizer, photograph: Image.Image) -> Image.Image:
         """Return a stylized RGB picture of the size of the photograph, once that is no larger than ``max_side``."""
         if self.max_side is not None and max(photograph.size) > self.max_side:
             photograph = resize_long_side(photograph, self.max_side)
+        stylized = self.paint(stylizer, photograph, self.style)
+        if self.mask is None:
+            return stylized
+        around = photograph if self.outside is None else self.paint(stylizer, photograph, self.outside)
+        return Image.composite(stylized, around, self.mask.resize(photograph.size, Image.Resampling.BICUBIC))
+
+    def paint(self, stylizer: Stylizer, photograph: Image.Image, style: Style | None) -> Image.Image:
+        """Return a whole RGB picture in a style, of the photograph's size."""
         seen = photograph
         if self.scale != 1:
             size = (max(1, round(seen.width * self.scale)), max(1, round(seen.height * self.scale)))
             seen = seen.resize(size, Image.Resampling.LANCZOS)
-        stylized = stylizer.stylize(seen)
+        stylized = stylizer.stylize(seen, style)
         if stylized.size != photograph.size:
             stylized = stylized.resize(photograph.size, Image.Resampling.LANCZOS)
         if self.keep_colours:

@@ -20,8 +20,8 @@ from PIL import Image
 from nst_fast.errors import UserError, one_line
 from nst_fast.files import write_atomically
 from nst_fast.stylizing.images import resize_short_side
-from nst_fast.stylizing.receptive_field import attributes
-from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
+from nst_fast.stylizing.receptive_field import attributes, reached
+from nst_fast.stylizing.stylizer import METADATA_PREFIX, Style, Stylizer
 
 LEVELS = 255
 # Of 127: two products with 255 then fit the 16 bits in which processors without VNNI add them, and saturate.
@@ -113,10 +113,23 @@ def smaller(photograph: np.ndarray) -> np.ndarray:
     return np.asarray(resize_short_side(Image.fromarray(photograph), SHORT_SIDE))[None]
 
 
-def run(stylizer: Stylizer, model: onnx.ModelProto, names: list[str], pictures: np.ndarray) -> list[np.ndarray]:
-    """Return tensors of a model for pictures (N, H, W, 3); UserError, which names the stylizer's, where it fails."""
+def run(
+    stylizer: Stylizer, model: onnx.ModelProto, names: list[str], pictures: np.ndarray, styles: Sequence[Style | None]
+) -> list[list[np.ndarray]]:
+    """Return tensors of a model for pictures (N, H, W, 3) in each of some styles.
+
+    Raises UserError, which names the stylizer's model, where it fails.
+    """
     with stylizer.running(*pictures.shape[2:0:-1]):
-        return stylizer.create_session(model.SerializeToString()).run(names, {stylizer.input_name: pictures})
+        session = stylizer.create_session(model.SerializeToString())
+        return [session.run(names, {stylizer.input_name: pictures, **stylizer.feeds(style)}) for style in styles]
+
+
+def every_style(stylizer: Stylizer) -> list[Style | None]:
+    """Return the styles of a model that its 8 bits have to be good for: each painting, and two blends."""
+    names = list(stylizer.paintings)
+    blends = [dict.fromkeys(names, 1.0), {name: float(number % 3 == 0) for number, name in enumerate(names)}]
+    return [*names, *blends] if names else [None]
 
 
 def measure(
@@ -127,8 +140,11 @@ def measure(
     tapped.CopyFrom(model)
     tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     ends, found = (100 - KEPT, KEPT), dict[str, Range]()
-    for photograph in photographs:
-        for name, values in zip(names, run(stylizer, tapped, names, smaller(photograph)), strict=True):
+    styles = every_style(stylizer)
+    for photograph, found_in_style in (
+        (p, f) for p in photographs for f in run(stylizer, tapped, names, smaller(p), styles)
+    ):
+        for name, values in zip(names, found_in_style, strict=True):
             new = Range(np.percentile(values, ends, (0, 2, 3)), np.percentile(values, ends))
             old = found.get(name, new)
             pairs = ((old.channels, new.channels), (old.whole, new.whole))
@@ -220,8 +236,15 @@ def add_inner_conv(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range])
     scales = graph.constant(f"{name}/y/scales", step, np.float32)
     zeros = graph.constant(f"{name}/y/zeros", [round(1 / out.size)] * len(order), np.uint8)
     y = graph.add("DequantizeLinear", [y, scales, zeros], f"{name}/y/float", axis=1)
-    parameters = [graph.constant(f"{name}/norm/{n}", graph.values[n][order], np.float32) for n in norm.input[1:]]
+    parameters = [add_ordered(graph, parameter, order, f"{name}/norm/{parameter}") for parameter in norm.input[1:]]
     graph.add_again(norm, [y, *parameters], norm.output[0])
+
+
+def add_ordered(graph: Graph, parameter: str, order: np.ndarray, name: str) -> str:
+    """Add a norm's parameter in another order of channels, and return its name; of a style, it is computed."""
+    if parameter in graph.values:
+        return graph.constant(name, graph.values[parameter][order], np.float32)
+    return graph.add("Gather", [parameter, graph.constant(f"{name}/order", order, np.int64)], name)
 
 
 def add_picture(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range], picture: str) -> None:
@@ -297,7 +320,8 @@ def quantize(path: str | Path, photographs: Sequence[np.ndarray]) -> onnx.ModelP
         ranges = measure(stylizer, model, names, photographs)
         replaced = {after[0].output[0] for after in inner.values()}
         replaced |= {node.output[0] for node in (convs[-1], *graph.followers(convs[-1]))}
-        for node in model.graph.node:
+        seen = reached(list(model.graph.node), stylizer.input_name)
+        for node in sorted(model.graph.node, key=lambda node: node.output[0] in seen):  # norms' parameters come first
             if node.output[0] in inner:
                 add_inner_conv(graph, node, ranges)
             elif node.output[0] not in replaced:
@@ -333,7 +357,12 @@ def export_int8(
     model = quantize(path, photographs)
     before = Stylizer(path, device="cpu")
     pictures = [smaller(photograph) for photograph in held_out]
-    least = min(psnr(before.run(x), run(before, model, [model.graph.output[0].name], x)[0]) for x in pictures)
+    output_name, styles = [model.graph.output[0].name], every_style(before)
+    least = min(
+        psnr(before.stylize_array(x, style), after)
+        for x in pictures
+        for style, (after,) in zip(styles, run(before, model, output_name, x, styles), strict=True)
+    )
     if least < LEAST_PSNR:
         raise UserError(
             f"in 8 bits the model is too different, {least:.1f} dB on photographs; {LEAST_PSNR:g} dB are needed: use "

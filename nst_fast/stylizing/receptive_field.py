@@ -228,9 +228,9 @@ def stays(node: onnx.NodeProto, axes: tuple[int, int], sizes: Sequence[tuple[int
     return node.op_type in POINTWISE and all(old == new for old, new in sizes)
 
 
-def reached(nodes: list[onnx.NodeProto], source: str, but_for: str = "") -> set[str]:
-    """Return the tensors that follow from one of them, but for what follows from an operation alone."""
-    found = {source}
+def reached(nodes: list[onnx.NodeProto], *sources: str, but_for: str = "") -> set[str]:
+    """Return the tensors that follow from some of them, but for what follows from an operation alone."""
+    found = set(sources)
     for node in nodes:
         if node.op_type != but_for and found & set(node.input):
             found |= set(node.output) - {""}

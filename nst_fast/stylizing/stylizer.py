@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
+import math
 import os
 import re
 import subprocess
@@ -16,13 +18,16 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from nst_fast.assets import find_model
+from nst_fast.assets import find_model, nearest
 from nst_fast.errors import UserError, one_line
 from nst_fast.stylizing.images import to_rgb
 from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout, trial
 
 if TYPE_CHECKING:
     from nst_fast.stylizing.tiling import Box, TiledModel
+
+Arrays = dict[str, np.ndarray]
+Style = str | Mapping[str, float]  # the name of a painting, or weights of several
 
 logger = logging.getLogger(__name__)
 onnxruntime.disable_telemetry_events()  # on Windows; elsewhere `nst_fast` has turned them off before it was imported
@@ -67,6 +72,7 @@ class Stylizer:
     Attributes:
         device: the name of what computes.
         metadata: what the model says of itself.
+        paintings: what a model of several says of each, by name; of one, nothing.
         min_size: the least height and width that it takes, px.
 
     Raises UserError where the file is missing, is no ONNX model or is not one of ours and nothing says how to feed it.
@@ -94,6 +100,7 @@ class Stylizer:
             if key.startswith(METADATA_PREFIX)
         }
         self.foreign = "min_size" not in self.metadata
+        self.paintings = self.read_paintings()
         shape = self.read_input(pixel_range)
         self.min_size = self.read_min_size()
         self.pixel_range = (pixel_range or (1 if self.floating else 255)) if self.foreign else 1
@@ -127,6 +134,35 @@ class Stylizer:
         if not self.foreign and self.floating != self.channels_first:
             raise UserError(f"{self.path} is not as it was exported: its input is {one.type} of {one.shape}")
         return list(one.shape)
+
+    def read_paintings(self) -> dict[str, dict[str, str]]:
+        """Return what the model says of each of its paintings, by name; raises UserError where it does so wrongly."""
+        sizes = {i.name: i.shape for i in self.session.get_overridable_initializers()}
+        try:
+            told = json.loads(self.metadata.get("paintings", "[]"))
+            found = {painting["name"]: {key: str(value) for key, value in painting.items()} for painting in told}
+            if len(found) != len(told) or (found and sizes.get("style_weights") != [len(found)]):
+                raise ValueError("not as many as it has")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise UserError(f"{self.path} is not as it was exported: what it says of its paintings: {error}") from error
+        return found
+
+    def feeds(self, style: Style | None) -> dict[str, np.ndarray]:
+        """Return the values of the model's optional inputs for a style; none for None, which is its first painting.
+
+        Raises UserError where the model has no such painting, or a weight is none.
+        """
+        if style is None:
+            return {}
+        weights = {style: 1.0} if isinstance(style, str) else dict(style)
+        if not self.paintings:
+            raise UserError(f"{self.path} has one style; a model of many, such as gallery, is needed to choose one")
+        if unknown := [name for name in weights if name not in self.paintings]:
+            raise UserError(f"no style {unknown[0]!r} in {self.path}: {nearest(unknown[0], self.paintings)}")
+        total = sum(weights.values())
+        if not all(weight >= 0 for weight in weights.values()) or not 0 < total < math.inf:
+            raise UserError(f"the weights of styles are {weights}; they must be at least 0, and one above it")
+        return {"style_weights": np.array([weights.get(name, 0) / total for name in self.paintings], np.float32)}
 
     def read_min_size(self) -> int:
         """Return the least height and width that the model takes, px; raises UserError where it says no such number."""
@@ -245,27 +281,27 @@ class Stylizer:
         except Exception as error:  # they share no base class
             raise UserError(f"{self.path} cannot stylize a picture of {width}×{height}: {one_line(error)}") from error
 
-    def infer(self, values: np.ndarray) -> np.ndarray:
+    def infer(self, values: np.ndarray, feeds: Arrays) -> np.ndarray:
         """Return the session's output for its input; UserError where it fails, or ours gives another shape or type."""
         height, width = values.shape[2:] if self.channels_first else values.shape[1:3]
         with self.running(width, height):
-            output = self.session.run(None, {self.input_name: values})[0]
+            output = self.session.run(None, {self.input_name: values, **feeds})[0]
         if not self.foreign and (np.shape(output) != values.shape or output.dtype != values.dtype):
             raise UserError(f"{self.path} is no style model: its output is not of the shape and type of its input")
         return output
 
-    def run(self, pictures: np.ndarray) -> np.ndarray:
+    def run(self, pictures: np.ndarray, feeds: Arrays) -> np.ndarray:
         """Return the model's output, uint8 (N, H, W, 3), for pictures of a size that it takes."""
         if not self.floating and not self.foreign:
-            return self.infer(pictures)
+            return self.infer(pictures, feeds)
         # Models that are frozen to one picture a batch take them one by one.
-        return np.concatenate([self.run_one(picture[None]) for picture in pictures])
+        return np.concatenate([self.run_one(picture[None], feeds) for picture in pictures])
 
-    def run_one(self, pictures: np.ndarray) -> np.ndarray:
+    def run_one(self, pictures: np.ndarray, feeds: Arrays) -> np.ndarray:
         """Return the output of a float or foreign model for one picture, uint8 (1, H, W, 3), at its size."""
 
         def at_any_size(given: np.ndarray) -> np.ndarray:
-            output = self.infer(self.to_input(given))
+            output = self.infer(self.to_input(given), feeds)
             try:
                 return self.to_pictures(output[:1] if np.ndim(output) == 4 else output)
             except (AttributeError, TypeError, ValueError) as error:
@@ -275,7 +311,7 @@ class Stylizer:
         other_sizes = self.foreign and self.fixed_size is None
         return self.at_its_size(pictures, at_any_size) if other_sizes else at_any_size(pictures)
 
-    def run_tiled(self, picture: Image.Image) -> Image.Image:
+    def run_tiled(self, picture: Image.Image, feeds: Arrays) -> Image.Image:
         """Return the stylized picture of an RGB picture of any size, run tile by tile."""
         stylized = Image.new("RGB", picture.size)
 
@@ -286,14 +322,14 @@ class Stylizer:
             stylized.paste(Image.fromarray(np.ascontiguousarray(self.to_pictures(output)[0])), box)
 
         with self.running(*picture.size):
-            self.tiled.run(picture.size, read, write)
+            self.tiled.run(picture.size, read, write, feeds)
         return stylized
 
-    def run_tiles(self, pictures: np.ndarray) -> np.ndarray:
+    def run_tiles(self, pictures: np.ndarray, feeds: Arrays) -> np.ndarray:
         """Return the stylized picture of one of any size, uint8 (1, H, W, 3), run tile by tile."""
 
         def tiled(given: np.ndarray) -> np.ndarray:
-            return np.asarray(self.run_tiled(Image.fromarray(given[0])))[None]
+            return np.asarray(self.run_tiled(Image.fromarray(given[0]), feeds))[None]
 
         return self.at_its_size(pictures, tiled) if self.foreign else tiled(pictures)
 
@@ -304,38 +340,40 @@ class Stylizer:
             self.multiple = needed
         return stylized
 
-    def stylize_array(self, pictures: np.ndarray) -> np.ndarray:
+    def stylize_array(self, pictures: np.ndarray, style: Style | None = None) -> np.ndarray:
         """Return stylized uint8 RGB (N, H, W, 3) of pictures of the same shape and type."""
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape:
             raise ValueError(f"got {pictures.dtype} {pictures.shape}; uint8 (N, H, W, 3), none of them 0, is needed")
         height, width = pictures.shape[1:3]
+        feeds = self.feeds(style)
         if self.needs_tiles(width, height):
-            return np.concatenate([self.run_tiles(picture[None]) for picture in pictures])
+            return np.concatenate([self.run_tiles(picture[None], feeds) for picture in pictures])
         if self.fixed_size is not None:
-            resized = self.run(np.stack([resize(picture, self.fixed_size) for picture in pictures]))
+            resized = self.run(np.stack([resize(picture, self.fixed_size) for picture in pictures]), feeds)
             return np.stack([resize(picture, (width, height)) for picture in resized])
         rows, columns = max(0, self.min_size - height), max(0, self.min_size - width)
         if rows or columns:
             before = (rows // 2, columns // 2)
             around = ((0, 0), (before[0], rows - before[0]), (before[1], columns - before[1]), (0, 0))
-            padded = self.run(np.pad(pictures, around, mode="edge"))
+            padded = self.run(np.pad(pictures, around, mode="edge"), feeds)
             return padded[:, before[0] : before[0] + height, before[1] : before[1] + width]
-        return self.run(pictures)
+        return self.run(pictures, feeds)
 
-    def stylize(self, picture: Image.Image) -> Image.Image:
+    def stylize(self, picture: Image.Image, style: Style | None = None) -> Image.Image:
         """Return the stylized picture of an RGB picture, of exactly its size."""
         if self.needs_tiles(*picture.size) and not self.foreign:
-            return self.run_tiled(picture)  # which takes no second copy of it
-        return Image.fromarray(np.ascontiguousarray(self.stylize_array(np.asarray(picture)[None])[0]))
+            return self.run_tiled(picture, self.feeds(style))  # which takes no second copy of it
+        return Image.fromarray(np.ascontiguousarray(self.stylize_array(np.asarray(picture)[None], style)[0]))
 
-    def __call__(self, image: Image.Image | np.ndarray) -> Any:
+    def __call__(self, image: Image.Image | np.ndarray, style: Style | None = None) -> Any:
         """Return the stylized picture, of exactly the picture's size after its EXIF orientation is applied.
 
-        A PIL image gives an RGB PIL image, a uint8 array (H, W, 3) gives such an array.
+        A PIL image gives an RGB PIL image, a uint8 array (H, W, 3) gives such an array. Of a model of many paintings
+        ``style`` is one's name, or {name: weight} of several; None is the first.
         """
         if isinstance(image, np.ndarray):
-            return self.stylize_array(image[None])[0]
-        return self.stylize(to_rgb(image))
+            return self.stylize_array(image[None], style)[0]
+        return self.stylize(to_rgb(image), style)
 
 
 def read_model(path: Path) -> bytes:

@@ -29,6 +29,7 @@ from nst_fast.stylizing.receptive_field import (
     Trace,
     Window,
     attributes,
+    reached,
     trace,
 )
 
@@ -167,6 +168,17 @@ class TiledModel:
         self.halo = math.ceil(reach / self.stride) * self.stride
         self.tile, self.at_once = tile, at_once
         self.stages = self.cut(model, graph, create_session)
+        # Scales and biases of norms that follow from a style.
+        style = reached(list(model.graph.node), *({i.name for i in model.graph.input} - {self.image}))
+        self.computed = sorted(graph.parameters.keys() & style)
+        if self.computed:
+            computing = onnx.ModelProto()
+            computing.CopyFrom(model)
+            computing.graph.value_info.extend(onnx.ValueInfoProto(name=name) for name in self.computed)
+            inputs = [i.name for i in model.graph.input if i.name != self.image]
+            computing = Extractor(computing).extract_model(inputs, self.computed)
+            computing.graph.initializer.extend(w for w in model.graph.initializer if w.name in inputs)
+            self.style = create_session(computing.SerializeToString())
         kept = [{self.image}, *(stage.lives for stage in self.stages[:-2])]
         self.bytes_per_pixel = max(sum(graph.values[n].nbytes for n in names) for names in kept) / math.prod(PROBES[0])
 
@@ -241,7 +253,13 @@ class TiledModel:
         found = dict(zip(stage.outputs, answers, strict=True))
         return {name: found[name] if name in found else state[name] for name in stage.lives}, found
 
-    def merge(self, number: int, counted: list[Arrays]) -> Arrays:
+    def weights_of(self, style: Arrays) -> Arrays:
+        """Return the model's weights for values of its optional inputs."""
+        if not self.computed:
+            return self.weights
+        return self.weights | dict(zip(self.computed, self.style.run(self.computed, style), strict=True))
+
+    def merge(self, number: int, counted: list[Arrays], weights: Arrays) -> Arrays:
         """Return factor and offset of the norm after a stage, from the statistics of tiles."""
         norm = self.stages[number].norm
         assert norm is not None
@@ -251,13 +269,17 @@ class TiledModel:
         share = pixels[:, 2:].prod(1) / pixels[:, 2:].prod(1).sum()
         mean = np.tensordot(share, means, 1)
         variance = np.tensordot(share, variances + (means - mean) ** 2, 1)
-        scale, bias = (self.weights[name].astype(float).reshape(-1, 1, 1) for name in norm.input[1:])
+        scale, bias = (weights[name].astype(float).reshape(-1, 1, 1) for name in norm.input[1:])
         factor = scale / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5))
         made = {FACTOR: factor, OFFSET: bias - mean * factor}
         return {name.format(number): value.astype(np.float32) for name, value in made.items()}
 
     def run(
-        self, size: tuple[int, int], read: Callable[[Box], np.ndarray], write: Callable[[Box, np.ndarray], None]
+        self,
+        size: tuple[int, int],
+        read: Callable[[Box], np.ndarray],
+        write: Callable[[Box, np.ndarray], None],
+        style: Arrays,
     ) -> None:
         """Stylize a picture of a size (width, height), px, tile by tile.
 
@@ -265,7 +287,9 @@ class TiledModel:
             size: of the picture.
             read: returns a box of the picture, as the model takes it.
             write: takes a box and the stylized pixels in it, as the model gives them.
+            style: values of the model's optional inputs.
         """
+        weights = self.weights_of(style)
         tiles = self.tiles(*size)
         kept = self.bytes_per_pixel * sum(math.prod(tile.seen_size) for tile in tiles) <= KEPT_BYTES
         gathered = tiles if kept else self.sample(*size)
@@ -294,7 +318,7 @@ class TiledModel:
         with ThreadPoolExecutor(self.at_once if kept else 1) as pool:  # huge pictures need the memory themselves
             for number in range(last + 1):
                 counted = list(pool.map(functools.partial(count, number), range(len(gathered))))
-                norms.update(self.merge(number, counted))
+                norms.update(self.merge(number, counted, weights))
             if not kept:
                 states.clear()  # the memory goes to the result
             for tile, output in zip(tiles, pool.map(finish, range(len(tiles))), strict=True):

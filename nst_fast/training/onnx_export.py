@@ -29,7 +29,11 @@ from nst_fast.training.networks import TransformationNetwork, for_inference, in_
 
 OPSET = 18
 # Options whose values are paths.
-PATHS = {"style": ("image", "targets", "images"), "data": ("root", "validation"), "loss_network": ("weights", "shallow", "deep")}
+PATHS = {
+    "style": ("image", "targets", "images"),
+    "data": ("root", "validation"),
+    "loss_network": ("weights", "shallow", "deep"),
+}
 PARITY_SIZES = ((37, 53), (64, 64), (101, 75))  # height, width in pixels: odd ones on purpose
 
 
@@ -108,9 +112,11 @@ def check_parity(network: TransformationNetwork, path: str | Path) -> int:
     rng = np.random.default_rng(0)
     for height, width in PARITY_SIZES:
         pictures = rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+        weights = rng.dirichlet(np.ones(len(network.vectors)))  # a blend of all paintings
+        style = (torch.from_numpy(weights).float(), torch.zeros(network.vectors.shape[1]))
         with torch.no_grad():
-            expected = module(torch.from_numpy(pictures)).numpy()
-        got = stylizer.stylize_array(pictures)
+            expected = module(torch.from_numpy(pictures), *style).numpy()
+        got = stylizer.stylize_array(pictures, dict(zip(stylizer.paintings, weights, strict=False)) or None)
         if got.shape != expected.shape:
             raise RuntimeError(f"the exported model gave {got.shape} for {expected.shape}")
         worst = max(worst, int(np.abs(got.astype(int) - expected).max()))

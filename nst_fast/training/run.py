@@ -116,7 +116,13 @@ def train(
     recorded = {"image_sha256": image_sha256, "loss_network": perceptual_loss.loss_network.identity}
     earlier = {} if resume is None else earlier_run(resume, recorded, data.photographs)
     skipped = earlier.get("skipped_pictures", {}) | data.skipped
-    description = {"config": config, **recorded, "paintings": list(map(dict, paintings)), "photographs": data.photographs, "skipped_pictures": skipped}
+    description = {
+        "config": config,
+        **recorded,
+        "paintings": list(map(dict, paintings)),
+        "photographs": data.photographs,
+        "skipped_pictures": skipped,
+    }
     if getattr(rank_zero_only, "rank", 0) == 0:
         start_folder(output, config, start_over or in_place(output, resume))
     module = StyleTransfer(network, perceptual_loss, style_targets, recipe, description, control)

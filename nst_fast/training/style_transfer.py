@@ -41,7 +41,9 @@ def chosen_paintings(pictures: Sequence[int], paintings: int) -> np.ndarray:
 
     All paintings take their turn, in an order of each round's own, before any has another one.
     """
-    rounds = {number: np.random.default_rng(number).permutation(paintings) for number in {p // paintings for p in pictures}}
+    rounds = {
+        number: np.random.default_rng(number).permutation(paintings) for number in {p // paintings for p in pictures}
+    }
     return np.array([rounds[picture // paintings][picture % paintings] for picture in pictures])
 
 
@@ -132,9 +134,7 @@ class StyleTransfer(pl.LightningModule):
         warm_up = 0.1 if total != 10 else 0.2  # torch divides by warm_up · total − 1
         schedule: torch.optim.lr_scheduler.LRScheduler
         if self.recipe.one_cycle:
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, rates, total_steps=total, pct_start=warm_up
-            )
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=total, pct_start=warm_up)
         else:
             schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
