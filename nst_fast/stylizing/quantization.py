@@ -141,10 +141,9 @@ def measure(
     tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     ends, found = (100 - KEPT, KEPT), dict[str, Range]()
     styles = every_style(stylizer)
-    for photograph, found_in_style in (
-        (p, f) for p in photographs for f in run(stylizer, tapped, names, smaller(p), styles)
-    ):
-        for name, values in zip(names, found_in_style, strict=True):
+    values_of_all = (of_all for p in photographs for of_all in run(stylizer, tapped, names, smaller(p), styles))
+    for of_all in values_of_all:
+        for name, values in zip(names, of_all, strict=True):
             new = Range(np.percentile(values, ends, (0, 2, 3)), np.percentile(values, ends))
             old = found.get(name, new)
             pairs = ((old.channels, new.channels), (old.whole, new.whole))
