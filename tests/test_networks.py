@@ -16,8 +16,8 @@ from nst_fast.training.networks import (
     FastNetwork,
     Grain,
     JohnsonNetwork,
+    Norm,
     OutputConv,
-    PhaseNorm,
     PhasePixels,
     UpsampleConv,
     create_network,
@@ -81,10 +81,9 @@ def test_every_convolution_pads_by_reflection_to_keep_its_size(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_norm_keeps_statistics_of_earlier_pictures(name):
     network = small(name)
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    assert norms
-    assert all(isinstance(m, nn.InstanceNorm2d) and m.affine and not m.track_running_stats for m in norms)
-    assert not any(list(m.buffers()) for m in norms)
+    assert not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in network.modules())
+    assert network.norms()
+    assert not any(list(m.buffers()) for m in network.norms())
     images = torch.rand(3, 3, 24, 28)
     network.train()
     alone = torch.cat([network(image[None]) for image in images])
@@ -96,7 +95,7 @@ def test_a_shift_by_the_stride_shifts_the_output(name):
     network = small(name).double().eval()
     for module in list(network.modules()):
         for child_name, child in module.named_children():
-            if isinstance(child, nn.InstanceNorm2d):  # its statistics are the one thing that is not local
+            if isinstance(child, Norm):  # its statistics are the one thing that is not local
                 setattr(module, child_name, nn.Identity())
             if isinstance(child, Grain):  # and its map stays where it is
                 nn.init.zeros_(child.scale)
@@ -130,18 +129,52 @@ def test_the_convolution_from_phases_to_phases_is_one_of_the_large_map():
     torch.testing.assert_close(convolution.fold()(phases), convolution(phases))
 
 
-def test_every_phase_has_its_own_mean_and_deviation_and_its_channels_scale_and_bias():
+def test_every_phase_has_its_own_mean_and_deviation_and_its_paintings_scale_and_bias():
     torch.manual_seed(0)
-    layer, phases = PhaseNorm(3), 5 + 2 * torch.randn(2, 12, 10, 14)
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
-        layer.bias.copy_(torch.tensor([0.0, 10.0, 20.0]))
-    large_map = F.pixel_shuffle(layer(phases), 2).detach().numpy()
+    layer, phases = Norm(3, 4), 5 + 2 * torch.randn(2, 12, 10, 14)
+    vectors = torch.tensor([[1.0, 2, 3, 0, 10, 20], [4, 5, 6, 30, 40, 50]])
+    large_map = F.pixel_shuffle(layer(phases, vectors), 2).numpy()
     for row, column in np.ndindex(2, 2):
         phase = large_map[:, :, row::2, column::2]
-        np.testing.assert_allclose(phase.mean((2, 3)), [[0, 10, 20]] * 2, atol=1e-5)
-        np.testing.assert_allclose(phase.std((2, 3)), [[1, 2, 3]] * 2, rtol=1e-4)
-    torch.testing.assert_close(layer.fold()(phases), layer(phases))
+        np.testing.assert_allclose(phase.mean((2, 3)), [[0, 10, 20], [30, 40, 50]], atol=1e-5)
+        np.testing.assert_allclose(phase.std((2, 3)), [[1, 2, 3], [4, 5, 6]], rtol=1e-4)
+    for number in range(2):
+        alone = layer(phases[number : number + 1], vectors[number : number + 1])
+        torch.testing.assert_close(layer.fold(vectors[number])(phases)[number : number + 1], alone)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_norms_of_a_painting_are_torchs_with_its_slices_of_the_vector(name):
+    torch.manual_seed(0)
+    network = create_network(name, 8, 2, paintings=3)
+    with torch.no_grad():
+        network.vectors.normal_()
+    seen, first = {}, 0
+    for norm in network.norms():
+        norm.register_forward_hook(lambda module, given, made: seen.setdefault(module, (given[0], made)))
+    network(torch.rand(3, 3, 40, 44), network.vectors[[2, 0, 1]])
+    for norm in network.norms():
+        given, made = seen[norm]
+        width = given.shape[1] // norm.phases
+        for picture, painting in enumerate([2, 0, 1]):
+            scale, bias = network.vectors[painting, first : first + 2 * width].chunk(2)
+            plain = nn.InstanceNorm2d(given.shape[1], affine=True)
+            plain.weight.data, plain.bias.data = (t.detach().repeat_interleave(norm.phases) for t in (scale, bias))
+            torch.testing.assert_close(plain(given[picture][None])[0], made[picture])
+        first += 2 * width
+    assert first == network.vectors.shape[1]
+
+
+def test_pictures_of_several_paintings_in_a_batch_are_what_each_alone_is():
+    torch.manual_seed(0)
+    network, images = create_network("fast", 8, 2, paintings=3), torch.rand(4, 3, 40, 44)
+    with torch.no_grad():
+        network.vectors.add_(0.3 * torch.randn_like(network.vectors))
+    chosen = torch.tensor([2, 0, 2, 1])
+    together = network(images, network.vectors[chosen])
+    for picture, painting in enumerate(chosen):
+        alone = network(images[picture][None], network.vectors[painting][None])
+        torch.testing.assert_close(together[picture][None], alone)
 
 
 def test_laying_phases_out_as_a_transposed_convolution_is_pixel_shuffle():

@@ -1,27 +1,30 @@
 """Exported files: self-contained, of free size, described by their metadata, equal to torch."""
 
 import json
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
 
 from nst_fast.errors import UserError
+from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.networks import NETWORKS, FastNetwork, TransformationNetwork, create_network
 from nst_fast.training.onnx_export import Uint8Network, check_parity, export, import_network
 
+NAMES = ["night", "wave", "scream"]
 METADATA = {"style": "der_schrei", "title": "Der Schrei — 叫び ☺", "artist": "Edvard Munch (1863–1944)", "empty": ""}
 SIZES = [(16, 16), (17, 23), (64, 33), (101, 75)]
 
 
-def random_network(name: str, seed: int = 0, **options: str) -> TransformationNetwork:
+def random_network(name: str, seed: int = 0, **options: Any) -> TransformationNetwork:
     """A small network whose random output covers the range of colours and passes its ends."""
     torch.manual_seed(seed)
     network = create_network(name, 8, 2, **options)
     with torch.no_grad():
+        network.vectors.add_(0.2 * torch.randn_like(network.vectors))
         list(network.parameters())[-2].mul_(1.5)
         list(network.parameters())[-1].add_(0.5)
     return network.eval()
@@ -36,12 +39,13 @@ def infer(path, pictures: np.ndarray) -> np.ndarray:
     return session.run(["stylized"], {"image": pictures})[0]
 
 
-@pytest.fixture(scope="module", params=[*NETWORKS, "contrast"])
+@pytest.fixture(scope="module", params=[*NETWORKS, "contrast", "gallery"])
 def exported(request, tmp_path_factory):
-    contrast = request.param == "contrast"
-    network = random_network("fast", grain=False, contrast=True) if contrast else random_network(request.param)
+    special = {"contrast": {"contrast": True}, "gallery": {"paintings": 3}}
+    network = random_network("fast" if request.param in special else request.param, **special.get(request.param, {}))
     folder = tmp_path_factory.mktemp("model")
-    return network, export(network, folder / "model.onnx", METADATA)
+    told = {"paintings": json.dumps([{"name": name} for name in NAMES])} if len(network.vectors) > 1 else {}
+    return network, export(network, folder / "model.onnx", METADATA | told)
 
 
 def test_export_writes_one_checked_file_without_external_data(exported):
@@ -67,8 +71,7 @@ def test_input_and_output_are_uint8_with_free_sizes(exported):
 def test_every_instance_norm_stays_one_node(exported):
     network, path = exported
     nodes = [node.op_type for node in onnx.load(path).graph.node]
-    norms = sum(isinstance(m, nn.InstanceNorm2d) for m in network.modules())
-    assert nodes.count("InstanceNormalization") == norms > 0
+    assert nodes.count("InstanceNormalization") == len(network.norms()) > 0
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -186,3 +189,64 @@ def test_a_file_that_does_not_do_what_the_network_does_is_not_left_behind(float_
     with pytest.raises(RuntimeError, match="differs from torch"):
         export(Restless(8, 1), tmp_path / "model.onnx", {}, float_nchw)
     assert not list(tmp_path.iterdir())
+
+
+def blended_by_hand(network: TransformationNetwork, weights: list[float], pictures: np.ndarray) -> np.ndarray:
+    """Pictures in a blend of paintings, by a network of one whose vector is the mean."""
+    one = create_network("fast", 8, 2).eval()
+    mean = sum(weight * vector for weight, vector in zip(weights, network.vectors.detach(), strict=True))
+    one.load_state_dict({**network.state_dict(), "vectors": mean[None]})
+    with torch.no_grad():
+        return Uint8Network(one)(torch.from_numpy(pictures)).numpy()
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    network = random_network("fast", paintings=3)
+    told = {"paintings": json.dumps([{"name": name} for name in NAMES])}
+    return network, export(network, tmp_path_factory.mktemp("gallery") / "gallery.onnx", METADATA | told)
+
+
+def test_a_gallery_asks_for_pictures_alone_and_paints_its_first_painting(gallery):
+    network, path = gallery
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["image"]
+    pictures = random_pictures(2, 40, 52)
+    assert np.abs(infer(path, pictures).astype(int) - blended_by_hand(network, [1, 0, 0], pictures)).max() <= 1
+
+
+@pytest.mark.parametrize("weights", [[0, 0, 1], [0.25, 0.75, 0], [0.5, 0.2, 0.3]])
+def test_style_weights_blend_the_paintings_vectors_and_a_vector_is_added(gallery, weights):
+    network, path = gallery
+    session, pictures = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]),
+        random_pictures(2, 40, 52),
+    )
+    expected = blended_by_hand(network, weights, pictures)
+    given = {"image": pictures, "style_weights": np.array(weights, np.float32)}
+    assert np.abs(session.run(None, given)[0].astype(int) - expected).max() <= 1
+    vector = (np.array(weights) @ network.vectors.detach().numpy()).astype(np.float32)
+    alone = given | {"style_weights": np.zeros(3, np.float32), "style_vector": vector}
+    assert np.abs(session.run(None, alone)[0].astype(int) - expected).max() <= 1
+
+
+def test_a_style_is_chosen_by_name_or_by_weights_of_any_sum(gallery):
+    network, path = gallery
+    stylizer, picture = Stylizer(path), random_pictures(40, 52)
+    assert list(stylizer.paintings) == NAMES
+    for style, weights in (("wave", [0, 1, 0]), ({"scream": 3, "night": 1}, [0.25, 0, 0.75])):
+        expected = blended_by_hand(network, weights, picture[None])[0]
+        assert np.abs(stylizer(picture, style).astype(int) - expected).max() <= 1
+    for wrong in ("waves", {}, {"wave": -1.0, "night": 2.0}, {"wave": float("nan")}, {"wave": 0.0}):
+        with pytest.raises(UserError):
+            stylizer(picture, wrong)
+
+
+def test_a_gallerys_network_comes_back(tmp_path):
+    config = {"name": "fast", "width": 8, "blocks": 1, "paintings": 3}
+    network = create_network(**config)
+    with torch.no_grad():
+        network.vectors.add_(torch.randn_like(network.vectors))
+    told = {"config": json.dumps({"network": config}), "paintings": json.dumps([{"name": name} for name in NAMES])}
+    back = import_network(export(network, tmp_path / "gallery.onnx", told))
+    torch.testing.assert_close(dict(back.state_dict()), dict(network.state_dict()), rtol=1e-5, atol=1e-6)

@@ -1,5 +1,6 @@
 """Models in 8-bit integers: what they do, against the same in floating point and against ONNX's own evaluator."""
 
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -37,22 +38,31 @@ def photograph(height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(skimage.data.chelsea()).resize((width, height)))
 
 
-@pytest.fixture(scope="module", params=[*NETWORKS, "contrast"])
+def paintings_of(network) -> dict[str, str]:
+    """The metadata that name a network's paintings, where it has several."""
+    names = [{"name": f"painting {number}"} for number in range(len(network.vectors))]
+    return {"paintings": json.dumps(names)} if len(names) > 1 else {}
+
+
+@pytest.fixture(scope="module", params=[*NETWORKS, "contrast", "gallery"])
 def pair(request, tmp_path_factory):
     """A random network's model in floating point and in 8 bits."""
     torch.manual_seed(0)
-    name, options = ("fast", {"grain": False, "contrast": True}) if request.param == "contrast" else (request.param, {})
+    special = {"contrast": {"contrast": True}, "gallery": {"paintings": 3}}
+    name, options = ("fast", special[request.param]) if request.param in special else (request.param, {})
     network = create_network(name, 8, 2, **options).eval()
     with torch.no_grad():
         for parameter in network.parameters():  # no two alike, as after training
             parameter.mul_(1 + 0.1 * torch.rand_like(parameter)).add_(0.02 * torch.randn_like(parameter))
-        for norm in (m for m in network.modules() if isinstance(m, torch.nn.InstanceNorm2d)):
-            norm.weight.copy_(torch.linspace(0.3, 2, len(norm.weight)))
-            norm.bias.copy_(torch.linspace(-1, 1, len(norm.bias)))
+        for norm in network.norms():
+            own = network.vectors[:, norm.first : norm.first + 2 * norm.channels].unflatten(1, (2, norm.channels))
+            own[:, 0] = torch.linspace(0.3, 2, norm.channels)
+            own[:, 1] = torch.linspace(-1, 1, norm.channels)
+        network.vectors.mul_(1 + 0.1 * torch.randn_like(network.vectors))
         list(network.parameters())[-2].mul_(0.2)  # or most of the picture is black or white
         list(network.parameters())[-1].add_(0.5)
     folder = tmp_path_factory.mktemp("pair")
-    model = export(network, folder / "model.onnx", METADATA)
+    model = export(network, folder / "model.onnx", METADATA | paintings_of(network))
     return model, export_int8(model, folder / "model.int8.onnx", SEEN, HELD_OUT)
 
 
@@ -135,10 +145,11 @@ def test_the_metadata_are_the_models_and_say_how_near_it_comes(pair):
     before, after = (Stylizer(path).metadata for path in pair)
     assert {key: after[key] for key in before} == before
     assert set(after) - set(before) == {"int8_psnr"}
-    near = []
-    for picture in HELD_OUT:
+    near, names = [], list(Stylizer(pair[0]).paintings)
+    blends = [dict.fromkeys(names, 1), dict.fromkeys(names[::3], 1)]
+    for picture, style in itertools.product(HELD_OUT, [*names, *blends] if names else [None]):
         small = np.asarray(resize_short_side(Image.fromarray(picture), SHORT_SIDE))
-        near.append(psnr(*(Stylizer(path)(small) for path in pair)))
+        near.append(psnr(*(Stylizer(path)(small, style) for path in pair)))
     assert float(after["int8_psnr"]) == pytest.approx(min(near), abs=0.06)
 
 

@@ -48,7 +48,7 @@ def make_module(max_steps: int, seed: int = 0, network: str = "fast") -> StyleTr
     config = {"network": {"name": network, "width": 8, "blocks": 1}, "note": None}
     description = {"config": config, "image_sha256": "0" * 64, "loss_network": loss_network.identity}
     recipe = Recipe(max_steps, 1e-2, 1.0, 0.0, 0.0)
-    return StyleTransfer(create_network(network, 8, 1), loss, targets, recipe, description)
+    return StyleTransfer(create_network(network, 8, 1), loss, [targets], recipe, description)
 
 
 def make_trainer(folder: Path, max_steps: int, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:

@@ -24,7 +24,7 @@ from nst_fast.stylizing import stylizer as stylizer_module
 from nst_fast.stylizing import tiling
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.stylizing.tiling import TiledModel
-from nst_fast.training.networks import conv, create_network, norm
+from nst_fast.training.networks import conv, create_network
 from nst_fast.training.onnx_export import to_onnx
 
 ASTRONAUT = skimage.data.astronaut()
@@ -36,6 +36,10 @@ def session(content: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def norm(channels: int) -> nn.Module:
+    return nn.InstanceNorm2d(channels, affine=True)
 
 
 class Frame(nn.Module):
@@ -137,6 +141,8 @@ def seeded(create: Callable[[], nn.Module]) -> nn.Module:
             if isinstance(module, nn.InstanceNorm2d):
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.3)
+        if hasattr(network, "vectors"):
+            network.vectors.add_(0.3 * torch.randn_like(network.vectors))
         if hasattr(network, "margin") or hasattr(network, "stride"):
             list(network.parameters())[-1].add_(0.5)
     return network
@@ -147,6 +153,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "johnson, opset 11": lambda: exported(seeded(lambda: create_network("johnson", 8, 1)), 11),
     "johnson, opset 17": lambda: exported(seeded(lambda: create_network("johnson", 8, 1)), 17),
     "uint8": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1)), {"min_size": "16"}),
+    "gallery": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1, paintings=3)), {"min_size": "16"}),
     "contrast": lambda: to_onnx(
         seeded(lambda: create_network("fast", 16, 1, grain=False, contrast=True)), {"min_size": "16"}
     ),
@@ -282,7 +289,9 @@ def test_sampled_statistics_leave_no_seams_and_nearly_the_same_picture(model, mo
     picture = np.asarray(Image.fromarray(ASTRONAUT).resize((701, 602), Image.Resampling.LANCZOS))
     seen = []
     gathered = tiled.merge
-    tiled.merge = lambda number, counted: seen.append((number, len(counted), gathered(number, counted))) or seen[-1][2]
+    tiled.merge = lambda number, counted, weights: (
+        seen.append((number, len(counted), gathered(number, counted, weights))) or seen[-1][2]
+    )
     painted = tiled_run(tiled, model("shipped"), picture)
     assert {count for _, count, _ in seen} == {seen[0][1]}
     assert 30 < seen[0][1] < 60  # of 110 that there are
@@ -291,7 +300,7 @@ def test_sampled_statistics_leave_no_seams_and_nearly_the_same_picture(model, mo
     # Seams: the same factors and offsets in one tile make the same picture.
     whole = TiledModel(model("shipped").SerializeToString(), session, tile=1024)
     answers = iter(norms for _, _, norms in seen)
-    whole.merge = lambda number, counted: next(answers)
+    whole.merge = lambda number, counted, weights: next(answers)
     assert seams(painted, tiled_run(whole, model("shipped"), picture)) <= 1 + 1e-9
 
 
@@ -301,7 +310,7 @@ def test_pooled_statistics_are_those_of_the_whole_map(model, name):
     tiled = TiledModel(model(name).SerializeToString(), session, tile=48)
     norms: list[dict[str, np.ndarray]] = []
     gathered = tiled.merge
-    tiled.merge = lambda number, counted: norms.append(gathered(number, counted)) or norms[-1]
+    tiled.merge = lambda number, counted, weights: norms.append(gathered(number, counted, weights)) or norms[-1]
     tiled_run(tiled, model(name), picture)
     nodes = [node for node in model(name).graph.node if node.op_type == "InstanceNormalization"]
     weights = {w.name: numpy_helper.to_array(w) for w in model(name).graph.initializer}
@@ -698,3 +707,19 @@ for flag in ([], ["--tile"]):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1::2] == ["[]", "['onnx', 'nst_fast.stylizing.tiling']"]
+
+
+@pytest.mark.parametrize("weights", [[0, 1, 0], [0.2, 0.3, 0.5]])
+def test_tiles_of_a_blend_are_the_wholes(model, weights):
+    picture, style = photograph(131, 174), {"style_weights": np.array(weights, np.float32)}
+    tiled = TiledModel(model("gallery").SerializeToString(), session, tile=48)
+    painted = np.zeros_like(picture)
+
+    def write(box: tiling.Box, output: np.ndarray) -> None:
+        painted[box[1] : box[3], box[0] : box[2]] = output[0]
+
+    tiled.run((174, 131), lambda b: picture[None, b[1] : b[3], b[0] : b[2]], write, style)
+    (whole,) = session(model("gallery").SerializeToString()).run(None, {"image": picture[None], **style})
+    (first,) = session(model("gallery").SerializeToString()).run(None, {"image": picture[None]})
+    assert np.abs(painted.astype(int) - whole[0]).max() <= 1
+    assert np.abs(first.astype(int) - whole).max() > 10

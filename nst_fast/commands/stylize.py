@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -23,6 +24,7 @@ from nst_fast.stylizing.formats import choices
 from nst_fast.stylizing.images import load_image, resize_long_side, save_image
 from nst_fast.stylizing.jobs import Job, Result, Watch, check_targets, find_jobs, stylize_jobs
 from nst_fast.stylizing.looks import Looks, Saving
+from nst_fast.stylizing.style_file import SUFFIX
 from nst_fast.stylizing.stylizer import DEVICES, Style, Stylizer
 
 USAGE = """
@@ -30,7 +32,8 @@ usage: stylize --style NAME INPUT... [-o OUTPUT] [options]
 
 Stylize pictures and videos, one forward pass a picture.
 
-  --style NAME          a painting of the gallery (--list); starry_night=0.7,the_scream=0.3 blends two or more
+  --style NAME          a painting of the gallery (--list), or a .style file that `train` made;
+                        starry_night=0.7,the_scream=0.3 blends two or more
   --model FILE_OR_NAME  an .onnx file, or the name of a shipped model (--list; default gallery)
   INPUT                 pictures, videos, folders, quoted globs, or - for standard input
   -o, --output OUTPUT   a picture or a video, a folder, or - for standard output
@@ -180,7 +183,7 @@ def chosen_style(options: argparse.Namespace, stylizer: Stylizer) -> Style | Non
 
 def called(options: argparse.Namespace, stylizer: Stylizer) -> str:
     """Return what results are called after: the styles, or the model."""
-    return "+".join(options.style) if options.style else stylizer.path.stem
+    return "+".join(Path(name).name.removesuffix(SUFFIX) for name in options.style or [stylizer.path.stem])
 
 
 def stylize(arguments: list[str]) -> int:

@@ -175,29 +175,35 @@ def choose_start(cfg: Any) -> None:
         cfg.init_from = START if in_words(cfg.network) == theirs else None
 
 
-def warm_start(network: Any, path: str) -> None:
-    """Fill a network with a model's or a checkpoint's; raises UserError where that is of another kind."""
+def warm_start(network: Any, path: str, style: str) -> str | None:
+    """Fill a network with a model's or a checkpoint's, and return the identity of a gallery, of which it may be.
+
+    A painting that is new to a gallery starts as the mean of the others. Raises UserError where the model is of
+    another kind.
+    """
     from nst_fast.assets import find_model, is_model
     from nst_fast.stylizing.stylizer import Stylizer
     from nst_fast.training.checkpoints import CHECKPOINT_KEY, read_checkpoint, trained_network
     from nst_fast.training.networks import in_words
     from nst_fast.training.onnx_export import import_network
 
+    trunk = None
     if is_model(path):
-        model = find_model(path)
-        weights, theirs = (
-            import_network(model).state_dict(),
-            Stylizer(model, device="cpu").metadata.get("network", "unknown"),
-        )
+        stylizer = Stylizer(find_model(path), device="cpu")
+        weights, theirs = import_network(stylizer.path).state_dict(), stylizer.metadata.get("network", "unknown")
+        names, trunk = list(stylizer.paintings), stylizer.metadata.get("trunk")
     else:
         checkpoint = read_checkpoint(path)
-        weights = trained_network(checkpoint, path).state_dict()
-        theirs = in_words(checkpoint[CHECKPOINT_KEY]["config"]["network"])
-    if weights["vectors"].shape[0] != network.vectors.shape[0]:  # a new painting starts as the mean of the others
-        weights["vectors"] = weights["vectors"].mean(0, keepdim=True).repeat(len(network.vectors), 1)
+        weights, ours = trained_network(checkpoint, path).state_dict(), checkpoint[CHECKPOINT_KEY]
+        theirs = in_words(ours["config"]["network"])
+        names = [painting["name"] for painting in ours.get("paintings", [])]
+    if len(weights["vectors"]) != len(network.vectors):
+        others = [number for number in range(len(weights["vectors"])) if names[number : number + 1] != [style]]
+        weights["vectors"] = weights["vectors"][others].mean(0, keepdim=True).repeat(len(network.vectors), 1)
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in network.state_dict().items()}:
         raise UserError(f"init_from={path} is of another network, {theirs}; the options of network must agree")
     network.load_state_dict(weights)
+    return trunk
 
 
 def create_data(cfg: Any, console: Console) -> Any:
@@ -256,8 +262,9 @@ def train_command(arguments: list[str]) -> Path | None:
     network = create_network(**cfg.network)
     started = datetime.now()
     resume, cfg.resume = None if cfg.resume is None else Path(cfg.resume), None
+    trunk = None
     if resume is None and cfg.init_from is not None:
-        warm_start(network, cfg.init_from)
+        trunk = warm_start(network, cfg.init_from, cfg.style.name)
     output = Path(cfg.output or RUNS / cfg.style.name / started.strftime("%Y-%m-%d_%H-%M-%S"))
     if (model := finished_model(output, cfg.style.name, resume)) is not None:
         console.print(f"the run in {output} is finished", soft_wrap=True)
@@ -298,6 +305,7 @@ def train_command(arguments: list[str]) -> Path | None:
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         image_sha256=sha256,
         paintings=paintings,
+        trunk=trunk,
         control=create_control(cfg, CONTROL_RATE),
         resume=resume,
         start_over=resumed and resume is None,

@@ -22,12 +22,13 @@ from nst_fast.assets import find_model, nearest
 from nst_fast.errors import UserError, one_line
 from nst_fast.stylizing.images import to_rgb
 from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout, trial
+from nst_fast.stylizing.style_file import SUFFIX, StyleFile
 
 if TYPE_CHECKING:
     from nst_fast.stylizing.tiling import Box, TiledModel
 
 Arrays = dict[str, np.ndarray]
-Style = str | Mapping[str, float]  # the name of a painting, or weights of several
+Style = str | Mapping[str, float]  # the name of a painting or a .style file, or weights of several
 
 logger = logging.getLogger(__name__)
 onnxruntime.disable_telemetry_events()  # on Windows; elsewhere `nst_fast` has turned them off before it was imported
@@ -150,19 +151,26 @@ class Stylizer:
     def feeds(self, style: Style | None) -> dict[str, np.ndarray]:
         """Return the values of the model's optional inputs for a style; none for None, which is its first painting.
 
-        Raises UserError where the model has no such painting, or a weight is none.
+        Raises UserError where the model has no such painting, a file is no style of its, or a weight is none.
         """
         if style is None:
             return {}
         weights = {style: 1.0} if isinstance(style, str) else dict(style)
         if not self.paintings:
             raise UserError(f"{self.path} has one style; a model of many, such as gallery, is needed to choose one")
-        if unknown := [name for name in weights if name not in self.paintings]:
+        files = [name for name in weights if name.endswith(SUFFIX) and name not in self.paintings]
+        if unknown := [name for name in weights if name not in self.paintings and name not in files]:
             raise UserError(f"no style {unknown[0]!r} in {self.path}: {nearest(unknown[0], self.paintings)}")
         total = sum(weights.values())
         if not all(weight >= 0 for weight in weights.values()) or not 0 < total < math.inf:
             raise UserError(f"the weights of styles are {weights}; they must be at least 0, and one above it")
-        return {"style_weights": np.array([weights.get(name, 0) / total for name in self.paintings], np.float32)}
+        sizes = {i.name: i.shape for i in self.session.get_overridable_initializers()}
+        vector = np.zeros(sizes["style_vector"], np.float32)
+        for name in files:
+            found = StyleFile.load(os.path.expanduser(name), self.metadata.get("trunk", ""), len(vector))
+            vector += np.float32(weights[name] / total) * np.array(found.vector, np.float32)
+        shares = np.array([weights.get(name, 0) / total for name in self.paintings], np.float32)
+        return {"style_weights": shares, "style_vector": vector}
 
     def read_min_size(self) -> int:
         """Return the least height and width that the model takes, px; raises UserError where it says no such number."""

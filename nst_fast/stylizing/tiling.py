@@ -279,7 +279,7 @@ class TiledModel:
         size: tuple[int, int],
         read: Callable[[Box], np.ndarray],
         write: Callable[[Box, np.ndarray], None],
-        style: Arrays,
+        style: Arrays | None = None,
     ) -> None:
         """Stylize a picture of a size (width, height), px, tile by tile.
 
@@ -287,9 +287,9 @@ class TiledModel:
             size: of the picture.
             read: returns a box of the picture, as the model takes it.
             write: takes a box and the stylized pixels in it, as the model gives them.
-            style: values of the model's optional inputs.
+            style: values of the model's optional inputs; None: what the model has.
         """
-        weights = self.weights_of(style)
+        weights = self.weights_of(style or {})
         tiles = self.tiles(*size)
         kept = self.bytes_per_pixel * sum(math.prod(tile.seen_size) for tile in tiles) <= KEPT_BYTES
         gathered = tiles if kept else self.sample(*size)

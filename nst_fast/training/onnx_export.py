@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import subprocess
@@ -105,6 +106,12 @@ def to_onnx(network: TransformationNetwork, metadata: Mapping[str, str], float_n
     return model
 
 
+def trunk(network: TransformationNetwork) -> str:
+    """Return the identity of what a network's paintings share, which a .style file's vector belongs to."""
+    shared = [tensor for name, tensor in sorted(network.state_dict().items()) if name != "vectors"]
+    return hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in shared)).hexdigest()[:16]
+
+
 def check_parity(network: TransformationNetwork, path: str | Path) -> int:
     """Return how far the file on onnxruntime is from torch at most, in steps of 1/255; more than 1 raises."""
     stylizer, worst = Stylizer(path, device="cpu"), 0
@@ -137,6 +144,8 @@ def export(
         raise UserError(f"cannot export to {path}: the name must end in .onnx")
     network = network.cpu().float().eval()
     metadata = {**metadata, "min_size": str(network.min_size)}
+    if len(network.vectors) > 1:
+        metadata["trunk"] = trunk(network)
     content = to_onnx(network, metadata, float_nchw).SerializeToString()
     with tempfile.TemporaryDirectory() as folder:
         checked = Path(folder) / "checked.onnx"

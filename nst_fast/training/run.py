@@ -27,6 +27,7 @@ from nst_fast.errors import UserError, one_line
 from nst_fast.files import write_atomically
 from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
 from nst_fast.loss.style_weight import StyleWeightControl
+from nst_fast.stylizing.style_file import SUFFIX, StyleFile
 from nst_fast.training.checkpoints import CHECKPOINT_KEY, LAST, PREVIOUS, Checkpoints, read_checkpoint, trained_network
 from nst_fast.training.content_images import ContentImages
 from nst_fast.training.interruption import Interruption, interrupt_at_once
@@ -83,6 +84,7 @@ def train(
     config: dict[str, Any],
     image_sha256: str,
     paintings: Sequence[Mapping[str, Any]] = (),
+    trunk: str | None = None,
     control: StyleWeightControl | None = None,
     resume: Path | None = None,
     start_over: bool = False,
@@ -103,6 +105,8 @@ def train(
             after its style.
         image_sha256: of the painting's file, or of all.
         paintings: of several, what is known of each, its name first of all.
+        trunk: identity of the gallery that the network starts from: a run of the vector alone then leaves a .style
+            file.
         control: steers the style weight; None leaves it as it is.
         resume: the checkpoint to go on from.
         start_over: whether a run that is in the folder, and left no checkpoint, may be replaced.
@@ -151,6 +155,9 @@ def train(
     model = export_checkpoint(checkpoint, output / f"{style}.onnx")
     if float_nchw:
         export_checkpoint(checkpoint, output / f"{style}.float.onnx", float_nchw=True)
+    if trunk is not None and recipe.vector_steps >= recipe.max_steps:
+        told = {key: str(config["style"][key]) for key in ("name", "title", "artist", "licence")}
+        StyleFile(trunk, told, network.vectors[0].tolist()).save(output / f"{style}{SUFFIX}")
     summary = {
         "style": style,
         "skipped_pictures": list(skipped),
