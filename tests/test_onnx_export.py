@@ -39,13 +39,17 @@ def infer(path, pictures: np.ndarray) -> np.ndarray:
     return session.run(["stylized"], {"image": pictures})[0]
 
 
+def paintings_of(network: TransformationNetwork) -> dict[str, str]:
+    """The metadata that name a network's paintings, where it has several."""
+    return {"paintings": json.dumps([{"name": name} for name in NAMES])} if len(network.vectors) > 1 else {}
+
+
 @pytest.fixture(scope="module", params=[*NETWORKS, "contrast", "gallery"])
 def exported(request, tmp_path_factory):
     special = {"contrast": {"contrast": True}, "gallery": {"paintings": 3}}
     network = random_network("fast" if request.param in special else request.param, **special.get(request.param, {}))
     folder = tmp_path_factory.mktemp("model")
-    told = {"paintings": json.dumps([{"name": name} for name in NAMES])} if len(network.vectors) > 1 else {}
-    return network, export(network, folder / "model.onnx", METADATA | told)
+    return network, export(network, folder / "model.onnx", METADATA | paintings_of(network))
 
 
 def test_export_writes_one_checked_file_without_external_data(exported):
@@ -61,7 +65,7 @@ def test_export_writes_one_checked_file_without_external_data(exported):
 def test_input_and_output_are_uint8_with_free_sizes(exported):
     _, path = exported
     graph = onnx.load(path).graph
-    for value, name in zip([*graph.input, *graph.output], ["image", "stylized"], strict=True):
+    for value, name in zip([graph.input[0], *graph.output], ["image", "stylized"], strict=True):
         tensor = value.type.tensor_type
         assert value.name == name
         assert tensor.elem_type == onnx.TensorProto.UINT8
@@ -112,16 +116,19 @@ def test_output_is_scaled_clipped_and_rounded_by_the_graph(exported):
 def test_metadata_round_trips_under_one_prefix(exported):
     network, path = exported
     stored = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert stored == {f"nst_fast.{k}": v for k, v in {**METADATA, "min_size": str(network.min_size)}.items()}
+    if len(network.vectors) > 1:
+        assert len(stored.pop("nst_fast.trunk")) == 16
+    told = {**METADATA, "min_size": str(network.min_size), **paintings_of(network)}
+    assert stored == {f"nst_fast.{k}": v for k, v in told.items()}
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert session.get_modelmeta().custom_metadata_map == stored
 
 
 def test_float_variant_equals_the_uint8_one_before_rounding(exported, tmp_path):
     network, path = exported
-    variant = export(network, tmp_path / "float.onnx", METADATA, float_nchw=True)
+    variant = export(network, tmp_path / "float.onnx", METADATA | paintings_of(network), float_nchw=True)
     graph = onnx.load(variant).graph
-    for value in (*graph.input, *graph.output):
+    for value in (graph.input[0], *graph.output):
         tensor = value.type.tensor_type
         assert tensor.elem_type == onnx.TensorProto.FLOAT
         assert [d.dim_param or d.dim_value for d in tensor.shape.dim] == ["N", 3, "H", "W"]
@@ -179,9 +186,9 @@ class Restless(FastNetwork):
 
     calls = 0
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, image: torch.Tensor, vectors: torch.Tensor | None = None) -> torch.Tensor:
         Restless.calls += 1
-        return super().forward(image) + 0.1 * (Restless.calls % 7)
+        return super().forward(image, vectors) + 0.1 * (Restless.calls % 7)
 
 
 @pytest.mark.parametrize("float_nchw", [False, True])
@@ -203,8 +210,9 @@ def blended_by_hand(network: TransformationNetwork, weights: list[float], pictur
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
     network = random_network("fast", paintings=3)
-    told = {"paintings": json.dumps([{"name": name} for name in NAMES])}
-    return network, export(network, tmp_path_factory.mktemp("gallery") / "gallery.onnx", METADATA | told)
+    return network, export(
+        network, tmp_path_factory.mktemp("gallery") / "gallery.onnx", METADATA | paintings_of(network)
+    )
 
 
 def test_a_gallery_asks_for_pictures_alone_and_paints_its_first_painting(gallery):
@@ -247,6 +255,6 @@ def test_a_gallerys_network_comes_back(tmp_path):
     network = create_network(**config)
     with torch.no_grad():
         network.vectors.add_(torch.randn_like(network.vectors))
-    told = {"config": json.dumps({"network": config}), "paintings": json.dumps([{"name": name} for name in NAMES])}
+    told = {"config": json.dumps({"network": config}), **paintings_of(network)}
     back = import_network(export(network, tmp_path / "gallery.onnx", told))
     torch.testing.assert_close(dict(back.state_dict()), dict(network.state_dict()), rtol=1e-5, atol=1e-6)

@@ -122,7 +122,7 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
 
 def perceptual_terms(module: StyleTransfer, stylized: Tensor, content: Tensor) -> dict[str, Tensor]:
     loss = module.perceptual_loss
-    return loss(stylized, loss.content_targets(content), module.style_targets)
+    return loss(stylized, loss.content_targets(content), module.style_targets(torch.zeros(1, dtype=torch.long)))
 
 
 def total_loss(module: StyleTransfer, batch: Tensor) -> float:
@@ -442,7 +442,8 @@ def test_on_a_gpu_a_step_copies_nothing_there(network):
                         tensors[name] = nn.Parameter(moved, tensor.requires_grad) if is_parameter else moved
         content = torch.rand(2, 3, 64, 64, device="cuda")
         with CopiesToTheDevice() as copies:
-            module.losses(content, module.stylize(content))
+            chosen = module.next_paintings(len(content))
+            module.losses(content, module.stylize(content, chosen), chosen)
         assert copies.count == 0
         with CopiesToTheDevice() as copies:
             content.new_tensor([1.0])

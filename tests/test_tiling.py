@@ -24,7 +24,7 @@ from nst_fast.stylizing import stylizer as stylizer_module
 from nst_fast.stylizing import tiling
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.stylizing.tiling import TiledModel
-from nst_fast.training.networks import conv, create_network
+from nst_fast.training.networks import conv, create_network, for_inference
 from nst_fast.training.onnx_export import to_onnx
 
 ASTRONAUT = skimage.data.astronaut()
@@ -150,7 +150,7 @@ def seeded(create: Callable[[], nn.Module]) -> nn.Module:
 
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "shipped": lambda: onnx.load(find_model("starry_night")),
-    "johnson, opset 11": lambda: exported(seeded(lambda: create_network("johnson", 8, 1)), 11),
+    "johnson, opset 11": lambda: exported(for_inference(seeded(lambda: create_network("johnson", 8, 1))), 11),
     "johnson, opset 17": lambda: exported(seeded(lambda: create_network("johnson", 8, 1)), 17),
     "uint8": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1)), {"min_size": "16"}),
     "gallery": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1, paintings=3)), {"min_size": "16"}),

@@ -139,6 +139,14 @@ class StyleTransfer(pl.LightningModule):
             schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def next_paintings(self, count: int) -> Tensor:
+        """Return the paintings of this process's next pictures; a single one is copied to no device."""
+        if self.paintings == 1:
+            return torch.zeros(count, dtype=torch.long, device=self.device)
+        first = (self.batches_seen * self.trainer.world_size + self.trainer.global_rank) * count
+        chosen = torch.from_numpy(chosen_paintings(range(first, first + count), self.paintings))
+        return chosen.to(self.device, non_blocking=True)
+
     def learning(self) -> list[nn.Parameter]:
         """Return the parameters that the next step changes."""
         first = self.batches_seen < self.recipe.vector_steps
@@ -164,9 +172,7 @@ class StyleTransfer(pl.LightningModule):
         Nothing here waits for the device: what comes of the step is decided there and read at the next log.
         """
         content = (batch.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
-        first = (self.batches_seen * self.trainer.world_size + self.trainer.global_rank) * len(batch)
-        pictures = range(first, first + len(batch))
-        chosen = torch.from_numpy(chosen_paintings(pictures, self.paintings)).to(self.device)
+        chosen = self.next_paintings(len(batch))
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16, whose gradients it multiplies

@@ -1,0 +1,264 @@
+"""Many paintings in one network: how it is trained, chosen from, blended, and how a new painting starts from it."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Result
+from PIL import Image
+
+from nst_fast.commands import stylize as stylize_module
+from nst_fast.commands import train as train_module
+from nst_fast.errors import UserError
+from nst_fast.loss.loss_networks import VGG, freeze
+from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
+from nst_fast.loss.style_targets import find_paintings
+from nst_fast.stylizing.contact_sheet import contact_sheet
+from nst_fast.stylizing.style_file import StyleFile
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.networks import create_network
+from nst_fast.training.onnx_export import import_network
+from nst_fast.training.style_transfer import Recipe, StyleTransfer, chosen_paintings
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+]
+
+SMALL = ["data.size=64", "data.batch_size=2", "data.num_workers=0", "style.size=64", "trainer.accelerator=cpu"]
+SHORT = [*SMALL, "loss_network=vgg16_slim", "network.width=8", "network.blocks=1", "trainer.max_steps=3"]
+
+
+def blocks(seed: int, height: int = 90, width: int = 120) -> Image.Image:
+    """A picture of coloured blocks."""
+    colours = np.random.default_rng(seed).integers(0, 256, (-(-height // 10), -(-width // 10), 3), dtype=np.uint8)
+    return Image.fromarray(colours.repeat(10, 0).repeat(10, 1)[:height, :width])
+
+
+def command(main, monkeypatch, capfd, *arguments: object) -> Result:
+    """Run a command in this process."""
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    return Result(leaving.value.code or 0, *capfd.readouterr())
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory) -> Path:
+    """A folder with a gallery of three paintings that learned for three steps."""
+    folder = tmp_path_factory.mktemp("gallery")
+    (folder / "paintings").mkdir()
+    for number in range(3):
+        blocks(number).save(folder / "paintings" / f"{number}.png")
+    told = [{"file": f"{number}.png", "name": name, "artist": "A. Blocks"} for number, name in enumerate("abc")]
+    (folder / "paintings" / "manifest.json").write_text(json.dumps(told))
+    train_module.train_command(
+        ["style=gallery", f"style.images={folder / 'paintings'}", *SHORT, "init_from=null", f"output={folder}"]
+    )
+    blocks(9, 70, 80).save(folder / "photo.png")
+    return folder
+
+
+@pytest.fixture
+def stylize(gallery, monkeypatch, capfd):
+    """The command `stylize` in this process, with the gallery."""
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.chdir(gallery)
+        given = ["stylize", "--model", gallery / "gallery.onnx", "--threads", 1, "--overwrite", *arguments]
+        return command(stylize_module.main, monkeypatch, capfd, *given)
+
+    return call
+
+
+@pytest.mark.parametrize("paintings", [1, 2, 7, 20])
+def test_every_round_has_each_painting_once_whatever_the_batches(paintings):
+    run = chosen_paintings(range(6 * paintings), paintings)
+    for number in range(6):
+        assert sorted(run[number * paintings : (number + 1) * paintings]) == list(range(paintings))
+    parts = [chosen_paintings(range(first, min(first + 5, len(run))), paintings) for first in range(0, len(run), 5)]
+    assert np.array_equal(np.concatenate(parts), run)
+    if paintings > 5:
+        assert len({tuple(run[number * paintings :][:paintings]) for number in range(6)}) == 6
+
+
+def test_a_batch_of_several_paintings_has_the_mean_gradient_of_its_pictures():
+    torch.manual_seed(0)
+    loss_network = freeze(VGG([[8], [12]]))
+    loss = BalancedLoss(loss_network, {"relu2_1": 1.0}, {"relu1_1": 0.5, "relu2_1": 0.5}, 1.0, 10.0, 1.0)
+
+    def targets() -> dict[str, torch.Tensor]:
+        features = loss_network(torch.rand(1, 3, 48, 40), loss.layers)
+        return {n: style_target(loss_network, n, features[split_name(n)[1]]) for n in loss.style_target_names}
+
+    paintings = [targets() for _ in range(3)]
+    network = create_network("fast", 8, 1, paintings=3)
+    module = StyleTransfer(network, loss, paintings, Recipe(1, grid_weight=0.0, weave_weight=0.0), {"config": {}})
+    content, chosen = torch.rand(4, 3, 32, 32), torch.tensor([2, 0, 2, 1])
+    together = module.losses(content, module.stylize(content, chosen), chosen)["total"]
+    parameters = list(network.parameters())
+    got = torch.autograd.grad(together, parameters)
+    totals = []
+    for picture, painting in zip(content, chosen, strict=True):
+        stylized = network(picture[None], network.vectors[painting][None])
+        totals.append(loss(stylized, loss.content_targets(picture[None]), paintings[painting])["total"])
+    assert together.item() == pytest.approx(sum(totals).item() / 4, rel=1e-5)
+    for gradient, expected in zip(got, torch.autograd.grad(sum(totals) / 4, parameters), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gallery_says_what_its_paintings_are(gallery):
+    stylizer = Stylizer(gallery / "gallery.onnx")
+    assert list(stylizer.paintings) == ["a", "b", "c"]
+    assert stylizer.paintings["b"]["artist"] == "A. Blocks"
+    summary = json.loads((gallery / "summary.json").read_text())["validation_losses"]
+    own = [summary[f"val/{name}_total_loss"] for name in "abc"]
+    assert summary["val/total_loss"] == pytest.approx(np.mean(own), rel=1e-5)
+    assert len(set(own)) == 3
+
+
+def test_a_gallery_that_goes_on_is_the_one_that_never_stopped(gallery, tmp_path):
+    common = ["style=gallery", f"style.images={gallery / 'paintings'}", *SHORT, "init_from=null"]
+    whole = train_module.train_command([*common, f"output={tmp_path / 'whole'}", "trainer.validate_every=1"])
+    with pytest.MonkeyPatch.context() as patch:
+        step = StyleTransfer.training_step
+
+        def interrupted(self, batch, batch_idx):
+            step(self, batch, batch_idx)
+            self.trainer.should_stop = self.batches_seen == 2
+
+        patch.setattr(StyleTransfer, "training_step", interrupted)
+        with pytest.raises(UserError, match="stopped at step 2"):
+            train_module.train_command([*common, f"output={tmp_path / 'broken'}", "trainer.validate_every=1"])
+    resumed = train_module.train_command([f"resume={tmp_path / 'broken'}"])
+    first, second = (import_network(path).state_dict() for path in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_of_the_vector_alone_leaves_a_style_for_its_gallery(gallery, stylize, tmp_path, capfd):
+    blocks(5).save(tmp_path / "mine.png")
+    options = [
+        "style=custom",
+        f"style.image={tmp_path / 'mine.png'}",
+        "trainer.vector_steps=3",
+        "trainer.vector_rate=9",
+    ]
+    model = train_module.train_command(
+        [*options, *SHORT, f"init_from={gallery / 'gallery.onnx'}", f"output={tmp_path / 'run'}"]
+    )
+    shared, own = (import_network(path).state_dict() for path in (gallery / "gallery.onnx", model))
+    for name in shared.keys() - {"vectors"}:
+        torch.testing.assert_close(own[name], shared[name], rtol=1e-5, atol=1e-6)
+    start = shared["vectors"].mean(0)
+    assert (own["vectors"][0] - start).abs().max() > 0.01
+    file = tmp_path / "run" / "mine.style"
+    capfd.readouterr()
+    assert file.stat().st_size < 20_000
+    done = stylize("--style", f"{file}=0.5,a=0.5", "photo.png", "-o", tmp_path / "blend.png")
+    assert (done.code, done.err) == (0, "")
+    photograph, painter = Image.open(gallery / "photo.png"), Stylizer(gallery / "gallery.onnx")
+    alone = np.asarray(painter(photograph, str(file))).astype(int)
+    assert np.abs(alone - np.asarray(Stylizer(model)(photograph))).max() <= 1
+    blend = 0.5 * own["vectors"][0] + 0.5 * shared["vectors"][0]
+    feeds = {"style_weights": np.zeros(3, np.float32), "style_vector": blend.detach().numpy()}
+    expected = painter.session.run(None, {"image": np.asarray(photograph)[None], **feeds})[0][0]
+    assert np.abs(np.asarray(Image.open(tmp_path / "blend.png")).astype(int) - expected).max() <= 1
+
+
+def test_a_style_of_another_gallery_or_another_file_is_one_line(gallery, stylize, tmp_path):
+    trunk = Stylizer(gallery / "gallery.onnx").metadata["trunk"]
+    length = import_network(gallery / "gallery.onnx").vectors.shape[1]
+    StyleFile("another", {"name": "x"}, [0.0] * length).save(tmp_path / "x.style")
+    StyleFile(trunk, {}, [float("nan")] * length).save(tmp_path / "y.style")
+    (tmp_path / "z.style").write_text("[]")
+    for name, said in {"x": "with the gallery another", "y": "no style", "z": "no style", "w": "No such"}.items():
+        done = stylize("--style", tmp_path / f"{name}.style", "photo.png", "-o", tmp_path / "out.png")
+        assert done.code == 1
+        assert said in done.err
+        assert done.err.count("\n") == 1
+        assert not (tmp_path / "out.png").exists()
+
+
+def test_results_are_called_after_the_style(gallery, stylize):
+    assert stylize("--style", "b", "photo.png").code == 0
+    assert stylize("--style", "b=1,c=3", "photo.png").code == 0
+    painter, photograph = Stylizer(gallery / "gallery.onnx"), Image.open(gallery / "photo.png")
+    for name, style in (("b", "b"), ("b+c", {"b": 0.25, "c": 0.75})):
+        assert np.array_equal(Image.open(gallery / f"photo.{name}.png"), painter(photograph, style))
+
+
+def test_without_a_style_one_line_says_which_there_are(stylize):
+    done = stylize("photo.png")
+    assert done.code == 1
+    assert done.err == "stylize: which style? say --style NAME; gallery has a, b, c\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--style", "d"], "no style 'd'"),
+        (["--style", "a=x"], "NAME=WEIGHT"),
+        (["--style", "a=-1,b=2"], "at least 0"),
+        (["--style", "a", "--outside", "b"], "--mask"),
+        (["--style", "a", "--mask", "nothing.png"], "nothing.png"),
+        (["--sheet"], "-o"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(stylize, given, said):
+    done = stylize(*given, "photo.png")
+    assert done.code != 0
+    assert said in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_mask_paints_where_it_is_white_and_another_style_where_it_is_black(gallery, stylize, tmp_path):
+    mask = np.zeros((70, 80), np.uint8)
+    mask[:, 40:], mask[:10] = 255, 128
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    painter, photograph = Stylizer(gallery / "gallery.onnx"), Image.open(gallery / "photo.png")
+    share = mask[..., None] / 255
+    for options, around in (([], np.asarray(photograph)), (["--outside", "c"], np.asarray(painter(photograph, "c")))):
+        out = tmp_path / "out.png"
+        assert stylize("--style", "b", "--mask", tmp_path / "mask.png", *options, "photo.png", "-o", out).code == 0
+        expected = share * np.asarray(painter(photograph, "b")) + (1 - share) * around
+        assert np.abs(np.asarray(Image.open(out)) - expected).max() <= 1
+
+
+def test_a_sheet_has_the_picture_in_every_style(gallery, stylize, tmp_path):
+    assert stylize("--sheet", "photo.png", "-o", tmp_path / "sheet.png", "--max-side", 80).code == 0
+    sheet, painter = np.asarray(Image.open(tmp_path / "sheet.png")), Stylizer(gallery / "gallery.onnx")
+    photograph = Image.open(gallery / "photo.png")
+    for picture in (photograph, *(painter(photograph, name) for name in "abc")):
+        found = np.asarray(picture)
+        places = [
+            (y, x)
+            for y in range(sheet.shape[0] - 69)
+            for x in range(sheet.shape[1] - 79)
+            if np.array_equal(sheet[y, x], found[0, 0])
+        ]
+        assert any(np.array_equal(sheet[y : y + 70, x : x + 80], found) for y, x in places)
+
+
+def test_a_sheet_is_about_as_high_as_wide():
+    for count, size in ((1, (40, 30)), (7, (300, 20)), (20, (64, 64)), (21, (20, 200))):
+        sheet = contact_sheet({str(number): Image.new("RGB", size) for number in range(count)})
+        assert sheet.width / sheet.height < 2 * max(1, size[0] / size[1])
+
+
+def test_paintings_are_called_after_their_files_or_as_the_manifest_says(tmp_path):
+    with pytest.raises(UserError):
+        find_paintings(tmp_path)
+    for name in ("one.png", "two.jpg"):
+        blocks(1).save(tmp_path / name)
+    assert [told["name"] for told in find_paintings(tmp_path).values()] == ["one", "two"]
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps([{"file": "two.jpg", "name": "zwei", "year": 1889, "size": [1, 2]}]))
+    assert find_paintings(tmp_path) == {tmp_path / "two.jpg": {"name": "zwei", "year": "1889"}}
+    twice = [{"file": "one.png", "name": "x"}, {"file": "two.jpg", "name": "x"}]
+    for wrong in ("{", "[1]", "[{}]", json.dumps(twice), '[{"file": "one.png", "name": "a,b"}]', "[]"):
+        manifest.write_text(wrong)
+        with pytest.raises(UserError):
+            find_paintings(tmp_path)
