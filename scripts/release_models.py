@@ -1,7 +1,8 @@
 """Release trained models: ship each with a card that says what it is, how it was made and how good it is.
 
-python scripts/release_models.py runs/release/*          # measure these runs, ship their models, write every card
-python scripts/release_models.py                         # write the cards again
+python scripts/release_models.py runs/release/*                      # ship these runs' models, write every card
+python scripts/release_models.py runs/gallery --paintings FOLDER     # likewise of the gallery; its paintings are there
+python scripts/release_models.py                                     # write the cards again
 
 A run is a folder that `train` left behind. The figures are kept in benchmarks/released_models.json, the cards are
 checkpoints/README.md; everything else comes from the models' own metadata.
@@ -16,15 +17,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nst_fast.assets import INT8, shipped_models
+from PIL import Image
+
+from nst_fast.assets import GALLERY, INT8, shipped_models
 from nst_fast.commands.compare import compare_command
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.export import export_in_8_bits
 from nst_fast.downloads import file_hash
+from nst_fast.loss.style_targets import find_paintings
 from nst_fast.loss.tensors import to_image
 from nst_fast.stylizing.images import load_image
 from nst_fast.stylizing.stylizer import Stylizer
@@ -47,6 +52,7 @@ models were trained on neither, but on vgg16_slim, which imitates VGG-16. `scrip
 the_scream goes on from a starry_night that had some 3,500 steps, 2,200 of them from nothing, with recipes on the way to
 today's. The other three start from the_scream.
 """
+TRAINING = ("steps", "seconds", "images_per_second", "device", "precision", "validation_losses", "versions")
 SIZES = (256, 720)  # px, of the judge's photographs
 COUNTS = {256: 6, 720: 3}  # of them
 
@@ -56,28 +62,21 @@ def photographs(size: int) -> list[Path]:
     return sorted((SHARED / "content" / "val").glob("*.jpg"))[: COUNTS[size]]
 
 
-def ask_judge(model: Path, size: int, options: Sequence[str]) -> dict[str, float]:
-    """Return what the judge says of pictures in a model's style."""
-    style = json.loads(Stylizer(model).metadata["config"])["style"]
-    painting = SHARED / "styles" / Path(style["url"]).name
+def ask_judge(painting: Path, size: int, options: Sequence[str]) -> dict[str, float]:
+    """Return what the judge says of pictures that are to be like a painting."""
     command = [sys.executable, str(SHARED / "judge.py"), *options, "--style", str(painting), "--size", str(size)]
     answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {name: answer[name] for name in JUDGED}
 
 
-def judge(model: Path, size: int) -> dict[str, float]:
-    """Return the outside judge's figures on photographs never trained on."""
-    return ask_judge(model, size, ["--model", str(model), "--limit", str(len(photographs(size)))])
-
-
-def judge_untouched(model: Path, size: int) -> dict[str, float]:
-    """Return the outside judge's figures of the photographs themselves."""
+def judge(painting: Path, size: int, paint: Callable[[Image.Image], Image.Image]) -> dict[str, float]:
+    """Return the outside judge's figures of what is made of photographs never trained on."""
     with tempfile.TemporaryDirectory() as folder:
         for file in photographs(size):
             picture = to_image(centre_crop(load_image(file), size)[None] / 255)
-            for side in ("content", "stylized"):
-                picture.save(Path(folder) / f"{file.stem}.{side}.png")
-        return ask_judge(model, size, ["--pairs", folder])
+            picture.save(Path(folder) / f"{file.stem}.content.png")
+            paint(picture).save(Path(folder) / f"{file.stem}.stylized.png")
+        return ask_judge(painting, size, ["--pairs", folder])
 
 
 def iterations(model: Path, count: int) -> dict[str, float]:
@@ -97,13 +96,25 @@ def release(run: Path, count: int) -> dict[str, Any]:
     model = ROOT / "checkpoints" / f"{style}.onnx"
     shutil.copyfile(run / f"{style}.onnx", model)
     export_in_8_bits(model, model.with_suffix(f"{INT8}.onnx"))
-    kept = ("steps", "seconds", "images_per_second", "device", "precision", "validation_losses", "versions")
+    painting = SHARED / "styles" / Path(json.loads(Stylizer(model).metadata["config"])["style"]["url"]).name
     return {
-        "training": {key: summary[key] for key in kept} | {"machine": platform.machine()},
-        "judge": {str(size): judge(model, size) for size in SIZES},
-        "untouched": {str(size): judge_untouched(model, size) for size in SIZES},
+        "training": {key: summary[key] for key in TRAINING} | {"machine": platform.machine()},
+        "judge": {str(size): judge(painting, size, Stylizer(model)) for size in SIZES},
+        "untouched": {str(size): judge(painting, size, lambda picture: picture) for size in SIZES},
         "lbfgs_iterations": iterations(model, count),
     }
+
+
+def release_gallery(run: Path, folder: Path) -> dict[str, Any]:
+    """Ship a run's model of many paintings, which lie in a folder, and return its figures."""
+    summary = json.loads((run / "summary.json").read_text())
+    model = ROOT / "checkpoints" / f"{GALLERY}.onnx"
+    shutil.copyfile(run / f"{GALLERY}.onnx", model)
+    export_in_8_bits(model, model.with_suffix(f"{INT8}.onnx"))
+    stylizer = Stylizer(model)
+    files = {told["name"]: file for file, told in find_paintings(folder).items()}
+    judged = {name: judge(files[name], 720, partial(stylizer, style=name)) for name in stylizer.paintings}
+    return {"training": {key: summary[key] for key in TRAINING} | {"machine": platform.machine()}, "judge": judged}
 
 
 def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -128,7 +139,9 @@ def command_of(config: dict[str, Any]) -> str:
     chosen = [f"style={config['style']['name']}"]
     chosen += [f"{g}={config[g]['name']}" for g, usual in groups.items() if config[g]["name"] != usual]
     placeholders = [
-        f"{key}=x" for key in ("data.root", "loss_network.shallow", "loss_network.deep") if leaves(config).get(key)
+        f"{key}=x"
+        for key in ("data.root", "style.images", "loss_network.shallow", "loss_network.deep")
+        if leaves(config).get(key)
     ]
     default = leaves(OmegaConf.to_container(load_config("train", [*chosen, *placeholders]), resolve=True))
     automatic = ("trainer.accelerator", "trainer.precision", "loss_network.name", "data.num_workers")
@@ -183,18 +196,51 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
     return f"## {name}\n\n{picture}\n\n| | |\n|---|---|\n{table}\n"
 
 
+def gallery_card(model: Path, figures: dict[str, Any]) -> str:
+    """Return the gallery's card: how it was made, and a row a painting."""
+    told, training = Stylizer(model).metadata, figures["training"]
+    integers = shipped_models(int8=True)[f"{GALLERY}{INT8}"]
+    rows = {
+        "file": f"{model.stat().st_size / 1e6:.2f} MB, sha256 `{file_hash(model)}`",
+        "in 8-bit integers": f"`{GALLERY}{INT8}`, {integers.stat().st_size / 1e6:.2f} MB, sha256 "
+        f"`{file_hash(integers)}`; at least {Stylizer(integers).metadata['int8_psnr']} dB from the file above on "
+        "photographs, in every style and two blends",
+        "made by": f"`{command_of(json.loads(told['config']))}`",
+        "loss network": f"`{told['loss_network']}`",
+        "network": told["network"],
+        "training": f"{training['seconds'] / 60:.0f} minutes on {training['device']} ({training['machine']}), "
+        f"{training['precision']}, torch {training['versions']['torch']}",
+        "commit, date": f"`{told['commit']}`, {told['date']}",
+    }
+    lines = [f"| {key} | {value} |" for key, value in rows.items()]
+    lines += ["", "The judge's figures are of three photographs at 720 px, each in the painting's style.", ""]
+    lines += ["| style | painting | style_vgg16 | palette | content_vgg16 |", "|---|---|---|---|---|"]
+    for name, painting in Stylizer(model).paintings.items():
+        found = figures["judge"][name]
+        about = ", ".join(painting[key] for key in ("title", "artist", "year", "licence") if key in painting)
+        shown = " | ".join(f"{found[key]:.2g}" for key in ("style_vgg16", "palette", "content_vgg16"))
+        lines.append(f"| `{name}` | {about} | {shown} |")
+    table = "\n".join(lines)
+    return (
+        f"## {GALLERY}\n\n![one photograph in every style](../docs/images/gallery.jpg)\n\n| | |\n|---|---|\n{table}\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders that `train` left behind")
     parser.add_argument("--count", type=int, default=4, help="photographs that the optimiser is run on")
+    parser.add_argument("--paintings", type=Path, help="the gallery's, with their manifest.json")
     options = parser.parse_args()
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for run in options.runs:
         name = json.loads((run / "summary.json").read_text())["style"]
-        figures[name] = release(run, options.count)
+        figures[name] = release_gallery(run, options.paintings) if name == GALLERY else release(run, options.count)
         FIGURES.write_text(json.dumps(dict(sorted(figures.items())), indent=1) + "\n")
         print(name, json.dumps(figures[name]["judge"]), flush=True)
-    cards = [card(name, model, figures[name]) for name, model in shipped_models().items() if name in figures]
+    shipped = {name: model for name, model in shipped_models().items() if name in figures}
+    cards = [gallery_card(model, figures[GALLERY]) for name, model in shipped.items() if name == GALLERY]
+    cards += [card(name, model, figures[name]) for name, model in shipped.items() if name != GALLERY]
     CARDS.write_text(HEAD + "\n" + "\n".join(cards))
     print(CARDS)
 
