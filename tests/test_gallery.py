@@ -1,6 +1,7 @@
 """Many paintings in one network: how it is trained, chosen from, blended, and how a new painting starts from it."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -262,3 +263,23 @@ def test_paintings_are_called_after_their_files_or_as_the_manifest_says(tmp_path
         manifest.write_text(wrong)
         with pytest.raises(UserError):
             find_paintings(tmp_path)
+
+
+def test_minutes_become_the_steps_that_repeat_the_run(tmp_path, capfd):
+    blocks(5).save(tmp_path / "mine.png")
+    common = ["style=custom", f"style.image={tmp_path / 'mine.png'}", *SHORT[:-1], "init_from=null"]
+    timed = train_module.train_command([*common, "trainer.minutes=0.1", f"output={tmp_path / 'timed'}"])
+    (steps,) = re.findall(r"trainer\.max_steps=(\d+) repeats", capfd.readouterr().err)
+    counted = train_module.train_command([*common, f"trainer.max_steps={steps}", f"output={tmp_path / 'counted'}"])
+    first, second = (import_network(path).state_dict() for path in (timed, counted))
+    assert json.loads((tmp_path / "timed" / "summary.json").read_text())["steps"] == int(steps)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_strength_is_a_blend_with_the_photograph(gallery):
+    painter, photograph = Stylizer(gallery / "gallery.onnx"), np.asarray(Image.open(gallery / "photo.png"))
+    whole = painter(photograph, "b").astype(float)
+    for strength in (0, 0.25, 1):
+        got = painter(photograph, "b", strength)
+        assert np.abs(got - (strength * whole + (1 - strength) * photograph)).max() <= 1
+    assert np.array_equal(painter(photograph, "b", 0), photograph)

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from nst_fast.assets import GALLERY
 from nst_fast.commands import require_training_packages, run, show_warnings, tune_torch
 from nst_fast.errors import UserError
 from nst_fast.files import new_folder
@@ -25,15 +26,15 @@ CPU_WORKERS = 1  # that prepare pictures, some 150 a second and more; the other 
 CHOSEN = "NST_FAST_LOSS_NETWORK"  # environment variable: the first process's choice, for those that Lightning starts
 MOST_GPU_WORKERS = 16  # some 2,500 bundled pictures a second, 15,000 of a folder
 CONTROL_RATE = 0.03  # of the style weight's logarithm a step: the network follows within some 50 steps
-START = "the_scream"  # the shipped model whose network the others start from
 
 USAGE = """
 usage: train style=NAME [key=value ...]
 
 Train a transformation network on a style and export it to ONNX.
 
-  style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
+  style=NAME               starry_night, the_scream, great_wave, composition_vii, custom, or gallery
   style.image=FILE         with style=custom: your own picture
+  style.images=FOLDER      with style=gallery: the pictures of a folder, all in one network
   style.size=PX            short side of the painting; smaller means smaller strokes (default 512)
   style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 2), or a
                            number; training finds the style weight that takes them there, with loss=balanced
@@ -46,14 +47,17 @@ Train a transformation network on a style and export it to ONNX.
   data=folder data.root=D  train on your own photographs (default: bundled ones)
   data=coco                train on COCO's: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
   trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
+  trainer.minutes=M        or the minutes to train for; the steps that this machine takes in them are printed
   trainer=smoke            a few steps, to see that everything works
   loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers (default: chosen by the device)
   network=NAME             fast, tiny or johnson
   network.grain=true       strokes grow from a fixed map of noise, where the photograph is flat
   network.contrast=true    strokes grow from the photograph's own faint contrast
   experiment=johnson2016   the field's standard recipe
-  init_from=NAME           start from a shipped model's network, or from a .onnx or .ckpt file's (default: the_scream,
+  init_from=NAME           start from a shipped model's network, or from a .onnx or .ckpt file's (default: gallery,
                            which saves time); init_from=null starts from nothing and wants more steps
+  trainer.vector_steps=N   the first steps, which change the painting's vector alone; with trainer.max_steps=N they are
+                           all, and leave NAME.style for the gallery
   resume=last              go on with the newest run of the style, or with the one in output=FOLDER
   resume=CHECKPOINT        go on from a checkpoint, or a run's folder; its options hold and need not be repeated
   output=FOLDER            folder of the run (default: runs/train/<style>/<time>)
@@ -111,6 +115,7 @@ def check_options(cfg: Any) -> None:
     for key in ("network.grain", "network.contrast"):
         require_choice(cfg, key, (True, False))
     require_number(cfg, "trainer.max_steps", 1, optional=True)
+    require_number(cfg, "trainer.minutes", 0.1, 1e5, whole=False, optional=True)
     require_number(cfg, "data.num_workers", 0, 256, optional=True)
     if cfg.data.name == "bundled":
         require_number(cfg, "data.dead_leaves", 0, 1, whole=False)
@@ -171,8 +176,8 @@ def choose_start(cfg: Any) -> None:
     from nst_fast.training.networks import in_words
 
     if cfg.init_from == "auto":
-        theirs = Stylizer(START, device="cpu").metadata.get("network")
-        cfg.init_from = START if in_words(cfg.network) == theirs else None
+        theirs = Stylizer(GALLERY, device="cpu").metadata.get("network")
+        cfg.init_from = GALLERY if in_words(cfg.network) == theirs else None
 
 
 def warm_start(network: Any, path: str, style: str) -> str | None:
@@ -248,7 +253,7 @@ def train_command(arguments: list[str]) -> Path | None:
     from nst_fast.commands.progress import TrainingProgress, download_progress
     from nst_fast.commands.resume import RUNS, resume_run
     from nst_fast.training.networks import create_network
-    from nst_fast.training.run import Engine, finished_model, train
+    from nst_fast.training.run import Engine, finished_model, steps_in, train
     from nst_fast.training.style_transfer import Recipe
 
     first = getattr(rank_zero_only, "rank", 0) == 0
@@ -288,6 +293,16 @@ def train_command(arguments: list[str]) -> Path | None:
     if cfg.output is None and first:
         output = new_folder(output)
     cfg.output = literal(str(output))
+    engine = Engine(**{field.name: cfg.trainer[field.name] for field in fields(Engine)})
+
+    def recipe() -> Recipe:
+        return Recipe(**{field.name: cfg.trainer[field.name] for field in fields(Recipe)})
+
+    if cfg.trainer.get("minutes") is not None:
+        given = network, perceptual_loss, style_targets, data, recipe(), engine
+        cfg.trainer.max_steps = steps_in(cfg.trainer.minutes, *given, paintings=paintings)
+        cfg.trainer.minutes = None
+        console.print(f"trainer.max_steps={cfg.trainer.max_steps} repeats this run", soft_wrap=True)
     identity, steps = perceptual_loss.loss_network.identity, cfg.trainer.max_steps
     title = (
         f"style {cfg.style.name} at {cfg.style.size} px, loss network {identity[:30]}, network {cfg.network.name}, "
@@ -299,8 +314,8 @@ def train_command(arguments: list[str]) -> Path | None:
         perceptual_loss,
         style_targets,
         data,
-        Recipe(**{field.name: cfg.trainer[field.name] for field in fields(Recipe)}),
-        Engine(**{field.name: cfg.trainer[field.name] for field in fields(Engine)}),
+        recipe(),
+        engine,
         output,
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
         image_sha256=sha256,

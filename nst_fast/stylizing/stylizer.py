@@ -373,15 +373,20 @@ class Stylizer:
             return self.run_tiled(picture, self.feeds(style))  # which takes no second copy of it
         return Image.fromarray(np.ascontiguousarray(self.stylize_array(np.asarray(picture)[None], style)[0]))
 
-    def __call__(self, image: Image.Image | np.ndarray, style: Style | None = None) -> Any:
+    def __call__(self, image: Image.Image | np.ndarray, style: Style | None = None, strength: float = 1.0) -> Any:
         """Return the stylized picture, of exactly the picture's size after its EXIF orientation is applied.
 
         A PIL image gives an RGB PIL image, a uint8 array (H, W, 3) gives such an array. Of a model of many paintings
-        ``style`` is one's name, or {name: weight} of several; None is the first.
+        ``style`` is one's name, or {name: weight} of several; None is the first. At a ``strength`` of 0 the photograph
+        comes back, in between a blend of the two.
         """
         if isinstance(image, np.ndarray):
-            return self.stylize_array(image[None], style)[0]
-        return self.stylize(to_rgb(image), style)
+            stylized = self.stylize_array(image[None], style)[0]
+            blended = Image.blend(*map(Image.fromarray, (image, stylized)), strength) if strength != 1 else stylized
+            return np.array(blended)
+        photograph = to_rgb(image)
+        stylized = self.stylize(photograph, style)
+        return stylized if strength == 1 else Image.blend(photograph, stylized, strength)
 
 
 def read_model(path: Path) -> bytes:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 import platform
 import shlex
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from nst_fast.training.style_transfer import Recipe, StyleTransfer
 logger = logging.getLogger(__name__)
 
 STEPS = {"cpu": 1_200, "mps": 1_200, "gpu": 40_000}  # minutes; the budget of Johnson et al. 2016
+MEASURED_STEPS = 8  # that tell how fast a machine is
 LOSS_SCALE = 2.0**7  # of float16 at the start; from torch's 2**16 the first nine steps are lost
 
 
@@ -166,6 +169,29 @@ def train(
     }
     write_atomically(output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     return TrainedModel(model, summary, skipped)
+
+
+def steps_in(
+    minutes: float,
+    network: TransformationNetwork,
+    perceptual_loss: PerceptualLoss,
+    style_targets: Sequence[Targets],
+    data: ContentImages,
+    recipe: Recipe,
+    engine: Engine,
+    *,
+    paintings: Sequence[Mapping[str, Any]] = (),
+) -> int:
+    """Return how many steps this machine takes in so many minutes, by a few of a copy of the network."""
+    description = {"config": {}, "paintings": [dict(p) for p in paintings]}
+    short = replace(recipe, max_steps=MEASURED_STEPS)
+    module = StyleTransfer(copy.deepcopy(network), perceptual_loss, style_targets, short, description)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        trainer = create_trainer(short, replace(engine, validate_every=MEASURED_STEPS), Path(folder), 0, ())
+        trainer.limit_val_batches = 0
+        fit(trainer, module, data, None, {})
+    return max(1, round(60 * minutes * MEASURED_STEPS / module.seconds))
 
 
 def summarise(module: StyleTransfer, trainer: pl.Trainer, batch_size: int) -> dict[str, Any]:
