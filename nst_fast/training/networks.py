@@ -274,11 +274,11 @@ class TransformationNetwork(nn.Module):
 
     def create_vectors(self, paintings: int) -> None:
         """Give each norm its place in the vectors, and every painting scales of 1 and biases of 0."""
-        vector: list[float] = []
+        first, parts = 0, list[Tensor]()
         for norm in self.norms():
-            norm.first = len(vector)
-            vector += [1.0] * norm.channels + [0.0] * norm.channels
-        self.vectors = nn.Parameter(torch.tensor([vector]).repeat(paintings, 1))
+            norm.first, first = first, first + 2 * norm.channels
+            parts += [torch.ones(norm.channels), torch.zeros(norm.channels)]
+        self.vectors = nn.Parameter(torch.cat(parts).repeat(paintings, 1))
 
     def norms(self) -> list[Norm]:
         """Return the norms in the order of the vectors."""
