@@ -28,9 +28,10 @@ LOSS = [
     "loss.content_layers={relu3_3: 1.0}",
     "loss.style_layers={relu1_2: 0.25, relu2_2: 0.25, relu3_3: 0.25, relu4_3: 0.25}",
 ]
-# vgg19_slim has other layers: Gatys', which were its default.
+# vgg19_slim has other layers: Gatys', which were its default, and relu3_1 for relu3_3.
 EARLIER_LOSS = [
     "loss=balanced",
+    "loss.content_layers={relu3_1: 1.0}",
     "loss.style_layers={relu1_1: 0.2, relu2_1: 0.2, relu3_1: 0.2, relu4_1: 0.2, relu5_1: 0.2}",
 ]
 PAINTINGS = ["styles/starry_night.jpg", "styles/candy.jpg", "paintings/carl-newman__crucifixion.jpg"]
