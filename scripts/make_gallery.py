@@ -1,6 +1,6 @@
 """Make the README's pictures: CC0 photographs, what a shipped model makes of them, what the slow optimiser does.
 
-python scripts/make_gallery.py                    # every shipped model → docs/images/<style>.jpg
+python scripts/make_gallery.py                    # every shipped model → docs/images/<style>.jpg, and gallery.jpg
 python scripts/make_gallery.py loss_network=vgg16 loss_network.weights=FILE
 
 Options are the optimiser's: it works on the loss that the model was trained on, by a real VGG where one is to be had.
@@ -15,19 +15,20 @@ from pathlib import Path
 import skimage.data
 from PIL import Image
 
-from nst_fast.assets import shipped_models
+from nst_fast.assets import GALLERY, shipped_models
 from nst_fast.commands.compare import loss_arguments
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.optimize import optimize
 from nst_fast.files import write_atomically
 from nst_fast.loss.tensors import to_image
+from nst_fast.stylizing.contact_sheet import contact_sheet
 from nst_fast.stylizing.images import encode_image, load_image, save_image
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.photographs import centre_crop
 from nst_fast.training.sheet import draw_sheet
 
 SIDE = 320  # px of one picture
-LARGEST = 250_000  # bytes of a sheet
+LARGEST = 400_000  # bytes of a sheet
 ITERATIONS = 100  # of L-BFGS at each scale, from the photograph
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images"
 
@@ -40,7 +41,12 @@ def main() -> None:
         "coffee": skimage.data.coffee(),
     }
     photographs = [to_image(centre_crop(Image.fromarray(array), SIDE)[None] / 255) for array in arrays.values()]
+    painter = Stylizer(GALLERY)
+    pictures = {name: painter(photographs[0], name) for name in painter.paintings}
+    write_small(contact_sheet({"photograph": photographs[0], **pictures}), OUTPUT / f"{GALLERY}.jpg")
     for name, model in shipped_models().items():
+        if name == GALLERY:
+            continue
         stylize = Stylizer(model)
         rows = []
         with tempfile.TemporaryDirectory() as folder:
@@ -52,11 +58,14 @@ def main() -> None:
                 rows.append((photograph, stylize(photograph), load_image(optimize(cfg))))
         columns = ["photograph", "the model, one forward pass", f"the optimiser, {ITERATIONS} iterations a scale"]
         title = f"{cfg.style.title}, {cfg.style.artist}"
-        path = OUTPUT / f"{name}.jpg"
-        sheet = draw_sheet(rows, list(arrays), columns, title)
-        tried = (encode_image(sheet, path.suffix, quality) for quality in range(80, 20, -5))
-        write_atomically(path, next(content for content in tried if len(content) <= LARGEST))
-        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+        write_small(draw_sheet(rows, list(arrays), columns, title), OUTPUT / f"{name}.jpg")
+
+
+def write_small(sheet: Image.Image, path: Path) -> None:
+    """Write a sheet as the best JPEG that takes no more than LARGEST."""
+    tried = (encode_image(sheet, path.suffix, quality) for quality in range(80, 20, -5))
+    write_atomically(path, next(content for content in tried if len(content) <= LARGEST))
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -125,6 +125,34 @@ def test_a_released_model_paints_no_weave(name):
         assert pixel_weave(to_tensor(Stylizer(shipped_models()[name])(photograph))).item() < 4e-3
 
 
+def test_the_gallery_names_its_paintings_and_brings_photographs_to_those_that_ship():
+    """On a photograph never trained on, the Gram distance to the painting falls to less than a third."""
+    network, stylize = create_loss_network("vgg16_slim"), Stylizer("gallery")
+    card = (
+        (shipped_models()["gallery"].parent / "README.md")
+        .read_text()
+        .partition("## gallery\n")[2]
+        .partition("\n## ")[0]
+    )
+    assert len(stylize.paintings) >= 16
+    for name, painting in stylize.paintings.items():
+        assert all(painting[key] for key in ("title", "artist", "year", "licence", "source", "sha256"))
+        assert f"| `{name}` | {painting['title']}, {painting['artist']}" in card
+    assert shipped_models()["gallery"].stat().st_size <= 1_500_000
+    assert shipped_models(int8=True)["gallery.int8"].stat().st_size <= 700_000
+    layers = ["relu1_2", "relu2_2", "relu3_3"]
+    photograph = resize_short_side(Image.fromarray(skimage.data.chelsea()), 256)
+    for name in STYLES:
+        assert stylize.paintings[name]["sha256"] == load_config("train", [f"style={name}"]).style.sha256
+        targets = StyleTargets.load(ASSETS / "style_targets" / f"{name}.safetensors").sizes[512]
+        distances = []
+        for picture in (photograph, stylize(photograph, name)):
+            grams = {k: layer_gram_matrix(network, k, f) for k, f in network(to_tensor(picture), layers).items()}
+            errors = [(gram - targets[k]).square().sum() / targets[k].square().sum() for k, gram in grams.items()]
+            distances.append(float(torch.stack(errors).mean()))
+        assert distances[1] < distances[0] / 3
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="the judge and its photographs are in ../shared")
 @pytest.mark.parametrize("name", STYLES)

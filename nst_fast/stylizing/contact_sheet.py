@@ -11,9 +11,9 @@ GAP, LINE = 8, 24  # px: between pictures, of a name
 
 
 def contact_sheet(pictures: Mapping[str, Image.Image]) -> Image.Image:
-    """Return RGB pictures of one size row by row, about as many rows as columns, on white."""
+    """Return RGB pictures of one size row by row on white, about twice as wide as high."""
     width, height = next(iter(pictures.values())).size
-    columns = math.ceil(math.sqrt(len(pictures) * (height + LINE) / width))
+    columns = math.ceil(math.sqrt(2 * len(pictures) * (height + LINE) / width))
     rows = math.ceil(len(pictures) / columns)
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + LINE + GAP) + GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE // 2)
