@@ -29,7 +29,7 @@ PAINTINGS = [
 SIDES = {
     "from nothing": ["init_from=null", "trainer.max_steps=2200", "trainer.vector_steps=0"],
     "as it stands": [],
-    "vector alone": ["trainer.max_steps=150", "trainer.vector_steps=150"],
+    "vector alone": ["trainer.max_steps=100", "trainer.vector_steps=100", "trainer.vector_rate=10"],
 }
 
 

@@ -16,8 +16,13 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 ROOTS = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
 OPTIONS = sorted((p.parent.name, p.stem) for p in CONFIGS.glob("*/*.yaml"))
-PAINTINGS = sorted(p.stem for p in (CONFIGS / "style").glob("*.yaml") if p.stem != "custom")
-REQUIRED = {"data.root": "pictures", "loss_network.shallow": "a.safetensors", "loss_network.deep": "b.safetensors"}
+PAINTINGS = sorted(p.stem for p in (CONFIGS / "style").glob("*.yaml") if p.stem not in ("custom", "gallery"))
+REQUIRED = {
+    "style.images": "paintings",
+    "data.root": "pictures",
+    "loss_network.shallow": "a.safetensors",
+    "loss_network.deep": "b.safetensors",
+}
 # Simonyan & Zisserman 2014, configuration E: convolutions in each block.
 VGG19_LAYERS = {f"relu{block}_{i}" for block, n in enumerate((2, 2, 4, 4, 4), start=1) for i in range(1, n + 1)}
 
@@ -93,7 +98,7 @@ def test_a_paintings_sha256_is_that_of_its_file(name):
 
 
 def test_all_styles_have_the_same_options():
-    keys = {name: list(read("style", name)) for name in [*PAINTINGS, "custom"]}
+    keys = {name: set(read("style", name)) - {"images"} for name in [*PAINTINGS, "custom", "gallery"]}
     assert len({frozenset(k) for k in keys.values()}) == 1, keys
 
 

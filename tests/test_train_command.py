@@ -698,7 +698,7 @@ def test_cfg_prints_the_config_and_trains_nothing(train, tmp_path):
 
 def test_help_names_only_options_that_exist_and_examples_that_can_be_read(train):
     usage = train("--help").out
-    cfg = load_config("train", ["style=custom", "data=folder", "data.root=x"])
+    cfg = load_config("train", ["style=gallery", "style.images=x", "data=folder", "data.root=x"])
     options = re.findall(r"^  ([a-z_.]+)=", usage, re.MULTILINE)
     assert len(options) > 10
     for option in options:
