@@ -113,7 +113,7 @@ def release_gallery(run: Path, folder: Path) -> dict[str, Any]:
     export_in_8_bits(model, model.with_suffix(f"{INT8}.onnx"))
     stylizer = Stylizer(model)
     files = {told["name"]: file for file, told in find_paintings(folder).items()}
-    judged = {name: judge(files[name], 720, partial(stylizer, style=name)) for name in stylizer.paintings}
+    judged = {name: judge(files[name], 256, partial(stylizer, style=name)) for name in stylizer.paintings}
     return {"training": {key: summary[key] for key in TRAINING} | {"machine": platform.machine()}, "judge": judged}
 
 
@@ -213,7 +213,7 @@ def gallery_card(model: Path, figures: dict[str, Any]) -> str:
         "commit, date": f"`{told['commit']}`, {told['date']}",
     }
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
-    lines += ["", "The judge's figures are of three photographs at 720 px, each in the painting's style.", ""]
+    lines += ["", "The judge's figures are of six photographs at 256 px, each in the painting's style.", ""]
     lines += ["| style | painting | style_vgg16 | palette | content_vgg16 |", "|---|---|---|---|---|"]
     for name, painting in Stylizer(model).paintings.items():
         found = figures["judge"][name]
