@@ -24,8 +24,8 @@ def is_stream(path: Path) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
-def write_atomically(path: Path, content: bytes, replace: bool = True) -> None:
-    """Write bytes beside the target, then rename.
+def write_atomically(path: Path, content: bytes, replace: bool = True, unfinished: Path | None = None) -> None:
+    """Write bytes beside the target, or in a folder for what is unfinished on the same file system, then rename.
 
     Raises UserError where that is not allowed, or a file is there that may not be replaced.
     """
@@ -37,7 +37,9 @@ def write_atomically(path: Path, content: bytes, replace: bool = True) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:LONGEST_PREFIX]}.")
+        if unfinished is not None:
+            unfinished.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=unfinished or path.parent, prefix=f".{path.name[:LONGEST_PREFIX]}.")
     except FileExistsError as error:
         raise UserError(f"cannot write {path}: {error.filename} is a file, not a folder") from error
     except OSError as error:
