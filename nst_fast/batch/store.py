@@ -16,6 +16,8 @@ from nst_fast.errors import UserError, one_line
 from nst_fast.files import write_atomically
 
 UNFINISHED = ".unfinished"  # holds what is yet to be renamed, on the same file system
+# Stores without folders, where making one may make a bucket.
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "memory"})
 
 
 @contextlib.contextmanager
@@ -26,7 +28,8 @@ def reaching(address: str) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"nothing at {address}") from error
+        told = "" if error.strerror else f": {one_line(error)}"  # that a bucket is missing, for instance
+        raise UserError(f"nothing at {address}{told if ' ' in told[2:] else ''}") from error
     except Exception as error:  # stores raise their clients' errors
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise UserError(f"{address} cannot be read or written: {reason}") from error
@@ -82,23 +85,28 @@ class Store:
             write_atomically(Path(self.path(name)), content, unfinished=Path(self.path(UNFINISHED)))
             return
         with reaching(f"{self.address}/{name}"):
-            self.file_system.makedirs(str(PurePosixPath(self.path(name)).parent), exist_ok=True)
+            self.make_folder(name)
             self.file_system.pipe_file(self.path(name), content)
+
+    def make_folder(self, name: str) -> None:
+        """Make the folder that a file is to lie in, where the store has any."""
+        protocols = self.file_system.protocol
+        if OBJECT_STORES.isdisjoint([protocols] if isinstance(protocols, str) else protocols):
+            self.file_system.makedirs(str(PurePosixPath(self.path(name)).parent), exist_ok=True)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Yield a local file that becomes the one of a name, in one step, when all has gone well; raises UserError."""
         folder = Path(self.path(UNFINISHED)) if self.local else None
         with reaching(f"{self.address}/{name}"):
+            self.make_folder(name)
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                Path(self.path(name)).parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as made:
                 yield (file := Path(made, "file"))
                 if self.local:
                     file.replace(self.path(name))
                 else:
-                    self.file_system.makedirs(str(PurePosixPath(self.path(name)).parent), exist_ok=True)
                     self.file_system.put_file(str(file), self.path(name))
 
     def read(self, name: str) -> bytes | None:

@@ -158,7 +158,8 @@ def batch(arguments: list[str]) -> int:
 
 def missing_package(error: ModuleNotFoundError) -> UserError:
     """Return what to install where `nst-batch` needs the ``batch`` extra."""
-    return UserError(f'{error.name} is not installed; nst-batch needs: pip install "nst_fast[batch]"')
+    package = str(error.name).partition(".")[0]
+    return UserError(f'{package} is not installed; nst-batch needs: pip install "nst_fast[batch]"')
 
 
 def main() -> None:
