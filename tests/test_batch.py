@@ -133,6 +133,15 @@ def test_the_same_command_does_what_is_missing_and_no_more(folder):
     assert rows(folder / "photos" / "out", "failures") == []
 
 
+def test_results_are_no_photographs_where_the_output_lies_in_an_input(folder):
+    for output in ("photos", "photos/out"):
+        for given in ("photos", "photos", "photos/**/*.jpg"):
+            done = batch("--model", "one.onnx", given, "-o", output, folder=folder)
+            assert done.stdout.startswith(f"4 pictures stylized into {output}, 1 failed"), done.stderr
+        assert sorted(row["id"] for row in rows(folder / output)) == sorted(f"photos/{name}" for name in GOOD)
+        shutil.rmtree(folder / output / "pictures")
+
+
 def test_names_are_the_same_wherever_the_pictures_lie(folder):
     shutil.copytree(folder / "photos", folder / "elsewhere" / "photos")
     models = ["--model", "one.onnx", "--model", "two.onnx"]
@@ -341,8 +350,10 @@ def test_keys_are_a_set():
         assert keys.add(key) == (key not in oracle)
         oracle.add(key)
     assert len(keys.sorted) > 15_000
-    keys.update(np.array(["f" * 20], KEY))
-    assert not keys.add("f" * 20)
+    again = Keys(np.array(part, KEY) for part in (sorted(oracle)[:9000], sorted(oracle)[5000:]))
+    assert len(again.sorted) == len(oracle)
+    assert not any(again.add(key) for key in oracle)
+    assert again.add("f" * 20)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ray's clusters there are another matter")

@@ -121,7 +121,7 @@ def missing(plan: Plan, inputs: Sequence[Input], column: str, keys: Keys, under_
     """Yield the tasks that have no row yet, each once, and note them as under way."""
     left_out = Counter[str]()
     for picture in find(inputs, column, left_out):
-        for task in plan.tasks(picture):
+        for task in () if plan.is_result(picture.address) else plan.tasks(picture):
             if keys.add(task.key):
                 under_way.add(task.key)
                 yield task

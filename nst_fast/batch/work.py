@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -34,6 +35,7 @@ PICTURES = "pictures"
 TARS = "tars"
 WAITING = 8  # threads more than pictures that run at once: they wait for stores
 STEM = 40  # characters of a picture's name in its result's
+RESULT = re.compile(rf"{PICTURES}/[0-9a-f]{{2}}/[^/]*_[0-9a-f]{{20}}\.\w+|{TARS}/[0-9a-f]{{20}}\.tar")
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,17 @@ class Plan:
     tar: int = 0
     huge: bool = False
 
-    @property
+    @functools.cached_property
     def options(self) -> dict[str, Any]:
         """What a result depends on beside the picture and the model."""
         saving = {key: value for key, value in asdict(self.saving).items() if key != "overwrite"}
         session = {key: value for key, value in self.session.items() if key not in ("threads", "device")}
         return asdict(self.looks) | saving | session
+
+    def is_result(self, address: str) -> bool:
+        """Return whether a file is a result of this plan, which is no photograph where the output lies in an input."""
+        inside = address.removeprefix(f"{self.output}/")
+        return inside != address and RESULT.fullmatch(inside) is not None
 
     def tasks(self, picture: Picture) -> list[Task]:
         """Return a picture's tasks.
