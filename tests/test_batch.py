@@ -262,10 +262,10 @@ def test_what_is_wrong_is_one_line_and_nothing_is_half(folder, arguments, words)
 
 
 def test_what_to_install_is_one_line(folder):
-    for package in ("pyarrow", "fsspec"):
+    for package in ("pyarrow", "fsspec", "ray"):
         code = f"import sys; sys.modules[{package!r}] = None; sys.argv[0] = 'nst-batch'\n"
         code += "from nst_fast.commands.batch import main; main()"
-        call = [sys.executable, "-c", code, "--model", "one.onnx", "photos", "-o", "out"]
+        call = [sys.executable, "-c", code, "--model", "one.onnx", "photos", "-o", "out", "--address", "auto"]
         done = subprocess.run(call, capture_output=True, text=True, cwd=folder)
         assert_one_line(done, f'{package} is not installed; nst-batch needs: pip install "nst_fast[batch]"')
 
@@ -369,6 +369,14 @@ def test_two_actors_do_what_one_process_does(folder):
     assert files(folder / "actors" / "pictures") == files(folder / "alone" / "pictures")
     named = [[(row["id"], row["error"]) for row in rows(folder / out, "failures")] for out in ("alone", "actors")]
     assert named[0] == named[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ray's clusters there are another matter")
+def test_an_output_that_nodes_do_not_share_is_one_line(folder):
+    done = batch("--model", "one.onnx", "photos", "-o", "memory://out", "--address", "local", folder=folder)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("nst-batch: memory://out of ")
+    assert "nodes must share it" in done.stderr
 
 
 def kill(tmp_path: Path, *arguments: str) -> dict:

@@ -93,6 +93,8 @@ def on_cluster(plan: Plan, tasks: Iterator[Task], address: str, actors: int | No
             for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
                 yield from (Row(**json.loads(row)) for row in batch["row"])
             window = list(islice(tasks, WINDOW * actors))
+    except UserError:  # of what the tasks come from
+        raise
     except Exception as error:  # of several kinds
         raise UserError(f"the Ray cluster at {address} failed: {one_line(error)}; the same command goes on") from error
     finally:

@@ -78,8 +78,8 @@ def stylize_batch(
         retry_failed: whether what failed is tried again.
         watch: told after each picture.
 
-    Raises UserError where an input or the output cannot be reached, the output is of another plan, a result cannot be
-    written, or a hundred pictures in a row cannot be read.
+    Raises UserError where an input or the output cannot be reached, the output is of another plan or not the
+    same on all nodes, a result cannot be written, or a hundred pictures in a row cannot be read.
     """
     began, store, found = time.monotonic(), Store(plan.output), locate_inputs(inputs)
     plan = replace(plan, output=store.address)  # which is the same from every folder and node
@@ -87,7 +87,7 @@ def stylize_batch(
     store.clear_unfinished()
     if retry_failed:
         manifest.forget_failures()
-    keys, progress, under_way, unread = manifest.load(), Progress(), set[str](), 0
+    keys, progress, under_way, workers, unread = manifest.load(), Progress(), set[str](), set[str](), 0
     count_aside(found, column, plan, progress)
     tasks = missing(plan, found, column, keys, under_way)
     rows = Worker(plan)(tasks) if address is None else on_cluster(plan, tasks, address, actors)
@@ -99,6 +99,12 @@ def stylize_batch(
                 if row.key not in under_way:
                     continue  # an engine that did a lost actor's task again may tell of it twice
                 under_way.remove(row.key)
+                if row.output and row.worker not in workers:
+                    workers.add(row.worker)
+                    if not store.exists(row.output.rpartition("/")[0] if plan.tar else row.output):
+                        raise UserError(
+                            f"{store.address} of {row.worker} is another place than here; nodes must share it"
+                        )
                 manifest.add(row)
                 progress.done += 1
                 take_stock(progress, manifest, began)

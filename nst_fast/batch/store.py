@@ -115,6 +115,11 @@ class Store:
             return self.file_system.cat_file(self.path(name))
         return None
 
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file; raises UserError."""
+        with reaching(f"{self.address}/{name}"):
+            return self.file_system.exists(self.path(name))
+
     def names(self, folder: str) -> list[str]:
         """Return the names of the files in a folder, sorted; raises UserError."""
         with reaching(f"{self.address}/{folder}"), contextlib.suppress(FileNotFoundError):
