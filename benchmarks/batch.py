@@ -5,7 +5,8 @@
 - one actor of one thread against two on a local Ray cluster, in turns: pictures/s between the first tenth of the
   results and the last, without Ray's start;
 - peak memory of `nst-batch` for a table of 1,000 rows and of 100,000, of small pictures, and the seconds of the same
-  command when nothing is missing.
+  command when nothing is missing;
+- what a row costs the driver of a Ray cluster, in the processor's seconds.
 """
 
 from __future__ import annotations
@@ -38,14 +39,15 @@ from nst_fast.training.onnx_export import export, source_commit
 
 BATCH = [sys.executable, "-m", "nst_fast.commands.batch"]
 STYLIZE = [sys.executable, "-m", "nst_fast.commands.stylize"]
+DRIVER_ROWS = (1_000, 9_000)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-# A command that prints its own peak, kB. getrusage would tell the parent's, where that is larger.
+# A command that prints its own peak, kB, and the processor's seconds. getrusage would tell its parent's peak, if larger.
 MEASURED = """
-import sys
+import sys, time
 from pathlib import Path
 from nst_fast.commands.batch import batch
 batch(sys.argv[1:])
-print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0], time.process_time())
 """
 
 
@@ -110,39 +112,48 @@ def actors(folder: Path, model: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def memory(folder: Path, rows: tuple[int, ...]) -> dict[str, Any]:
+def measured(arguments: list[str]) -> dict[str, float]:
+    """Run `nst-batch` and return its peak MB and seconds, its own without those of actors."""
+    began = time.perf_counter()
+    call = [sys.executable, "-c", MEASURED, *arguments]
+    done = subprocess.run(
+        call, env=ENVIRONMENT, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    peak, processor = done.stdout.split()[-2:]
+    seconds = {"seconds": time.perf_counter() - began, "processor_seconds": float(processor)}
+    return {"peak_MB": int(peak) * 1024 / 1e6} | seconds
+
+
+def memory(folder: Path, rows: tuple[int, ...], driver_rows: tuple[int, ...]) -> dict[str, Any]:
     """Return peak MB, for pictures of 16×16 by a small network: rows are what is to count."""
     torch.manual_seed(0)
     model = export(create_network("fast", 8, 1), folder / "small.onnx", {"style": "small"})
     source = folder / "source"
     Image.effect_noise((16, 16), 50).convert("RGB").save(folder / "small.png")
-    result = {}
-    for number in rows:
+
+    def options(number: int, out: Path) -> list[str]:
         names = [f"{index // 1000:03}/{index:06}.png" for index in range(number)]
         for name in names:
             if not (source / name).exists():
                 (source / name).parent.mkdir(parents=True, exist_ok=True)
                 (source / name).hardlink_to(folder / "small.png")
         pyarrow.parquet.write_table(pyarrow.table({"path": names}), source / f"{number}.parquet")
-        out, peaks, seconds = folder / f"out {number}", [], []
-        for _ in range(2):  # the second finds nothing missing
-            told = ["--model", str(model), "--threads", "1", str(source / f"{number}.parquet"), "-o", str(out)]
-            began = time.perf_counter()
-            call = [sys.executable, "-c", MEASURED, *told]
-            done = subprocess.run(call, env=ENVIRONMENT, check=True, capture_output=True, text=True)
-            seconds.append(time.perf_counter() - began)
-            peaks.append(int(done.stdout.split()[-1]) * 1024 / 1e6)
-        parts = [*out.glob("manifest/*.parquet")]
-        result[str(number)] = {
-            "peak_MB": peaks[0],
-            "seconds": seconds[0],
-            "nothing missing": {"peak_MB": peaks[1], "seconds": seconds[1]},
-            "manifest": {"files": len(parts), "bytes_per_row": sum(p.stat().st_size for p in parts) / number},
-        }
+        return ["--model", str(model), "--threads", "1", str(source / f"{number}.parquet"), "-o", str(out)]
+
+    result: dict[str, Any] = {}
+    for number in rows:
+        out = folder / f"out {number}"
+        result[str(number)] = measured(options(number, out)) | {"nothing missing": measured(options(number, out))}
         print(number, result[str(number)], flush=True)
         shutil.rmtree(out)
     first, last = (result[str(number)]["peak_MB"] for number in (rows[0], rows[-1]))
-    return result | {"ratio": last / first}
+    costs = []
+    for number in driver_rows:
+        told = [*options(number, folder / f"driver {number}"), "--address", "local", "--actors", "1"]
+        costs.append(measured(told)["processor_seconds"])
+        print("driver", number, costs[-1], flush=True)
+    each = (costs[-1] - costs[0]) / (driver_rows[-1] - driver_rows[0])
+    return result | {"ratio of peaks": last / first, "a row costs a Ray cluster's driver, processor_seconds": each}
 
 
 def main() -> None:
@@ -156,7 +167,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        results = {f"memory, rows of {options.rows}": memory(folder, tuple(options.rows))}
+        results = {"memory of many rows": memory(folder, tuple(options.rows), DRIVER_ROWS)}
         results[f"folder of {options.pictures} pictures, 640×480"] = against_stylize(
             folder, options.model, options.pictures, options.rounds
         )
