@@ -41,7 +41,7 @@ BATCH = [sys.executable, "-m", "nst_fast.commands.batch"]
 STYLIZE = [sys.executable, "-m", "nst_fast.commands.stylize"]
 DRIVER_ROWS = (1_000, 9_000)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-# A command that prints its own peak, kB, and the processor's seconds. getrusage would tell its parent's peak, if larger.
+# A command that prints its own peak, kB, and the processor's seconds; getrusage would tell its parent's peak.
 MEASURED = """
 import sys, time
 from pathlib import Path

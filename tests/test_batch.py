@@ -375,7 +375,7 @@ def test_two_actors_do_what_one_process_does(folder):
 def test_an_output_that_nodes_do_not_share_is_one_line(folder):
     done = batch("--model", "one.onnx", "photos", "-o", "memory://out", "--address", "local", folder=folder)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("nst-batch: memory://out of ")
+    assert done.stderr.splitlines()[-1].startswith("nst-batch: memory:///out of ")
     assert "nodes must share it" in done.stderr
 
 
