@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -66,18 +67,6 @@ examples:
 
 FORMATS = choices()
 USAGE = USAGE.replace("FORMATS", ", ".join(dict.fromkeys(suffix[1:] for suffix in FORMATS.values())))
-FLAGS = (
-    "--overwrite",
-    "--skip-existing",
-    "--keep-gps",
-    "--keep-colours",
-    "--huge",
-    "--bgr",
-    "--tile",
-    "--json",
-    "--list",
-    "--info",
-)
 
 
 def show_models() -> None:
@@ -93,12 +82,15 @@ def show_models() -> None:
         print(f"{name:<20} {about}, {size}  {'' if name.endswith(INT8) else losses}".rstrip())
 
 
+@dataclass(frozen=True)
 class StandardError:
-    """A console of plain lines, for which rich need not be imported."""
+    """A console of plain lines that begin with a command's name, for which rich need not be imported."""
+
+    name: str
 
     def print(self, text: str, **_: Any) -> None:
         """Print a warning."""
-        print(f"stylize: {text}", file=sys.stderr)
+        print(f"{self.name}: {text}", file=sys.stderr)
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -108,6 +100,15 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model")
     parser.add_argument("inputs", nargs="*", metavar="INPUT")
     parser.add_argument("-o", "--output")
+    parser.add_argument("-r", "--recursive", action="store_true")
+    for flag in ("--overwrite", "--skip-existing", "--json", "--list", "--info"):
+        parser.add_argument(flag, action="store_true")
+    add_looks(parser)
+    return parser
+
+
+def add_looks(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what is done to a picture, which are also those of `nst-batch`."""
     parser.add_argument("--format", type=str.lower, choices=FORMATS)
     parser.add_argument("--quality", type=int, default=95)
     parser.add_argument("--from", type=seconds, default=0.0, dest="first", metavar="T")
@@ -118,15 +119,12 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pixel-range", type=int, choices=(1, 255))
-    parser.add_argument("-r", "--recursive", action="store_true")
-    for flag in FLAGS:
+    for flag in ("--keep-gps", "--keep-colours", "--huge", "--bgr", "--tile"):
         parser.add_argument(flag, action="store_true")
-    return parser
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Return the options of a command line. Raises UserError for values out of range."""
-    parser = create_parser()
+def parse_looks(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Return the options of a command line. Raises UserError where those of `add_looks` are out of range."""
     if "--" in arguments:  # argparse knows it only where inputs are not mixed with options
         first = arguments.index("--")
         arguments = arguments[:first] + [f".{os.sep}{a}" if a.startswith("-") else a for a in arguments[first + 1 :]]
@@ -145,6 +143,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             raise UserError(f"{name} is {value}; {least} to {most} is needed")
     if options.first >= options.last:
         raise UserError(f"--from is {options.first:g} s and --to {options.last:g} s; --from has to come first")
+    return options
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the options of a command line. Raises UserError for values out of range."""
+    parser = create_parser()
+    options = parse_looks(parser, arguments)
     if not options.list and (options.model is None or not (options.inputs or options.info)):
         parser.error(
             "a model and pictures are needed: stylize --model starry_night photo.jpg (--list shows the models)"
@@ -155,7 +160,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def stylize(arguments: list[str]) -> int:
     """Do what a command line says; return 1 where a picture among several could not be read."""
     options = parse(arguments)
-    show_warnings(StandardError())
+    show_warnings(StandardError("stylize"))
     if options.list:
         show_models()
         return 0
