@@ -632,6 +632,7 @@ def test_memory_does_not_grow_with_a_clip(folder):
 def test_ctrl_c_leaves_a_file_that_plays(folder):
     make_clip("a.mkv", [picture(i % 16, 160, 120) for i in range(2000)], options={"preset": "ultrafast"}, sound="flac")
     given = [sys.executable, "-m", "nst_fast.commands.stylize", "--model", "starry_night", "a.mkv", "-o", "b.mkv"]
+    given += ["--quality", "100"]  # frames reach the file soon
     running = subprocess.Popen([*given, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         began = time.monotonic()
