@@ -124,7 +124,7 @@ class Plan:
     @functools.cached_property
     def options(self) -> dict[str, Any]:
         """What a result depends on beside the picture and the model."""
-        saving = {key: value for key, value in asdict(self.saving).items() if key != "overwrite"}
+        saving = {key: value for key, value in asdict(self.saving).items() if key not in ("overwrite", "span")}
         session = {key: value for key, value in self.session.items() if key not in ("threads", "device")}
         return asdict(self.looks) | saving | session
 

@@ -103,6 +103,8 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("-r", "--recursive", action="store_true")
     for flag in ("--overwrite", "--skip-existing", "--json", "--list", "--info"):
         parser.add_argument(flag, action="store_true")
+    parser.add_argument("--from", type=seconds, default=0.0, dest="first", metavar="T")
+    parser.add_argument("--to", type=seconds, default=math.inf, dest="last", metavar="T")
     add_looks(parser)
     return parser
 
@@ -111,8 +113,6 @@ def add_looks(parser: argparse.ArgumentParser) -> None:
     """Add the options of what is done to a picture, which are also those of `nst-batch`."""
     parser.add_argument("--format", type=str.lower, choices=FORMATS)
     parser.add_argument("--quality", type=int, default=95)
-    parser.add_argument("--from", type=seconds, default=0.0, dest="first", metavar="T")
-    parser.add_argument("--to", type=seconds, default=math.inf, dest="last", metavar="T")
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--max-side", type=int)
     parser.add_argument("--scale", type=float, default=1.0)
@@ -141,8 +141,6 @@ def parse_looks(parser: argparse.ArgumentParser, arguments: list[str]) -> argpar
     ):
         if value is not None and not least <= value <= most:
             raise UserError(f"{name} is {value}; {least} to {most} is needed")
-    if options.first >= options.last:
-        raise UserError(f"--from is {options.first:g} s and --to {options.last:g} s; --from has to come first")
     return options
 
 
@@ -150,6 +148,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options of a command line. Raises UserError for values out of range."""
     parser = create_parser()
     options = parse_looks(parser, arguments)
+    if options.first >= options.last:
+        raise UserError(f"--from is {options.first:g} s and --to {options.last:g} s; --from has to come first")
     if not options.list and (options.model is None or not (options.inputs or options.info)):
         parser.error(
             "a model and pictures are needed: stylize --model starry_night photo.jpg (--list shows the models)"
