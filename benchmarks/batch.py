@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -129,14 +130,14 @@ def memory(folder: Path, rows: tuple[int, ...], driver_rows: tuple[int, ...]) ->
     torch.manual_seed(0)
     model = export(create_network("fast", 8, 1), folder / "small.onnx", {"style": "small"})
     source = folder / "source"
-    Image.effect_noise((16, 16), 50).convert("RGB").save(folder / "small.png")
+    Image.effect_noise((16, 16), 50).convert("RGB").save(small := io.BytesIO(), "png")
 
     def options(number: int, out: Path) -> list[str]:
         names = [f"{index // 1000:03}/{index:06}.png" for index in range(number)]
         for name in names:
             if not (source / name).exists():
                 (source / name).parent.mkdir(parents=True, exist_ok=True)
-                (source / name).hardlink_to(folder / "small.png")
+                (source / name).write_bytes(small.getvalue())
         pyarrow.parquet.write_table(pyarrow.table({"path": names}), source / f"{number}.parquet")
         return ["--model", str(model), "--threads", "1", str(source / f"{number}.parquet"), "-o", str(out)]
 
