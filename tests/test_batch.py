@@ -25,7 +25,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from nst_fast.batch.inputs import Picture
-from nst_fast.batch.manifest import KEY, Keys
+from nst_fast.batch.manifest import Keys
 from nst_fast.batch.run import stylize_batch
 from nst_fast.batch.work import Plan, Style
 from nst_fast.errors import UserError
@@ -346,11 +346,11 @@ def test_ctrl_c_ends_cleanly_and_what_is_done_is_on_record(folder):
 def test_keys_are_a_set():
     rng, keys, oracle = random.Random(0), Keys(), set()
     for _ in range(40_000):
-        key = f"{rng.randrange(20_000):020x}"
+        key = f"{rng.randrange(20_000) * 256:020x}"  # numpy drops zeros at an end
         assert keys.add(key) == (key not in oracle)
         oracle.add(key)
     assert len(keys.sorted) > 15_000
-    again = Keys(np.array(part, KEY) for part in (sorted(oracle)[:9000], sorted(oracle)[5000:]))
+    again = Keys([sorted(oracle)[:9000], sorted(oracle)[5000:]])
     assert len(again.sorted) == len(oracle)
     assert not any(again.add(key) for key in oracle)
     assert again.add("f" * 20)

@@ -26,7 +26,7 @@ TAR = ".tar"
 MAGIC = re.compile(r"[*?[]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A picture that is yet to be read.
 

@@ -22,29 +22,30 @@ TASK = {name: pyarrow.string() for name in ("id", "style", "key", "input", "work
 RESULT = {name: pyarrow.string() for name in ("output", "input_sha256", "output_sha256")}
 SIZE = {"width": pyarrow.int32(), "height": pyarrow.int32(), "seconds": pyarrow.float32()}
 FAILURE = {name: pyarrow.string() for name in ("stage", "error")}
-MOST_ROWS = 10_000  # in memory, of one file
+MOST_ROWS = 2_000  # in memory, of one file
 READ_AT_ONCE = 16  # files
 # Rows wait for so much of the time so far, and are written by fewer and fewer files; what a kill costs is as little.
 SHARE_OF_TIME = 0.02
 LEAST_SECONDS = 1.0
-KEY = "S20"
-FEWEST_NEW = 8192  # keys, that are sorted in with the others
+KEY = "S10"  # bytes, of 20 hexadecimal digits
+FEWEST_NEW = 4096  # keys, that are sorted in with the others
 
 
 class Keys:
-    """A set of keys in about 30 bytes each, with those of arrays to begin with."""
+    """A set of keys in 10 bytes each, with those of lists to begin with."""
 
-    def __init__(self, there: Iterable[np.ndarray] = ()) -> None:
-        self.sorted = np.unique(np.concatenate([np.empty(0, KEY), *there]))
-        self.new: set[str] = set()
+    def __init__(self, there: Iterable[Iterable[str]] = ()) -> None:
+        known = [np.array([bytes.fromhex(key) for key in keys], KEY) for keys in there]
+        self.sorted = np.unique(np.concatenate([np.empty(0, KEY), *known]))
+        self.new: set[bytes] = set()
 
     def add(self, key: str) -> bool:
         """Add a key and return whether it was not there."""
-        wanted = np.array([key], KEY)
-        at = int(np.searchsorted(self.sorted, wanted)[0])
-        if key in self.new or (self.sorted[at : at + 1] == wanted).any():
+        wanted = bytes.fromhex(key)
+        at = int(np.searchsorted(self.sorted, np.array([wanted], KEY))[0])
+        if wanted in self.new or (self.sorted[at : at + 1] == np.array([wanted], KEY)).any():
             return False
-        self.new.add(key)
+        self.new.add(wanted)
         if len(self.new) > max(FEWEST_NEW, len(self.sorted) // 16):
             self.sorted = np.union1d(self.sorted, np.array(list(self.new), KEY))
             self.new.clear()
@@ -108,11 +109,11 @@ class Manifest:
     def load(self) -> Keys:
         """Return the keys of all tasks that are on record."""
 
-        def every() -> Iterator[np.ndarray]:
+        def every() -> Iterator[list[str]]:
             for parts in (self.results, self.failures):
                 for column in parts.read("key"):
                     parts.count += len(column)
-                    yield np.array(column, KEY)
+                    yield column
 
         return Keys(every())
 

@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
@@ -33,7 +32,7 @@ from nst_fast.stylizing.stylizer import Stylizer, read_model
 
 PICTURES = "pictures"
 TARS = "tars"
-WAITING = 8  # threads more than pictures that run at once: they wait for stores
+WAITING = 8  # threads more than pictures that run at once: they read and write, and wait for stores
 STEM = 40  # characters of a picture's name in its result's
 RESULT = re.compile(rf"{PICTURES}/[0-9a-f]{{2}}/[^/]*_[0-9a-f]{{20}}\.\w+|{TARS}/[0-9a-f]{{20}}\.tar")
 
@@ -59,7 +58,7 @@ class Style:
         return cls(path.stem, path, hashlib.sha256(read_model(path)).hexdigest())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Task:
     """A picture in a style; its key tells it and all that its result depends on."""
 
@@ -68,7 +67,7 @@ class Task:
     key: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """What became of a task; with a stage, read, decode, stylize or write, it failed there.
 
@@ -173,7 +172,8 @@ class Worker:
         self.plan, self.store = plan, Store(plan.output)
         self.stylizers = {style.name: Stylizer(style.path, **plan.session) for style in plan.styles}
         self.at_once = min(stylizer.runs_at_once for stylizer in self.stylizers.values())
-        self.turn, self.budget = threading.BoundedSemaphore(self.at_once), PixelBudget(PIXELS_AT_ONCE)
+        # Threads of their own: each that has ever held a picture keeps memory for one.
+        self.painters, self.budget = ThreadPoolExecutor(self.at_once), PixelBudget(PIXELS_AT_ONCE)
         self.name = f"{socket.gethostname()} {os.getpid()}"
         if plan.huge:
             Image.MAX_IMAGE_PIXELS = None
@@ -221,26 +221,29 @@ class Worker:
 
     def do(self, task: Task) -> tuple[Row, bytes]:
         """Return a task's row, with the file name of its result, and the result; nothing is raised."""
-        picture, stylizer, saving = task.picture, self.stylizers[task.style], self.plan.saving
-        suffix = saving.suffix or written_as(PurePosixPath(picture.id).suffix).lower()
-        stage = "read"
+        picture = task.picture
         try:
             content = read(picture.address, picture.start, picture.length)
-            stage = "decode"
-            source = io.BytesIO(content)
+        except Exception as error:
+            return self.row(task, stage="read", error=one_line(error)), b""
+        return self.painters.submit(self.paint, task, content).result()
+
+    def paint(self, task: Task, content: bytes) -> tuple[Row, bytes]:
+        """Return the row and the result of a picture that is read; nothing is raised."""
+        picture, saving = task.picture, self.plan.saving
+        suffix = saving.suffix or written_as(PurePosixPath(picture.id).suffix).lower()
+        stage, source = "decode", io.BytesIO(content)
+        try:
             with reading(picture.id, source):
                 opened = open_image(source)
-            with (
-                opened,
-                self.turn,
-                self.budget.spend(opened.width * opened.height * max(1, self.plan.looks.scale) ** 2),
-            ):
+            pixels = opened.width * opened.height * max(1, self.plan.looks.scale) ** 2
+            with opened, self.budget.spend(pixels):
                 began = time.perf_counter()
                 with reading(picture.id, source):
                     opened.load()
                 stage = "stylize"
                 stylized, options = stylize_picture(
-                    picture.id, opened, stylizer, self.plan.looks, suffix, saving.keep_gps
+                    picture.id, opened, self.stylizers[task.style], self.plan.looks, suffix, saving.keep_gps
                 )
                 result = encode_image(stylized, suffix, saving.quality, **options)
                 seconds = time.perf_counter() - began
