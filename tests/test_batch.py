@@ -166,6 +166,18 @@ def test_every_style_gets_its_share_and_a_style_more_takes_only_its_own():
     assert abs(Counter(five)["e"] - 800) < 4.5 * (4000 * 0.2 * 0.8) ** 0.5
 
 
+def test_strengths_are_drawn_from_their_range_and_stylize_gives_the_same(folder):
+    batch("--model", "one.onnx", "--strength", "0.3:0.8", "photos", "-o", "out", folder=folder)
+    results = rows(folder / "out")
+    assert len({row["strength"] for row in results}) == 4
+    for row in results:
+        assert 0.3 <= row["strength"] <= 0.8
+        again = folder / f"again{Path(row['id']).suffix}"
+        told = ("--strength", row["strength"], row["id"], "-o", again, "--overwrite")
+        command("stylize", "--model", "one.onnx", *told, folder=folder)
+        assert again.read_bytes() == (folder / "out" / row["output"]).read_bytes()
+
+
 def test_each_paints_every_picture_by_every_model(folder):
     batch("--model", "one.onnx", "--model", "two.onnx", "--each", "photos", "-o", "out", folder=folder)
     done = Counter((row["id"], row["style"]) for row in rows(folder / "out"))
@@ -240,6 +252,7 @@ def test_a_store_in_memory_gives_the_same(folder):
     [
         (["--model", "two.onnx", "photos"], ["holds the results of other options", "one ", "two "]),
         (["--model", "one.onnx", "--strength", "0.5", "photos"], ["strength: 1.0 there, 0.5 now"]),
+        (["--model", "one.onnx", "--strength", "0.5:1.5", "photos"], ["--strength is 1.5; 0 to 1 is needed"]),
         (["--model", "one.onnx", "missing"], ["nothing at", "missing"]),
         (["--model", "one.onnx", "missing/*.jpg"], ["nothing matches"]),
         (["--model", "one.onnx", "photos", "other/photos"], ["called alike"]),

@@ -20,7 +20,12 @@ from nst_fast.stylizing.folders import OF_A_BATCH
 
 TASK = {name: pyarrow.string() for name in ("id", "style", "key", "input", "worker")}
 RESULT = {name: pyarrow.string() for name in ("output", "input_sha256", "output_sha256")}
-SIZE = {"width": pyarrow.int32(), "height": pyarrow.int32(), "seconds": pyarrow.float32()}
+FIGURES = {
+    "width": pyarrow.int32(),
+    "height": pyarrow.int32(),
+    "strength": pyarrow.float64(),
+    "seconds": pyarrow.float32(),
+}
 FAILURE = {name: pyarrow.string() for name in ("stage", "error")}
 MOST_ROWS = 2_000  # in memory, of one file
 READ_AT_ONCE = 16  # files
@@ -101,7 +106,7 @@ class Manifest:
 
     def __init__(self, store: Store, plan: Plan) -> None:
         self.store = store
-        self.results = Parts(store, "manifest", TASK | RESULT | SIZE)
+        self.results = Parts(store, "manifest", TASK | RESULT | FIGURES)
         self.failures = Parts(store, "failures", TASK | FAILURE)
         self.began = self.written = time.monotonic()
         settle(store, plan)

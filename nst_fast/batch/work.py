@@ -79,6 +79,7 @@ class Row:
         output: the name of the result below the output.
         input_sha256, output_sha256: of the files' bytes.
         width, height: of the result, px.
+        strength: that the picture was stylized with.
         seconds: from when its turn came until it was encoded.
         stage, error: where and why it failed.
     """
@@ -93,6 +94,7 @@ class Row:
     output_sha256: str | None = None
     width: int | None = None
     height: int | None = None
+    strength: float | None = None
     seconds: float | None = None
     stage: str | None = None
     error: str | None = None
@@ -107,6 +109,7 @@ class Plan:
         styles: each picture gets one, drawn by its id; or all of them where ``each`` is set.
         looks, saving: as of `stylize`.
         session: the keyword arguments of `Stylizer`.
+        weakest: each picture's strength is drawn by its id, from this to that of looks; None: they have that of looks.
         tar: results that go into one tar; 0: each is a file.
         huge: whether pictures are opened that may be decompression bombs.
     """
@@ -117,6 +120,7 @@ class Plan:
     looks: Looks = field(default_factory=Looks)
     saving: Saving = field(default_factory=Saving)
     session: dict[str, Any] = field(default_factory=dict)
+    weakest: float | None = None
     tar: int = 0
     huge: bool = False
 
@@ -125,7 +129,15 @@ class Plan:
         """What a result depends on beside the picture and the model."""
         saving = {key: value for key, value in asdict(self.saving).items() if key not in ("overwrite", "span")}
         session = {key: value for key, value in self.session.items() if key not in ("threads", "device")}
-        return asdict(self.looks) | saving | session
+        strength = self.looks.strength if self.weakest is None else [self.weakest, self.looks.strength]
+        return asdict(self.looks) | saving | session | {"strength": strength}
+
+    def looks_of(self, picture: Picture) -> Looks:
+        """Return the looks of a picture's results, their strength with four digits, as `stylize` may be given it."""
+        if self.weakest is None:
+            return self.looks
+        drawn = int(sha256(f"\0{picture.id}")[:8], 16) / 0xFFFFFFFF
+        return replace(self.looks, strength=round(self.weakest + drawn * (self.looks.strength - self.weakest), 4))
 
     def is_result(self, address: str) -> bool:
         """Return whether a file is a result of this plan, which is no photograph where the output lies in an input."""
@@ -230,20 +242,20 @@ class Worker:
 
     def paint(self, task: Task, content: bytes) -> tuple[Row, bytes]:
         """Return the row and the result of a picture that is read; nothing is raised."""
-        picture, saving = task.picture, self.plan.saving
+        picture, looks, saving = task.picture, self.plan.looks_of(task.picture), self.plan.saving
         suffix = saving.suffix or written_as(PurePosixPath(picture.id).suffix).lower()
         stage, source = "decode", io.BytesIO(content)
         try:
             with reading(picture.id, source):
                 opened = open_image(source)
-            pixels = opened.width * opened.height * max(1, self.plan.looks.scale) ** 2
+            pixels = opened.width * opened.height * max(1, looks.scale) ** 2
             with opened, self.budget.spend(pixels):
                 began = time.perf_counter()
                 with reading(picture.id, source):
                     opened.load()
                 stage = "stylize"
                 stylized, options = stylize_picture(
-                    picture.id, opened, self.stylizers[task.style], self.plan.looks, suffix, saving.keep_gps
+                    picture.id, opened, self.stylizers[task.style], looks, suffix, saving.keep_gps
                 )
                 result = encode_image(stylized, suffix, saving.quality, **options)
                 seconds = time.perf_counter() - began
@@ -258,6 +270,7 @@ class Worker:
             output_sha256=sha256(result),
             width=stylized.width,
             height=stylized.height,
+            strength=looks.strength,
             seconds=seconds,
         )
         return made, result

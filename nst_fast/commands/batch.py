@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from nst_fast.commands import run, say, show_warnings
-from nst_fast.commands.stylize import FORMATS, StandardError, add_looks, parse_looks
+from nst_fast.commands.stylize import FORMATS, StandardError, add_looks, check_limits, parse_looks
 from nst_fast.errors import UserError
 from nst_fast.stylizing.looks import Looks, Saving
 
@@ -38,7 +38,8 @@ Stylize very many pictures. What is done is on record; the same command again do
   --actors N            on the cluster (default: as many as it has cores for)
   --threads N           to use (default: all cores; with --address 1 for each actor)
 
-  --strength, --keep-colours, --max-side, --scale, --format, --quality, --keep-gps, --tile, --huge, --device,
+  --strength S or S:S   as of stylize; or between two, drawn for each picture by its id
+  --keep-colours, --max-side, --scale, --format, --quality, --keep-gps, --tile, --huge, --device,
   --pixel-range, --bgr  as of stylize
 
   --json                print the summary as one JSON object
@@ -70,18 +71,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--actors", type=int)
     for flag in ("--each", "--retry-failed", "--json"):
         parser.add_argument(flag, action="store_true")
-    add_looks(parser)
+    add_looks(parser, strengths)
     options = parse_looks(parser, arguments)
-    for name, value, least, most in (
+    check_limits(
+        *(("--strength", strength, 0, 1) for strength in options.strength),
         ("--tar", options.tar, 0, 10**6),
         ("--max-failed", options.max_failed, 0, 1),
         ("--actors", options.actors, 1, 10**6),
-    ):
-        if value is not None and not least <= value <= most:
-            raise UserError(f"{name} is {value}; {least} to {most} is needed")
+    )
     if options.actors and not options.address:
         raise UserError("--actors are a Ray cluster's; --address local starts one here")
     return options
+
+
+def strengths(text: str) -> list[float]:
+    """Return the one strength of ``0.7``, or the two of ``0.4:1``, the weaker first; raises ValueError."""
+    return sorted(float(strength) for strength in text.split(":", 1))
 
 
 class Line:
@@ -138,10 +143,11 @@ def batch(arguments: list[str]) -> int:
         options.output,
         styles,
         options.each,
-        Looks(options.strength, options.keep_colours, options.max_side, options.scale),
+        Looks(options.strength[-1], options.keep_colours, options.max_side, options.scale),
         Saving(None if options.format is None else FORMATS[options.format], options.quality, options.keep_gps),
         {"threads": threads, "device": options.device, "tile": options.tile}
         | {"pixel_range": options.pixel_range, "bgr": options.bgr},
+        options.strength[0] if len(options.strength) > 1 else None,
         options.tar,
         options.huge,
     )

@@ -109,11 +109,11 @@ def create_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_looks(parser: argparse.ArgumentParser) -> None:
-    """Add the options of what is done to a picture, which are also those of `nst-batch`."""
+def add_looks(parser: argparse.ArgumentParser, strength: Callable[[str], Any] = float) -> None:
+    """Add the options of what is done to a picture, which `nst-batch` has too; its strength may be a range."""
     parser.add_argument("--format", type=str.lower, choices=FORMATS)
     parser.add_argument("--quality", type=int, default=95)
-    parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--strength", type=strength, default="1")
     parser.add_argument("--max-side", type=int)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--device", default="auto", choices=DEVICES)
@@ -131,23 +131,27 @@ def parse_looks(parser: argparse.ArgumentParser, arguments: list[str]) -> argpar
     # Two names in argparse would make --keep-c ambiguous.
     arguments = ["--keep-colours" if a in ("--keep-color", "--keep-colors") else a for a in arguments]
     options = parser.parse_intermixed_args(arguments)
-    cores = os.cpu_count() or 1
-    for name, value, least, most in (
-        ("--threads", options.threads, 0, cores),
+    check_limits(
+        ("--threads", options.threads, 0, os.cpu_count() or 1),
         ("--quality", options.quality, 1, 100),
-        ("--strength", options.strength, 0, 1),
         ("--scale", options.scale, 0.05, 16),
         ("--max-side", options.max_side, 1, 10**6),
-    ):
+    )
+    return options
+
+
+def check_limits(*limits: tuple[str, float | None, float, float]) -> None:
+    """Raise UserError where an option's value is below its least or above its most."""
+    for name, value, least, most in limits:
         if value is not None and not least <= value <= most:
             raise UserError(f"{name} is {value}; {least} to {most} is needed")
-    return options
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options of a command line. Raises UserError for values out of range."""
     parser = create_parser()
     options = parse_looks(parser, arguments)
+    check_limits(("--strength", options.strength, 0, 1))
     if options.first >= options.last:
         raise UserError(f"--from is {options.first:g} s and --to {options.last:g} s; --from has to come first")
     if not options.list and (options.model is None or not (options.inputs or options.info)):
