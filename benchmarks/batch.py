@@ -3,7 +3,8 @@
 - a folder of pictures by `stylize` and by `nst-batch`, whole commands in turns: seconds, and the processor's, which
   other work on the machine changes less;
 - one actor of one thread against two on a local Ray cluster, in turns: pictures/s between the first tenth of the
-  results and the last, without Ray's start;
+  results and the last, without Ray's start; and, which other work changes less, the actors over the processor's
+  seconds that they spend on a picture together;
 - peak memory of `nst-batch` for a table of 1,000 rows and of 100,000, of small pictures, and the seconds of the same
   command when nothing is missing;
 - what a row costs the driver of a Ray cluster, in the processor's seconds.
@@ -33,6 +34,7 @@ import pyarrow.parquet
 import ray
 import skimage.data
 import torch
+from kill_batch import actors_below
 from PIL import Image
 
 from nst_fast.training.networks import create_network
@@ -41,6 +43,7 @@ from nst_fast.training.onnx_export import export, source_commit
 BATCH = [sys.executable, "-m", "nst_fast.commands.batch"]
 STYLIZE = [sys.executable, "-m", "nst_fast.commands.stylize"]
 DRIVER_ROWS = (1_000, 9_000)
+SECONDS_BETWEEN_LOOKS = 0.2
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # A command that prints its own peak, kB, and the processor's seconds; getrusage would tell its parent's peak.
 MEASURED = """
@@ -96,20 +99,30 @@ def against_stylize(folder: Path, model: str, number: int, rounds: int) -> dict[
 def actors(folder: Path, model: str, rounds: int) -> dict[str, Any]:
     pictures, out = folder / "pictures", folder / "out"
     rates: dict[int, list[float]] = {1: [], 2: []}
+    spent: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
         for number in rates:
             told = ["--model", model, "--threads", "1", "--address", "local", "--actors", str(number)]
-            run([*BATCH, *told, str(pictures), "-o", str(out)])
+            command = [*BATCH, *told, str(pictures), "-o", str(out)]
+            process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            seconds: dict[int, float] = {}
+            while process.poll() is None:
+                seconds |= actors_below(process.pid)
+                time.sleep(SECONDS_BETWEEN_LOOKS)
             rates[number].append(steady_rate(out))
+            spent[number].append(sum(seconds.values()) / len(list(pictures.iterdir())))
             shutil.rmtree(out)
-            print(number, rates[number][-1], flush=True)
+            print(number, rates[number][-1], spent[number][-1], flush=True)
     medians = {number: statistics.median(rate) for number, rate in rates.items()}
+    costs = {number: statistics.median(cost) for number, cost in spent.items()}
     pairs = zip(*rates.values(), strict=True)
     return {
         "pictures_per_second": medians,
         "ratio": medians[2] / medians[1],
         "ratio, median of turns": statistics.median(b / a for a, b in pairs),
-        "all": rates,
+        "processor_seconds of a picture": costs,
+        "ratio by processor_seconds": 2 * costs[1] / costs[2],
+        "all": {"pictures_per_second": rates, "processor_seconds": spent},
     }
 
 

@@ -58,6 +58,27 @@ def make_pictures(folder: Path, number: int, broken: int, seed: int) -> None:
             path.write_bytes([content[: len(content) // 2], b"", b"no picture"][index % 3])
 
 
+def actors_below(process: int) -> dict[int, float]:
+    """Return the process ids of Ray's actors below a process, and the processor's seconds of each."""
+    parents, seconds = {}, {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            before, _, after = status.read_text().rpartition(")")
+        except OSError:  # it has ended
+            continue
+        number, fields = int(status.parent.name), after.split()
+        parents[number] = int(fields[1])
+        if "(ray::MapWork" in before:
+            seconds[number] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def is_below(number: int) -> bool:
+        while number > 1 and number != process:
+            number = parents.get(number, 0)
+        return number == process
+
+    return {number: spent for number, spent in sorted(seconds.items()) if is_below(number)}
+
+
 class Nodes:
     """Two nodes of one core each on this machine, as Ray's own tests make them; the driver runs on the first."""
 
@@ -66,24 +87,6 @@ class Nodes:
         self.kind = kind
         self.cluster = Cluster(initialize_head=True, head_node_args={**kind, "include_dashboard": False})
         self.second = self.cluster.add_node(**kind)
-
-    def actors(self) -> list[int]:
-        """Return the process ids of the actors below this process."""
-        parents, names = {}, {}
-        for status in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                line = status.read_text()
-            except OSError:
-                continue
-            number, rest = int(status.parent.name), line.rsplit(")", 1)[1].split()
-            parents[number], names[number] = int(rest[1]), line.split("(", 1)[1].rsplit(")", 1)[0]
-
-        def is_ours(number: int) -> bool:
-            while number > 1 and number != os.getpid():
-                number = parents.get(number, 0)
-            return number == os.getpid()
-
-        return sorted(n for n, name in names.items() if name.startswith("ray::MapWork") and is_ours(n))
 
     def replace_second(self) -> None:
         """Kill the second node as a power cut does, and put another in its place after a while."""
@@ -144,7 +147,7 @@ def kill_all(kinds: list[str], folder: Path, pictures: Path, base: list[str], rn
                         break
                     kind = kinds[len(kills)]
                     if kind == "actor":
-                        if not (there := nodes.actors() if nodes else []):
+                        if not (there := [*actors_below(os.getpid())] if nodes else []):
                             continue  # there is none yet
                         os.kill(rng.choice(there), signal.SIGKILL)
                     elif kind == "node" and nodes:

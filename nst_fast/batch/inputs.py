@@ -191,7 +191,7 @@ def values(file_system: Any, path: str, column: str) -> Iterator[str | None]:
         else:
             parquet = pyarrow.parquet.ParquetFile(file)
             check(parquet.schema_arrow.names)
-            for batch in parquet.iter_batches(4096, columns=[column]):
+            for batch in parquet.iter_batches(4096, columns=[column], use_threads=False):
                 yield from (None if value is None else str(value) for value in batch.column(0).to_pylist())
 
 
