@@ -69,7 +69,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of a task; with a stage, read, decode, stylize or write, it failed there.
+    """What became of a task; with a stage, find, read, decode, stylize or write, it failed there.
 
     Attributes:
         id: the picture's.
@@ -237,7 +237,8 @@ class Worker:
         try:
             content = read(picture.address, picture.start, picture.length)
         except Exception as error:
-            return self.row(task, stage="read", error=one_line(error)), b""
+            stage = "find" if isinstance(error.__cause__, FileNotFoundError) else "read"
+            return self.row(task, stage=stage, error=one_line(error)), b""
         return self.painters.submit(self.paint, task, content).result()
 
     def paint(self, task: Task, content: bytes) -> tuple[Row, bytes]:
