@@ -79,7 +79,7 @@ def stylize_batch(
         watch: told after each picture.
 
     Raises UserError where an input or the output cannot be reached, the output is of another plan or not the
-    same on all nodes, a result cannot be written, or a hundred pictures in a row cannot be read.
+    same on all nodes, a result cannot be written, or a hundred pictures in a row cannot be read though none is missing.
     """
     began, store, found = time.monotonic(), Store(plan.output), locate_inputs(inputs)
     plan = replace(plan, output=store.address)  # which is the same from every folder and node
