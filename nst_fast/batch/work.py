@@ -12,10 +12,11 @@ import socket
 import tarfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from queue import SimpleQueue
 from typing import Any
 
 from PIL import Image
@@ -279,14 +280,20 @@ class Worker:
 
 def as_done(pool: ThreadPoolExecutor, do: Callable[[Task], Any], tasks: Iterable[Task], most: int) -> Iterator[Any]:
     """Yield results as they come, with at most so many tasks under way; those not begun are given up at an end."""
-    waiting: set[Future[Any]] = set()
+    waiting, done = set[Future[Any]](), SimpleQueue[Future[Any]]()  # in which Ctrl-C leaves no lock half taken
+
+    def take() -> Any:
+        waiting.remove(future := done.get())
+        return future.result()
+
     try:
         for task in tasks:
-            waiting.add(pool.submit(do, task))
+            waiting.add(future := pool.submit(do, task))
+            future.add_done_callback(done.put)
             if len(waiting) == most:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        yield from (future.result() for future in as_completed(waiting))
+                yield take()
+        while waiting:
+            yield take()
     finally:
         for future in waiting:
             future.cancel()
