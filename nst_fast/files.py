@@ -25,14 +25,18 @@ def is_stream(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, replace: bool = True) -> Iterator[Path]:
-    """Give an empty file beside the target to write to, which takes its place in one step where nothing is raised.
+def replacing(path: Path, replace: bool = True, unfinished: Path | None = None) -> Iterator[Path]:
+    """Give an empty file to write to, which takes the target's place in one step where nothing is raised.
+
+    It lies beside the target, or in a folder for what is unfinished on the same file system.
 
     Raises UserError where that is not allowed, the disk is full, or a file is there that may not be replaced.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:LONGEST_PREFIX]}.")
+        if unfinished is not None:
+            unfinished.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=unfinished or path.parent, prefix=f".{path.name[:LONGEST_PREFIX]}.")
         os.close(handle)
     except FileExistsError as error:
         raise UserError(f"cannot write {path}: {error.filename} is a file, not a folder") from error
@@ -57,7 +61,7 @@ def replacing(path: Path, replace: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes, replace: bool = True) -> None:
+def write_atomically(path: Path, content: bytes, replace: bool = True, unfinished: Path | None = None) -> None:
     """Write bytes to a file in one step, or into a pipe or a device; raises UserError as `replacing` does."""
     if is_stream(path):
         try:
@@ -65,7 +69,7 @@ def write_atomically(path: Path, content: bytes, replace: bool = True) -> None:
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         return
-    with replacing(path, replace) as temporary:
+    with replacing(path, replace, unfinished) as temporary:
         temporary.write_bytes(content)
 
 

@@ -69,7 +69,7 @@ def test_the_wheel_declares_the_commands(wheel):
         (path,) = (n for n in archive.namelist() if n.endswith(".dist-info/entry_points.txt"))
         lines = archive.read(path).decode().split("\n")
     commands = {line.split(" = ")[0] for line in lines if " = " in line}
-    others = {"nst-optimize", "nst-preview", "nst-compare", "nst-export"}
+    others = {"nst-batch", "nst-optimize", "nst-preview", "nst-compare", "nst-export"}
     assert commands == {"train", "nst-train", "stylize", "nst-stylize"} | others
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +78,6 @@ examples:
 SHEET_SIDE = 320  # px, long side of a picture on a sheet
 FORMATS = choices()
 USAGE = USAGE.replace("FORMATS", ", ".join(dict.fromkeys(suffix[1:] for suffix in FORMATS.values())))
-FLAGS = (
-    "--overwrite",
-    "--skip-existing",
-    "--keep-gps",
-    "--keep-colours",
-    "--huge",
-    "--bgr",
-    "--sheet",
-    "--tile",
-    "--json",
-    "--list",
-    "--info",
-)
 
 
 def show_models() -> None:
@@ -110,12 +97,15 @@ def show_models() -> None:
                 print(f"  {style_name:<18} {painting.get('title', style_name)}, {painting.get('artist', 'unknown')}")
 
 
+@dataclass(frozen=True)
 class StandardError:
-    """A console of plain lines, for which rich need not be imported."""
+    """A console of plain lines that begin with a command's name, for which rich need not be imported."""
+
+    name: str
 
     def print(self, text: str, **_: Any) -> None:
         """Print a warning."""
-        print(f"stylize: {text}", file=sys.stderr)
+        print(f"{self.name}: {text}", file=sys.stderr)
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -128,41 +118,58 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mask")
     parser.add_argument("inputs", nargs="*", metavar="INPUT")
     parser.add_argument("-o", "--output")
-    parser.add_argument("--format", type=str.lower, choices=FORMATS)
-    parser.add_argument("--quality", type=int, default=95)
+    parser.add_argument("-r", "--recursive", action="store_true")
+    for flag in ("--overwrite", "--skip-existing", "--sheet", "--json", "--list", "--info"):
+        parser.add_argument(flag, action="store_true")
     parser.add_argument("--from", type=seconds, default=0.0, dest="first", metavar="T")
     parser.add_argument("--to", type=seconds, default=math.inf, dest="last", metavar="T")
-    parser.add_argument("--strength", type=float, default=1.0)
+    add_looks(parser)
+    return parser
+
+
+def add_looks(parser: argparse.ArgumentParser, strength: Callable[[str], Any] = float) -> None:
+    """Add the options of what is done to a picture, which `nst-batch` has too; its strength may be a range."""
+    parser.add_argument("--format", type=str.lower, choices=FORMATS)
+    parser.add_argument("--quality", type=int, default=95)
+    parser.add_argument("--strength", type=strength, default="1")
     parser.add_argument("--max-side", type=int)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pixel-range", type=int, choices=(1, 255))
-    parser.add_argument("-r", "--recursive", action="store_true")
-    for flag in FLAGS:
+    for flag in ("--keep-gps", "--keep-colours", "--huge", "--bgr", "--tile"):
         parser.add_argument(flag, action="store_true")
-    return parser
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Return the options of a command line. Raises UserError for values out of range."""
-    parser = create_parser()
+def parse_looks(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Return the options of a command line. Raises UserError where those of `add_looks` are out of range."""
     if "--" in arguments:  # argparse knows it only where inputs are not mixed with options
         first = arguments.index("--")
         arguments = arguments[:first] + [f".{os.sep}{a}" if a.startswith("-") else a for a in arguments[first + 1 :]]
     # Two names in argparse would make --keep-c ambiguous.
     arguments = ["--keep-colours" if a in ("--keep-color", "--keep-colors") else a for a in arguments]
     options = parser.parse_intermixed_args(arguments)
-    cores = os.cpu_count() or 1
-    for name, value, least, most in (
-        ("--threads", options.threads, 0, cores),
+    check_limits(
+        ("--threads", options.threads, 0, os.cpu_count() or 1),
         ("--quality", options.quality, 1, 100),
-        ("--strength", options.strength, 0, 1),
         ("--scale", options.scale, 0.05, 16),
         ("--max-side", options.max_side, 1, 10**6),
-    ):
+    )
+    return options
+
+
+def check_limits(*limits: tuple[str, float | None, float, float]) -> None:
+    """Raise UserError where an option's value is below its least or above its most."""
+    for name, value, least, most in limits:
         if value is not None and not least <= value <= most:
             raise UserError(f"{name} is {value}; {least} to {most} is needed")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the options of a command line. Raises UserError for values out of range."""
+    parser = create_parser()
+    options = parse_looks(parser, arguments)
+    check_limits(("--strength", options.strength, 0, 1))
     if options.first >= options.last:
         raise UserError(f"--from is {options.first:g} s and --to {options.last:g} s; --from has to come first")
     if not options.list and not options.inputs and not options.info:
@@ -189,7 +196,7 @@ def called(options: argparse.Namespace, stylizer: Stylizer) -> str:
 def stylize(arguments: list[str]) -> int:
     """Do what a command line says; return 1 where a picture among several could not be read."""
     options = parse(arguments)
-    show_warnings(StandardError())
+    show_warnings(StandardError("stylize"))
     if options.list:
         show_models()
         return 0

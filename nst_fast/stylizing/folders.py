@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ NO_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "zbthumbnail.in
 # What is in the folder of a run beside its config.yaml, or in that of a comparison.
 OF_A_RUN = frozenset({"checkpoints", "samples", "snapshots", "tensorboard", "trace.json", "summary.json"})
 OF_A_COMPARISON = frozenset({"report.html", "report.json"})
+OF_A_BATCH = "nst_batch.json"
 
 
 @dataclass
@@ -38,9 +40,9 @@ class Found:
 
 
 def is_ours(folders: list[str], files: list[str]) -> bool:
-    """Return whether a folder of these names is that of a run or a comparison, whose pictures are no photographs."""
+    """Return whether a folder of these names is of a run, a comparison or a batch: its pictures are no photographs."""
     names = {*folders, *files}
-    return ("config.yaml" in names and bool(names & OF_A_RUN)) or names >= OF_A_COMPARISON
+    return ("config.yaml" in names and bool(names & OF_A_RUN)) or names >= OF_A_COMPARISON or OF_A_BATCH in names
 
 
 def is_kept_aside(name: str) -> bool:
@@ -49,20 +51,27 @@ def is_kept_aside(name: str) -> bool:
     return name.startswith(".") or small in CACHES or small.endswith(CACHE_ENDINGS)
 
 
-def search(folder: str | Path, recursive: bool = True, suffixes: frozenset[str] = SUFFIXES) -> Found:
-    """Return what a folder, and what is below it unless told, holds of files that end in suffixes.
+def walk(
+    folder: Path,
+    recursive: bool,
+    on_error: Callable[[Path, str], None],
+    left_out: Counter[str],
+    suffixes: frozenset[str] = SUFFIXES,
+) -> Iterator[Path]:
+    """Yield the files of a folder that end in suffixes, and of what is below it where wanted, sorted folder by folder.
 
-    Hidden files and folders, caches and what our own runs have left are passed over, but never the folder itself; how
-    many other files are in no format of pictures is a warning. Raises UserError where it is missing or cannot be read.
+    Hidden files and folders, caches and what our own runs have left are passed over, but never the folder itself.
+
+    Args:
+        folder: where to look.
+        recursive: whether to look below it.
+        on_error: told of each folder that cannot be listed, and why.
+        left_out: counts the other files, in no format of pictures, by suffix.
     """
-    folder = Path(folder)
-    if not os.path.isdir(folder):
-        raise UserError(f"no folder at {folder}")
-    found, left_out = Found(), Counter[str]()
     seen: set[str] = set()
 
     def note(error: OSError) -> None:
-        found.unreadable.append((Path(error.filename), error.strerror or str(error)))
+        on_error(Path(error.filename), error.strerror or str(error))
 
     for place, folders, files in os.walk(folder, onerror=note, followlinks=True):
         real = os.path.realpath(place)
@@ -74,21 +83,42 @@ def search(folder: str | Path, recursive: bool = True, suffixes: frozenset[str] 
         if not os.access(place, os.X_OK):
             note(PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place)))
         folders[:] = sorted(f for f in folders if recursive and not is_kept_aside(f))
-        for name in files:
+        for name in sorted(files):
             path, suffix = Path(place, name), Path(name).suffix.lower()
             if is_kept_aside(name) or name.lower() in NO_FILES or not os.path.isfile(path):
                 continue
             if suffix in suffixes:
-                found.pictures.append(path)
+                yield path
             else:
                 left_out[suffix or "without suffix"] += 1
-    for unread, reason in found.unreadable:
-        if unread == folder:
-            raise UserError(f"{folder} cannot be read: {reason.lower()}")
+
+
+def tell_left_out(folder: str | Path, left_out: Counter[str]) -> None:
+    """Warn of how many files of a folder were passed over, by suffix, where there are any."""
     if left_out:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
         logger.warning("%s: left out, in no known format of pictures: %s", folder, kinds)
-    found.pictures.sort()
+
+
+def search(folder: str | Path, recursive: bool = True, suffixes: frozenset[str] = SUFFIXES) -> Found:
+    """Return what a folder, and what is below it unless told, holds of files that end in suffixes.
+
+    How many other files are in no format of pictures is a warning. Raises UserError where it is missing or cannot be
+    read.
+    """
+    folder = Path(folder)
+    if not os.path.isdir(folder):
+        raise UserError(f"no folder at {folder}")
+    found, left_out = Found(), Counter[str]()
+
+    def note(place: Path, reason: str) -> None:
+        found.unreadable.append((place, reason))
+
+    found.pictures += sorted(walk(folder, recursive, note, left_out, suffixes))
+    for unread, reason in found.unreadable:
+        if unread == folder:
+            raise UserError(f"{folder} cannot be read: {reason.lower()}")
+    tell_left_out(folder, left_out)
     return found
 
 

@@ -382,8 +382,9 @@ class Stylizer:
         """
         if isinstance(image, np.ndarray):
             stylized = self.stylize_array(image[None], style)[0]
-            blended = Image.blend(*map(Image.fromarray, (image, stylized)), strength) if strength != 1 else stylized
-            return np.array(blended)
+            if strength == 1:
+                return stylized
+            return np.array(Image.blend(Image.fromarray(image), Image.fromarray(stylized), strength))
         photograph = to_rgb(image)
         stylized = self.stylize(photograph, style)
         return stylized if strength == 1 else Image.blend(photograph, stylized, strength)
