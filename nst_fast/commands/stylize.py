@@ -38,6 +38,7 @@ Stylize pictures and videos, one forward pass a picture.
                         (default: the input's; jpg for HEIC, png where its name tells none or it cannot be written)
   --quality N           of JPEG, WebP, AVIF and videos, 1 to 100 (default 95)
   --from T, --to T      the part of a video between two times: seconds, MM:SS or H:MM:SS
+  --steady S            tie frames of a video to the ones before, 0 to 1: strokes stay on things (default 0)
   --keep-gps            keep the position in the metadata, which is dropped otherwise
 
   --strength S          0 is the photograph, 1 the stylized picture (default 1)
@@ -113,6 +114,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--from", type=seconds, default=0.0, dest="first", metavar="T")
     parser.add_argument("--to", type=seconds, default=math.inf, dest="last", metavar="T")
     parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--steady", type=float, default=0.0)
     parser.add_argument("--max-side", type=int)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--device", default="auto", choices=DEVICES)
@@ -138,6 +140,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         ("--threads", options.threads, 0, cores),
         ("--quality", options.quality, 1, 100),
         ("--strength", options.strength, 0, 1),
+        ("--steady", options.steady, 0, 1),
         ("--scale", options.scale, 0.05, 16),
         ("--max-side", options.max_side, 1, 10**6),
     ):
@@ -181,7 +184,7 @@ def stylize(arguments: list[str]) -> int:
     jobs = check_targets(found, suffix, options.overwrite, options.skip_existing)
     if len(jobs) < len(found) and not options.json:
         say(f"{len(found) - len(jobs)} of {len(found)} pictures are there already and left as they are")
-    looks = Looks(options.strength, options.keep_colours, options.max_side, options.scale)
+    looks = Looks(options.strength, options.keep_colours, options.max_side, options.scale, options.steady)
     saving = Saving(suffix, options.quality, options.keep_gps, options.overwrite, (options.first, options.last))
     with progress(jobs, suffix) as (advance, watch):
         done = tell_each(stylize_jobs(jobs, stylizer, looks, saving, watch), advance, options.json)

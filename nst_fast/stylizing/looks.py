@@ -42,12 +42,14 @@ class Looks:
         keep_colours: whether the result has the luminance of the stylized picture and the photograph's colours.
         max_side: px; larger photographs are made smaller first. None: as they are.
         scale: the model sees the photograph at so many times its size; above 1 strokes are smaller.
+        steady: how far frames of a video are tied to the ones before, 0 to 1.
     """
 
     strength: float = 1.0
     keep_colours: bool = False
     max_side: int | None = None
     scale: float = 1.0
+    steady: float = 0.0
 
     def apply(self, stylizer: Stylizer, photograph: Image.Image) -> Image.Image:
         """Return a stylized RGB picture of the size of the photograph, once that is no larger than ``max_side``."""
