@@ -149,8 +149,8 @@ class StyleTransfer(pl.LightningModule):
         The batch is content images (N, 3, H, W) uint8, or those, second views of them and the flows between.
         Nothing here waits for the device: what comes of the step is decided there and read at the next log.
         """
-        images, flow = (batch[:2], batch[2:]) if isinstance(batch, list) else ([batch], [])
-        views = [(i.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last) for i in images]
+        pictures, flow = (batch[:2], batch[2:]) if isinstance(batch, list) else ([batch], [])
+        views = [(p.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last) for p in pictures]
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16, whose gradients it multiplies
