@@ -1,6 +1,7 @@
 """What changes in stylized clips that does not change in the photographs: python benchmarks/flicker.py [NAME=MODEL...]
 
-- shifts: photographs moved by whole pixels; the two results, one moved back, differ by so much (root mean square);
+- shifts: photographs moved by whole pixels, right or down; the results, moved back, differ by so much from the first
+  (root mean square);
 - Sintel: two frames at 640×360 with true flow. The error is ReCoNet's: the root of the sum of squares where both frames
   see the same, over the number of all values;
 - clips: the same with DIS optical flow, over 1 and over 10 frames.
@@ -37,6 +38,7 @@ from scipy.ndimage import map_coordinates
 from nst_fast.assets import shipped_models
 from nst_fast.loss.terms import fine_detail
 from nst_fast.stylizing.images import load_image
+from nst_fast.stylizing.steadying import Steadying
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.onnx_export import source_commit
 
@@ -78,6 +80,13 @@ def one_by_one(stylizer: Stylizer, frames: Frames) -> list[np.ndarray]:
     return [stylizer.stylize_array(frame[None])[0] for frame in frames]
 
 
+def tied(paint: Painter, frames: Frames) -> list[np.ndarray]:
+    """Paint and steady, as `stylize --steady 1` does."""
+    steady = Steadying(1.0)
+    painted = zip(frames, paint(frames), strict=True)
+    return [np.asarray(steady(Image.fromarray(frame), Image.fromarray(picture))) for frame, picture in painted]
+
+
 def multistyle(session: onnxruntime.InferenceSession, style: int, frames: Frames) -> list[np.ndarray]:
     """Paint with a peer's network of 26 styles, float NCHW in [0, 1]."""
     weights = np.eye(26, dtype=np.float32)[style]
@@ -93,6 +102,7 @@ def methods(given: Sequence[str], painting: str) -> dict[str, Method]:
         style = name if name in shipped_models() else painting
         picture = SHARED / "styles" / f"{PAINTINGS.get(style, style)}.jpg"
         found[name] = Method(partial(one_by_one, Stylizer(file)), picture)
+        found[f"{name} --steady 1"] = Method(partial(tied, found[name].paint), picture)
     session = onnxruntime.InferenceSession(str(SHARED / "peers" / "multistyle26.onnx"))
     found["multistyle26"] = Method(partial(multistyle, session, 19), SHARED / "styles" / "starry_night.jpg")
     for name, picture in (("candy", SHARED / "styles" / "candy.jpg"), ("la_muse", None)):
@@ -168,13 +178,13 @@ def shifts(method: Method) -> tuple[dict[str, float], list[np.ndarray]]:
     pictures = []
     for file in sorted((SHARED / "photos").glob("*.jpg")):
         large = np.asarray(ImageOps.fit(load_image(file), (method.side + 8,) * 2, Image.Resampling.LANCZOS))
-        at = lambda y, x, large=large: np.ascontiguousarray(large[y : y + method.side, x : x + method.side])  # noqa: E731
-        for shift in SHIFTS:
-            for y, x in ((0, shift), (shift, 0)):
-                first, second = method.paint([at(0, 0), at(y, x)])
-                there = (first[y:, x:] / 255.0)[BORDER:-BORDER, BORDER:-BORDER]
-                here = (second[: method.side - y, : method.side - x] / 255.0)[BORDER:-BORDER, BORDER:-BORDER]
-                squares[shift].append(float(((there - here) ** 2).mean()))
+        moves = [(0, 0), *((shift * down, shift * right) for down, right in ((0, 1), (1, 0)) for shift in SHIFTS)]
+        frames = [np.ascontiguousarray(large[y : y + method.side, x : x + method.side]) for y, x in moves]
+        first, *others = method.paint(frames)
+        for (y, x), second in zip(moves[1:], others, strict=True):
+            there = (first[y:, x:] / 255.0)[BORDER:-BORDER, BORDER:-BORDER]
+            here = (second[: method.side - y, : method.side - x] / 255.0)[BORDER:-BORDER, BORDER:-BORDER]
+            squares[max(y, x)].append(float(((there - here) ** 2).mean()))
         pictures.append(first)
     return {f"{shift} px": float(np.sqrt(np.mean(square))) for shift, square in squares.items()}, pictures
 
@@ -236,24 +246,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="others, NAME=FILE")
     parser.add_argument("--painting", default="starry_night", help="of the others")
-    parser.add_argument("--only", nargs="*", help="names")
+    parser.add_argument("--only", nargs="*", help="names; of others the file keeps what it has")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    figures = {}
-    for name, method in methods(options.models, options.painting).items():
-        if options.only is None or name in options.only:
-            figures[name] = measured(method)
-            print(name, json.dumps(figures[name]), flush=True)
+    found = methods(options.models, options.painting)
+    kept = json.loads(options.output.read_text())["figures"] if options.only and options.output.exists() else {}
+    for name in options.only or found:
+        kept[name] = measured(found[name]) | {"commit": source_commit(), "date": date.today().isoformat()}
+        print(name, json.dumps(kept[name]), flush=True)
+        write(options.output, {name: kept[name] for name in [*found, *kept] if name in kept})
+
+
+def write(output: Path, figures: dict[str, object]) -> None:
     report = {
         "what": f"shifts of {SIDE} px photographs (winml: 720, its only size), clips of {SIZE[0]}×{SIZE[1]} px",
         "versions": {"onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__, "av": av.__version__},
         "device": f"CPU, {os.cpu_count()} cores",
-        "commit": source_commit(),
-        "date": date.today().isoformat(),
         "figures": figures,
         "published": PUBLISHED,
     }
-    options.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
