@@ -185,7 +185,7 @@ def shifts(method: Method) -> tuple[dict[str, float], list[np.ndarray]]:
             there = (first[y:, x:] / 255.0)[BORDER:-BORDER, BORDER:-BORDER]
             here = (second[: method.side - y, : method.side - x] / 255.0)[BORDER:-BORDER, BORDER:-BORDER]
             squares[max(y, x)].append(float(((there - here) ** 2).mean()))
-        pictures.append(first)
+        pictures.append(second)  # which `--steady` has tied to all before
     return {f"{shift} px": float(np.sqrt(np.mean(square))) for shift, square in squares.items()}, pictures
 
 
