@@ -66,8 +66,8 @@ def make_trainer(folder: Path, max_steps: int, *callbacks: pl.Callback, **option
     )
 
 
-def make_data() -> ContentImages:
-    return ContentImages(BundledImages(SIZE, 0, 0.5), 2, 0, SIZE)
+def make_data(moving: bool = False) -> ContentImages:
+    return ContentImages(BundledImages(SIZE, 0, 0.5), 2, 0, SIZE, moving=moving)
 
 
 class AlwaysTheSame(Dataset[Tensor]):
@@ -175,6 +175,33 @@ def test_pictures_shared_among_threads_have_the_gradient_and_the_losses_of_the_w
     for name in ("content", "style", "tv"):
         logged = trainer.callback_metrics[f"train/{name}_loss"]
         torch.testing.assert_close(logged, terms[name].detach(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("pictures", "threads"), [(3, 2), (2, 1)])
+def test_second_views_add_their_difference_to_the_loss_and_the_gradient(pictures, threads, tmp_path):
+    module = make_module(1)
+    module.recipe = replace(module.recipe, gradient_clip=1e9, motion_weight=20.0)
+    network = copy.deepcopy(module.network)
+    first, second = torch.randint(0, 256, (2, pictures, 3, SIZE, SIZE), dtype=torch.uint8)
+    flow = torch.tensor([3.0, -2.0])[:, None, None].expand(pictures, 2, SIZE, SIZE)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        trainer = make_trainer(tmp_path, 1)
+        batches = torch.utils.data.TensorDataset(first, second, flow)
+        trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=pictures))
+    finally:
+        torch.set_num_threads(before)
+    content = first.float() / 255
+    stylized, again = network(content), network(second.float() / 255)
+    motion = (again[:, :, 2:, :-3] - stylized[:, :, :-2, 3:]).square().mean()
+    total = perceptual_terms(module, stylized, content)["total"] + 20.0 * motion
+    torch.testing.assert_close(trainer.callback_metrics["train/motion_loss"], motion.detach(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(trainer.callback_metrics["train/total_loss"], total.detach(), rtol=1e-3, atol=0)
+    whole = torch.autograd.grad(total, list(network.parameters()))
+    largest = max(float(gradient.abs().max()) for gradient in whole)
+    for parameter, expected in zip(module.network.parameters(), whole, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-2, atol=1e-4 * largest)
 
 
 @pytest.mark.parametrize("name", ["fast", "johnson"])
@@ -452,20 +479,27 @@ def test_on_a_gpu_a_step_copies_nothing_there(network):
 
 def fit(folder: Path, module: StyleTransfer, *callbacks: pl.Callback, resume: Path | None = None) -> pl.Trainer:
     trainer = make_trainer(folder, 6, *callbacks)
-    trainer.fit(module, make_data(), ckpt_path=resume, weights_only=True)
+    trainer.fit(module, make_data(module.recipe.motion_weight > 0), ckpt_path=resume, weights_only=True)
     return trainer
 
 
-@pytest.mark.parametrize("bad", [[], [1]], ids=["all finite", "one step skipped"])
-def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_one_that_went_through(bad, tmp_path):
-    through = make_module(6)
+@pytest.mark.parametrize(
+    ("bad", "motion"), [([], 0.0), ([1], 0.0), ([], 20.0)], ids=["all finite", "one step skipped", "second views"]
+)
+def test_a_run_stopped_and_resumed_ends_bit_for_bit_as_one_that_went_through(bad, motion, tmp_path):
+    def make(seed: int = 0) -> StyleTransfer:
+        module = make_module(6, seed)
+        module.recipe = replace(module.recipe, motion_weight=motion)
+        return module
+
+    through = make()
     through_trainer = fit(tmp_path, through, NotFinite(bad))
 
-    first = make_module(6)
+    first = make()
     stopped = fit(tmp_path, first, NotFinite(bad), StopAt(3))
     assert stopped.global_step == 3
     stopped.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = make_module(6, seed=99)
+    resumed = make(seed=99)
     resumed_trainer = fit(tmp_path, resumed, NotFinite(bad), resume=tmp_path / "half.ckpt")
 
     assert resumed_trainer.global_step == through_trainer.global_step == 6

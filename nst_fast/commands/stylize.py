@@ -45,6 +45,7 @@ Stylize pictures and videos, one forward pass a picture.
                         (default: the input's; jpg for HEIC, png where its name tells none or it cannot be written)
   --quality N           of JPEG, WebP, AVIF and videos, 1 to 100 (default 95)
   --from T, --to T      the part of a video between two times: seconds, MM:SS or H:MM:SS
+  --steady S            tie frames of a video to the ones before, 0 to 1: strokes stay on things (default 0)
   --keep-gps            keep the position in the metadata, which is dropped otherwise
 
   --strength S          0 is the photograph, 1 the stylized picture (default 1)
@@ -123,6 +124,7 @@ def create_parser() -> argparse.ArgumentParser:
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--from", type=seconds, default=0.0, dest="first", metavar="T")
     parser.add_argument("--to", type=seconds, default=math.inf, dest="last", metavar="T")
+    parser.add_argument("--steady", type=float, default=0.0)
     add_looks(parser)
     return parser
 
@@ -169,7 +171,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options of a command line. Raises UserError for values out of range."""
     parser = create_parser()
     options = parse_looks(parser, arguments)
-    check_limits(("--strength", options.strength, 0, 1))
+    check_limits(("--strength", options.strength, 0, 1), ("--steady", options.steady, 0, 1))
     if options.first >= options.last:
         raise UserError(f"--from is {options.first:g} s and --to {options.last:g} s; --from has to come first")
     if not options.list and not options.inputs and not options.info:
@@ -229,7 +231,14 @@ def stylize(arguments: list[str]) -> int:
         say(f"{len(found) - len(jobs)} of {len(found)} pictures are there already and left as they are")
     mask = None if options.mask is None else load_image(options.mask).convert("L")
     looks = Looks(
-        options.strength, options.keep_colours, options.max_side, options.scale, chosen, mask, options.outside
+        options.strength,
+        options.keep_colours,
+        options.max_side,
+        options.scale,
+        style=chosen,
+        mask=mask,
+        outside=options.outside,
+        steady=options.steady,
     )
     saving = Saving(suffix, options.quality, options.keep_gps, options.overwrite, (options.first, options.last))
     with progress(jobs, suffix) as (advance, watch):

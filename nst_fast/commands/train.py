@@ -131,7 +131,7 @@ def check_options(cfg: Any) -> None:
     # The others shard what a small network has not.
     parallel = [name for name in StrategyRegistry.available_strategies() if name.startswith("ddp")]
     require_choice(cfg, "trainer.strategy", ("auto", *parallel))
-    for key in ("learning_rate", "vector_rate", "grid_weight", "weave_weight"):
+    for key in ("learning_rate", "vector_rate", "grid_weight", "weave_weight", "motion_weight"):
         require_number(cfg, f"trainer.{key}", 0, whole=False)
     require_number(cfg, "trainer.vector_steps", 0)
     require_number(cfg, "trainer.gradient_clip", 1e-6, whole=False, optional=True)  # of 0 nothing would be learned
@@ -236,7 +236,8 @@ def create_data(cfg: Any, console: Console) -> Any:
                 lambda done, total: progress.update(bar, completed=done, total=total),
                 cfg.data.window,
             )
-    return ContentImages(images, cfg.data.batch_size, cfg.data.num_workers, cfg.data.size, cfg.data.validation)
+    loading = cfg.data.batch_size, cfg.data.num_workers, cfg.data.size, cfg.data.validation
+    return ContentImages(images, *loading, moving=cfg.trainer.motion_weight > 0)
 
 
 def train_command(arguments: list[str]) -> Path | None:

@@ -109,6 +109,11 @@ def stylize_clip(
     pixels = reader.size[0] * reader.size[1] * max(1, looks.scale) ** 2
     at_once = max(1, min(stylizer.runs_at_once, int(TILED_ABOVE / pixels)))
     halt = stop or threading.Event()
+    steady = None
+    if looks.steady:
+        from nst_fast.stylizing.steadying import Steadying  # here: OpenCV, which nothing else needs
+
+        steady = Steadying(looks.steady, stylizer.threads)
     if not saving.keep_gps:
         reader.clip.metadata = {k: v for k, v in reader.clip.metadata.items() if "location" not in k.lower()}
 
@@ -127,7 +132,8 @@ def stylize_clip(
                 if stylized is None:
                     writer.copy(item)
                     continue
-                # Here frames come one by one in their order: what ties a frame to the one before belongs here.
+                if steady is not None:
+                    stylized = steady(item.picture, stylized)
                 writer.write(stylized, item.time, item.duration)
                 watch(writer.frames, reader.expected)
             if not writer.frames:

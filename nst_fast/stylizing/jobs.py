@@ -346,8 +346,11 @@ def stylize_video(
     try:
         from nst_fast.stylizing.clips import AnimationReader, stylize_clip
         from nst_fast.stylizing.video import ENCODERS, VideoReader
+
+        if looks.steady:
+            import cv2  # noqa: F401  or it would be found missing after the file is begun
     except ModuleNotFoundError as error:
-        raise UserError(f'{job.name}: videos need PyAV: pip install "nst_fast[video]"') from error
+        raise UserError(f'{job.name}: videos need PyAV, --steady OpenCV: pip install "nst_fast[video]"') from error
     if job.target is None or is_stream(job.target):
         raise UserError(f"{job.name}: a video goes into a file: -o FILE")
     encoder = ENCODERS.get(format_of(saving.suffix or job.target.suffix, video=True).name)
@@ -386,6 +389,8 @@ def stylize_job(
                 return stylize_video(job, stylizer, looks, saving, watch, stop)
         if saving.span != WHOLE:
             raise UserError(f"--from and --to cut videos; {job.name} becomes a picture")
+        if looks.steady:
+            raise UserError(f"--steady ties frames of a video; {job.name} becomes a picture")
         with open_picture(job) as image, budget.spend(image.width * image.height * max(1, looks.scale) ** 2):
             began = time.perf_counter()
             known = OF_NAME.get(image.format or "")  # "-" has no name that tells it

@@ -45,6 +45,7 @@ class Looks:
         style: of a model of many paintings, one's name or {name: weight} of several; None: its first.
         mask: "L", of any size: where it is white the picture is painted, where it is black it is not.
         outside: the style that it is painted in there; None: the photograph stays.
+        steady: how far frames of a video are tied to the ones before, 0 to 1.
     """
 
     strength: float = 1.0
@@ -54,6 +55,7 @@ class Looks:
     style: Style | None = None
     mask: Image.Image | None = None
     outside: Style | None = None
+    steady: float = 0.0
 
     def apply(self, stylizer: Stylizer, photograph: Image.Image) -> Image.Image:
         """Return a stylized RGB picture of the size of the photograph, once that is no larger than ``max_side``."""

@@ -33,6 +33,7 @@ from nst_fast.assets import cache_folder
 from nst_fast.errors import UserError
 from nst_fast.stylizing.folders import find_pictures
 from nst_fast.stylizing.images import load_image, open_image, reads_heic, resize_short_side, to_rgb, why_unreadable
+from nst_fast.training.motion import SecondViews
 from nst_fast.training.photographs import bundled_photographs, centre_crop, dead_leaves, random_window, recolour
 
 logger = logging.getLogger(__name__)
@@ -267,6 +268,7 @@ class ContentImages(pl.LightningDataModule):
         num_workers: processes that prepare them; changes nothing but speed.
         validation: a folder of photographs never trained on, or None for the two bundled ones.
         size: side of the validation photographs, centre crops, px.
+        moving: whether second views and flows come with the images to train on, as `SecondViews` has them.
     """
 
     def __init__(
@@ -276,9 +278,10 @@ class ContentImages(pl.LightningDataModule):
         num_workers: int,
         size: int,
         validation: str | Path | None = None,
+        moving: bool = False,
     ) -> None:
         super().__init__()
-        self.images, self.batch_size, self.size = images, batch_size, size
+        self.images, self.batch_size, self.size, self.moving = images, batch_size, size, moving
         self.num_workers = num_workers
         if num_workers and len(os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY:
             self.num_workers = 0
@@ -299,14 +302,14 @@ class ContentImages(pl.LightningDataModule):
         """{path: reason} of every picture that could not be read."""
         return {str(path): reason for path, reason in self.images.skipped}
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return the endless loader of this process, starting where the run stopped."""
         seen, rank, processes = 0, 0, 1
         if self.trainer:
             seen = int(self.trainer.lightning_module.batches_seen)  # type: ignore[arg-type]
             rank, processes = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(
-            self.images,
+            SecondViews(self.images) if self.moving else self.images,
             self.batch_size,
             sampler=Forever(seen * processes * self.batch_size, self.batch_size, rank, processes),
             num_workers=self.num_workers,

@@ -23,6 +23,7 @@ from nst_fast.loss.style_weight import StyleWeightControl
 from nst_fast.loss.terms import pixel_grid, pixel_weave, saturated_share
 from nst_fast.stylizing.images import save_image
 from nst_fast.training.checkpoints import CHECKPOINT_KEY
+from nst_fast.training.motion import motion_difference
 from nst_fast.training.networks import TransformationNetwork
 
 LOG_EVERY = 10  # steps
@@ -58,6 +59,7 @@ class Recipe:
             loss), so that 1 normalises gradients: every step has the same norm, whatever the loss's scale.
         grid_weight: of `pixel_grid`, beside the perceptual loss: it is the network's fault, not the picture's.
         weave_weight: of `pixel_weave`, likewise.
+        motion_weight: of `motion_difference`, for clips; 0: training takes no second views.
         one_cycle: whether the rate goes up and down to nothing; otherwise it stays.
         vector_steps: the first steps, which change the paintings' vectors alone.
         vector_rate: of the vectors' learning rate, times the others'.
@@ -68,6 +70,7 @@ class Recipe:
     gradient_clip: float | None = 1.0
     grid_weight: float = 3000.0
     weave_weight: float = 20.0
+    motion_weight: float = 0.0
     one_cycle: bool = True
     vector_steps: int = 0
     vector_rate: float = 1.0
@@ -166,20 +169,33 @@ class StyleTransfer(pl.LightningModule):
         total = terms["total"] + self.recipe.grid_weight * grid + self.recipe.weave_weight * weave
         return terms | {"grid": grid, "weave": weave, "total": total}
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Take one optimiser step on content images (N, 3, H, W) uint8, without effect where it is not finite.
+    def training_losses(
+        self, content: Tensor, chosen: Tensor, second: Tensor | None = None, flow: Tensor | None = None
+    ) -> Any:
+        """Return `losses` of a batch stylized; with second views (N, 3, H, W), moved by flows, ``motion`` too."""
+        stylized = self.stylize(content, chosen)
+        terms = self.losses(content, stylized, chosen)
+        if second is not None and flow is not None:
+            terms["motion"] = motion_difference(stylized, self.stylize(second, chosen), flow).mean()
+            terms["total"] = terms["total"] + self.recipe.motion_weight * terms["motion"]
+        return terms
 
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Take one optimiser step, without effect where it is not finite.
+
+        The batch is content images (N, 3, H, W) uint8, or those, second views of them and the flows between.
         Nothing here waits for the device: what comes of the step is decided there and read at the next log.
         """
-        content = (batch.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
-        chosen = self.next_paintings(len(batch))
+        pictures, flow = (batch[:2], batch[2:]) if isinstance(batch, list) else ([batch], [])
+        views = [(p.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last) for p in pictures]
+        chosen = self.next_paintings(len(views[0]))
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of float16, whose gradients it multiplies
         if self.device.type == "cpu" and self.trainer.world_size == 1 and scaler is None:
-            terms = self.backward_in_threads(content, chosen)
+            terms = self.backward_in_threads(views[0], chosen, *views[1:], *flow)
         else:
-            terms = self.losses(content, self.stylize(content, chosen), chosen)
+            terms = self.training_losses(views[0], chosen, *views[1:], *flow)
             self.manual_backward(terms["total"])
             for parameter in set(self.network.parameters()) - set(self.learning()):
                 parameter.grad = None
@@ -204,7 +220,7 @@ class StyleTransfer(pl.LightningModule):
         metrics = {f"train/{name}_loss": value.detach() for name, value in terms.items()}
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        images = (self.batches_seen - self.first_batch) * len(batch) * self.trainer.world_size
+        images = (self.batches_seen - self.first_batch) * len(views[0]) * self.trainer.world_size
         metrics |= {"train/gradient_norm": norm, "images_per_second": torch.tensor(images / (now - self.started))}
         if self.control is not None:
             metrics["style_weight"] = self.control.style_weight
@@ -231,7 +247,7 @@ class StyleTransfer(pl.LightningModule):
         """Raise UserError where nothing was learned."""
         self.check_steps()
 
-    def backward_in_threads(self, content: Tensor, chosen: Tensor) -> dict[str, Tensor]:
+    def backward_in_threads(self, content: Tensor, chosen: Tensor, *moved: Tensor) -> dict[str, Tensor]:
         """Leave a batch's gradients in the parameters and return the losses' terms, the pictures shared among threads.
 
         Small maps and serial operations leave cores of a CPU idle where all of them work on the same operation. Every
@@ -241,16 +257,16 @@ class StyleTransfer(pl.LightningModule):
         threads = max(1, torch.get_num_threads() // workers)
         parameters = self.learning()
 
-        def share(part: Tensor, chosen: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        def share(part: Tensor, *others: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
             torch.set_num_threads(threads)  # of this thread; the others keep theirs
             with self.trainer.precision_plugin.train_step_context():
-                terms = self.losses(part, self.stylize(part, chosen), chosen)
+                terms = self.training_losses(part, *others)
             weighted = {name: value * (len(part) / len(content)) for name, value in terms.items()}
             gradients = torch.autograd.grad(weighted["total"], parameters)
             return {name: value.detach() for name, value in weighted.items()}, gradients
 
         (terms, gradients), *others = share_pool(workers).map(
-            share, content.tensor_split(workers), chosen.tensor_split(workers)
+            share, *(t.tensor_split(workers) for t in (content, chosen, *moved))
         )
         for more_terms, more_gradients in others:
             for name, value in more_terms.items():

@@ -1,0 +1,69 @@
+"""Frames of a clip tied to the ones before: optical flow carries what was painted along with what it was painted on."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from PIL import Image
+
+MOST_CARRIED = 0.9  # of a pixel comes from the frame before at the most, so that what is wrong fades
+ROUND_TRIP = 0.01, 0.5  # of the squared lengths of flows there and back, px²; and px² beside it
+FADED = 0.04  # of 1: brightness that may change along the flow; light and shadow do not carry strokes
+CUT = 0.4  # of all pixels: where fewer are found again, another scene begins
+FINE, AROUND, SHARPEST = 1.0, 8.0, 2.0  # px, below which detail is fine; px, of its surroundings; largest gain
+
+
+class Steadying:
+    """Blends each stylized frame of a clip with the one before, moved to where things are now.
+
+    Flow is DIS (Kroeger et al. 2016), and holds where there and back lead home (Sundaram et al. 2010) and brightness is
+    the same. What blending takes from fine detail is given back: averages of strokes are smears.
+
+    Args:
+        amount: 0 leaves frames as they are, 1 ties them most.
+        threads: for flow; 0 takes every core.
+    """
+
+    def __init__(self, amount: float, threads: int = 0) -> None:
+        self.amount = amount
+        if threads:
+            cv2.setNumThreads(threads)
+        self.flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self.last: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __call__(self, photograph: Image.Image, stylized: Image.Image) -> Image.Image:
+        """Return the stylized frame of a photograph, RGB, tied to the frame that was given before."""
+        seen = photograph if photograph.size == stylized.size else photograph.resize(stylized.size)
+        brightness, painted = np.asarray(seen.convert("L")), np.asarray(stylized, np.float32)
+        if self.last is not None and self.last[0].shape == brightness.shape:
+            painted = self.tied(*self.last, brightness, painted)
+        self.last = brightness, painted
+        return Image.fromarray(painted.clip(0, 255).round().astype(np.uint8))
+
+    def tied(self, before: np.ndarray, shown: np.ndarray, now: np.ndarray, painted: np.ndarray) -> np.ndarray:
+        """Return a painted frame (H, W, 3) blended with the one shown before; itself where the scene is another."""
+        back, forth = self.flow.calc(now, before, None), self.flow.calc(before, now, None)
+        rows, columns = np.indices(now.shape, np.float32)
+        places = np.stack([columns + back[..., 0], rows + back[..., 1]], 2)
+        home = cv2.remap(forth, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        away = ((back + home) ** 2).sum(2)
+        found = ((places > -0.5) & (places < np.array(now.shape[::-1]) - 0.5)).all(2)
+        found &= away <= ROUND_TRIP[0] * ((back**2).sum(2) + (home**2).sum(2)) + ROUND_TRIP[1]
+        faded = now - cv2.remap(
+            before.astype(np.float32), places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        found &= np.abs(cv2.GaussianBlur(faded, (0, 0), FINE)) <= 255 * FADED
+        if found.mean() < CUT:
+            return painted
+        mask = found.astype(np.float32)
+        share = MOST_CARRIED * self.amount * np.minimum(mask, cv2.GaussianBlur(mask, (0, 0), FINE))[..., None]
+        carried = cv2.remap(shown, places, None, cv2.INTER_LANCZOS4, borderMode=cv2.BORDER_REFLECT)
+        blend = painted + share * (carried - painted)
+        detail = blend - cv2.GaussianBlur(blend, (0, 0), FINE)
+        return blend + (gain(detail, painted - cv2.GaussianBlur(painted, (0, 0), FINE)) - 1) * detail
+
+
+def gain(detail: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return what fine detail (H, W, 3) is multiplied by, (H, W, 1), to be as strong as another around each place."""
+    here, there = (cv2.GaussianBlur((d**2).mean(2), (0, 0), AROUND) for d in (detail, wanted))
+    return np.sqrt((there + 1) / (here + 1)).clip(1, SHARPEST)[..., None]
