@@ -20,6 +20,7 @@ from nst_fast.errors import UserError
 from nst_fast.stylizing.formats import choices
 from nst_fast.stylizing.jobs import Job, Result, Watch, check_targets, find_jobs, stylize_jobs
 from nst_fast.stylizing.looks import Looks, Saving
+from nst_fast.stylizing.stroke import Stroke
 from nst_fast.stylizing.stylizer import DEVICES, Stylizer
 
 USAGE = """
@@ -43,7 +44,7 @@ Stylize pictures and videos, one forward pass a picture.
   --strength S          0 is the photograph, 1 the stylized picture (default 1)
   --keep-colours        luminance of the stylized picture, colours of the photograph
   --max-side PX         make larger pictures smaller first
-  --scale F             stylize at F times the size and return: above 1 smaller strokes, below 1 larger ones
+  --stroke F|auto       strokes F times as large (default 1); auto: the same part of every picture, whatever its size
 
   --tile                run in tiles, as pictures of more than 4 megapixels are: bounded memory, the same result
   --huge                open pictures and videos of more than 179 megapixels, which may be decompression bombs
@@ -59,7 +60,7 @@ Stylize pictures and videos, one forward pass a picture.
 examples:
   stylize --model starry_night photo.jpg
   stylize --model starry_night holiday/ -o stylized/ --max-side 2000
-  stylize --model starry_night --scale 0.5 --strength 0.8 photo.png -o out.webp
+  stylize --model starry_night --stroke 2 --strength 0.8 photo.png -o out.webp
   stylize --model starry_night clip.mp4 --from 0:05 --to 0:10 -o out.mp4
   stylize --model starry_night - -o - < photo.jpg > out.jpg
 """
@@ -114,7 +115,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", type=seconds, default=math.inf, dest="last", metavar="T")
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--max-side", type=int)
-    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--stroke", type=stroke, default=1.0, metavar="F")
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pixel-range", type=int, choices=(1, 255))
@@ -138,7 +139,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         ("--threads", options.threads, 0, cores),
         ("--quality", options.quality, 1, 100),
         ("--strength", options.strength, 0, 1),
-        ("--scale", options.scale, 0.05, 16),
+        ("--stroke", 1 if options.stroke == "auto" else options.stroke, 0.0625, 64),
         ("--max-side", options.max_side, 1, 10**6),
     ):
         if value is not None and not least <= value <= most:
@@ -181,7 +182,7 @@ def stylize(arguments: list[str]) -> int:
     jobs = check_targets(found, suffix, options.overwrite, options.skip_existing)
     if len(jobs) < len(found) and not options.json:
         say(f"{len(found) - len(jobs)} of {len(found)} pictures are there already and left as they are")
-    looks = Looks(options.strength, options.keep_colours, options.max_side, options.scale)
+    looks = Looks(options.strength, options.keep_colours, options.max_side, options.stroke)
     saving = Saving(suffix, options.quality, options.keep_gps, options.overwrite, (options.first, options.last))
     with progress(jobs, suffix) as (advance, watch):
         done = tell_each(stylize_jobs(jobs, stylizer, looks, saving, watch), advance, options.json)
@@ -271,6 +272,14 @@ def seconds(text: str) -> float:
     if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text} is no time: seconds, MM:SS or H:MM:SS is needed")
     return sum(float(part) * 60**i for i, part in enumerate(reversed(text.split(":"))))
+
+
+def stroke(text: str) -> Stroke:
+    """Return a stroke: a number or "auto"."""
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no stroke: a number or auto is needed") from error
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from nst_fast.assets import find_model
 from nst_fast.errors import UserError, one_line
 from nst_fast.stylizing.images import to_rgb
 from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout, trial
+from nst_fast.stylizing.stroke import Stroke, paint, stroke_size
 
 if TYPE_CHECKING:
     from nst_fast.stylizing.tiling import Box, TiledModel
@@ -304,11 +305,13 @@ class Stylizer:
             self.multiple = needed
         return stylized
 
-    def stylize_array(self, pictures: np.ndarray) -> np.ndarray:
+    def stylize_array(self, pictures: np.ndarray, stroke: Stroke = 1) -> np.ndarray:
         """Return stylized uint8 RGB (N, H, W, 3) of pictures of the same shape and type."""
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape:
             raise ValueError(f"got {pictures.dtype} {pictures.shape}; uint8 (N, H, W, 3), none of them 0, is needed")
         height, width = pictures.shape[1:3]
+        if stroke != 1:
+            return np.stack([np.asarray(self.stylize(Image.fromarray(picture), stroke)) for picture in pictures])
         if self.needs_tiles(width, height):
             return np.concatenate([self.run_tiles(picture[None]) for picture in pictures])
         if self.fixed_size is not None:
@@ -322,20 +325,35 @@ class Stylizer:
             return padded[:, before[0] : before[0] + height, before[1] : before[1] + width]
         return self.run(pictures)
 
-    def stylize(self, picture: Image.Image) -> Image.Image:
-        """Return the stylized picture of an RGB picture, of exactly its size."""
+    def stylize(self, picture: Image.Image, stroke: Stroke = 1) -> Image.Image:
+        """Return the stylized picture of an RGB picture, of exactly its size, with strokes of a size.
+
+        Raises UserError where the model takes pictures of one size alone, and its strokes are asked for in another.
+        """
+        if stroke != 1:
+            if self.fixed_size is None:
+                return paint(self.stylize, picture, stroke_size(stroke, picture.size))
+            if stroke != "auto":
+                got = "×".join(map(str, self.fixed_size))
+                raise UserError(f"{self.path} sees every picture at {got}: strokes are of one size; leave stroke out")
+            return paint(self.stylize, picture, stroke_size(stroke, picture.size, min(self.fixed_size)))
         if self.needs_tiles(*picture.size) and not self.foreign:
             return self.run_tiled(picture)  # which takes no second copy of it
         return Image.fromarray(np.ascontiguousarray(self.stylize_array(np.asarray(picture)[None])[0]))
 
-    def __call__(self, image: Image.Image | np.ndarray) -> Any:
+    def __call__(self, image: Image.Image | np.ndarray, stroke: Stroke = 1) -> Any:
         """Return the stylized picture, of exactly the picture's size after its EXIF orientation is applied.
 
         A PIL image gives an RGB PIL image, a uint8 array (H, W, 3) gives such an array.
+
+        Args:
+            image: the picture.
+            stroke: how many times as large strokes are as the model has learned them; above 1 edges come from the full
+                picture. "auto": the same part of any picture.
         """
         if isinstance(image, np.ndarray):
-            return self.stylize_array(image[None])[0]
-        return self.stylize(to_rgb(image))
+            return self.stylize_array(image[None], stroke)[0]
+        return self.stylize(to_rgb(image), stroke)
 
 
 def read_model(path: Path) -> bytes:
