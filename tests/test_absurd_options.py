@@ -119,7 +119,7 @@ def test_an_absurd_argument_or_choice_is_one_line(command, value, call):
         assert err.rstrip("\n").isprintable()
 
 
-STYLIZE = ("--model", "-o", "--format", "--quality", "--strength", "--max-side", "--scale", "--device", "--threads")
+STYLIZE = ("--model", "-o", "--format", "--quality", "--strength", "--max-side", "--stroke", "--device", "--threads")
 COMPARE = ("--model", "--content", "--style", "--size", "--count", "--iterations", "--methods", "--starts")
 FEW = ["-1", "0", "nan", "inf", "1e30", "1" + "0" * 30, "text", "", "[1,2]", "\udcff", "a\nb", "x" * 300, "/nowhere/x"]
 
