@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -22,6 +22,9 @@ from nst_fast.files import refuse_existing
 from nst_fast.stylizing.folders import find_pictures
 from nst_fast.stylizing.images import load_image, resize_long_side
 from nst_fast.stylizing.stylizer import Stylizer
+
+if TYPE_CHECKING:
+    from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
 
 USAGE = """
 usage: nst-compare --model FILE_OR_NAME [--model ...] --content FOLDER [options] [key=value ...]
@@ -50,6 +53,7 @@ examples:
 """
 
 
+PAINTING_SIZES = (181, 256, 362, 512, 724)  # px, short side: sizes of strokes that are tried
 # What a loss is made of, beside its layers.
 LOSS_OPTIONS = ("content_weight", "style_weight", "tv_weight", "pooling", "normalise")
 
@@ -168,6 +172,20 @@ def load_models(options: argparse.Namespace, device: str = "auto") -> tuple[dict
     return models, style, [name for name, model in models.items() if model.metadata.get("style") == style]
 
 
+def find_sizes(cfg: Any, loss: PerceptualLoss) -> dict[int, Targets]:
+    """Return a painting's style targets at each of `PAINTING_SIZES` that can be had without another download."""
+    from nst_fast.commands.perceptual_loss import find_style
+    from nst_fast.loss.pretrained import TORCHVISION
+
+    # Of a real network the painting itself is here by now; for the small one targets of some sizes ship.
+    style = cfg.style if cfg.loss_network.name in TORCHVISION else {**cfg.style, "url": None}
+    found = {}
+    for size in PAINTING_SIZES:
+        with contextlib.suppress(UserError):
+            found[size] = find_style(style, loss, size)[0]
+    return found
+
+
 def choose_photographs(options: argparse.Namespace) -> list[Path]:
     """Return the photographs to compare on, once the report's folder is there; raises UserError."""
     paths = find_pictures(options.content)
@@ -256,6 +274,7 @@ def compare_command(arguments: list[str]) -> int:
     with download_progress(console) as fetching:
         perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
         style_targets, sha256 = find_style(cfg.style, perceptual_loss, progress=fetching)
+        painting_sizes = find_sizes(cfg, perceptual_loss) if judged else {}
     if judged and first.metadata.get("image_sha256", sha256) != sha256:
         console.print(
             f"{judged[0]} was trained on another picture of {style}; style.image=FILE gives it", style="yellow"
@@ -266,6 +285,7 @@ def compare_command(arguments: list[str]) -> int:
         models=models,
         perceptual_loss=perceptual_loss,
         style_targets=style_targets,
+        painting_sizes=painting_sizes,
         methods=options.methods,
         starts=options.starts,
         iterations=options.iterations,
@@ -323,6 +343,8 @@ def tell(report: dict[str, Any]) -> None:
 
     count = len(report["photographs"])
     for model, entry in report["models"].items():
+        if "painting_size" in entry:
+            print(f"{model}: strokes of the painting at {entry['painting_size']:.0f} px")
         for name, passed in entry.get("passed_by", {}).items():
             n = passed["iterations"]
             more = f"; not reached on {n['not_reached']} of {count} photographs" if n["not_reached"] else ""

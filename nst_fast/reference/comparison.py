@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from PIL import Image
@@ -25,11 +26,13 @@ class ModelResult:
         image: its picture.
         seconds: of one forward pass, picture in, picture out.
         losses: content, style, tv and total of the 8-bit picture.
+        style_losses: its style loss for the painting at each size, px.
     """
 
     image: Image.Image
     seconds: float
     losses: Mapping[str, float]
+    style_losses: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def compare(
     perceptual_loss: PerceptualLoss,
     style_targets: Targets,
     *,
+    painting_sizes: Mapping[int, Targets] | None = None,
     methods: Sequence[str] = METHODS,
     starts: Sequence[str] = STARTS,
     iterations: int = 200,
@@ -87,6 +91,7 @@ def compare(
         models: by name, from picture to picture of the same size.
         perceptual_loss: what they are compared on.
         style_targets: of the painting, on its device.
+        painting_sizes: of the painting at other sizes, px, which tell how large the models' strokes are.
         methods: of `optimize_image`.
         starts: content or noise.
         iterations: of each optimisation.
@@ -104,8 +109,9 @@ def compare(
             began = time.perf_counter()
             image = model(photograph)
             seconds.append(time.perf_counter() - began)
-        losses = perceptual_losses(perceptual_loss, style_targets, to_tensor(image).to(device), content)
-        results[name] = ModelResult(image, sorted(seconds)[TIMED_RUNS // 2], losses)
+        losses_for = partial(perceptual_losses, perceptual_loss, image=to_tensor(image).to(device), content=content)
+        sizes = {size: losses_for(targets)["style"] for size, targets in (painting_sizes or {}).items()}
+        results[name] = ModelResult(image, sorted(seconds)[TIMED_RUNS // 2], losses_for(style_targets), sizes)
     optimizers = {}
     for start in starts:
         for method in methods:
