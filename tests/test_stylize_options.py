@@ -889,7 +889,15 @@ def test_a_value_out_of_range_is_one_line_and_writes_nothing(stylize, arguments)
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--format", "psd"], ["--device", "tpu"], ["--quality", "good"], ["--pixel-range", "7"], ["--odd"], ["--stroke"], ["--stroke", "big"]],
+    [
+        ["--format", "psd"],
+        ["--device", "tpu"],
+        ["--quality", "good"],
+        ["--pixel-range", "7"],
+        ["--odd"],
+        ["--stroke"],
+        ["--stroke", "big"],
+    ],
     ids=" ".join,
 )
 def test_a_value_that_is_none_is_named_below_the_usage(stylize, arguments):
