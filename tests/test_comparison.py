@@ -111,15 +111,16 @@ def test_the_painting_size_of_a_report_is_that_of_the_mean_over_photographs():
     assert found["relative_painting_size"] == found["painting_size"] / 4
 
 
-def test_style_losses_of_a_comparison_are_those_of_each_size(loss, photograph):
+def test_style_distances_are_the_gram_terms_of_the_style_loss_for_each_size(loss, photograph):
     perceptual_loss, style_targets = loss
-    other = {name: 2 * target for name, target in style_targets.items()}
-    sizes = {256: style_targets, 512: other}
+    sizes = {256: style_targets, 512: {name: 2 * target for name, target in style_targets.items()}}
     found = compare(photograph, {"m": lambda p: p}, *loss, painting_sizes=sizes, methods=[], starts=[]).models["m"]
     image = to_tensor(photograph)
+    assert found.style_distances.keys() == sizes.keys()
     for size, targets in sizes.items():
-        expected = float(perceptual_loss(image, perceptual_loss.content_targets(image, True), targets)["style"])
-        assert found.style_losses[size] == pytest.approx(expected, rel=1e-6)
+        terms = perceptual_loss(image, perceptual_loss.content_targets(image, True), targets)
+        assert perceptual_loss.sliced_layers == {}  # so that nothing else is in the style loss
+        assert found.style_distances[size] == pytest.approx(float(terms["style"]), rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -22,9 +22,6 @@ from nst_fast.files import refuse_existing
 from nst_fast.stylizing.folders import find_pictures
 from nst_fast.stylizing.images import load_image, resize_long_side
 from nst_fast.stylizing.stylizer import Stylizer
-
-if TYPE_CHECKING:
-    from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
 
 USAGE = """
 usage: nst-compare --model FILE_OR_NAME [--model ...] --content FOLDER [options] [key=value ...]
@@ -53,7 +50,6 @@ examples:
 """
 
 
-PAINTING_SIZES = (181, 256, 362, 512, 724)  # px, short side: sizes of strokes that are tried
 # What a loss is made of, beside its layers.
 LOSS_OPTIONS = ("content_weight", "style_weight", "tv_weight", "pooling", "normalise")
 
@@ -172,20 +168,6 @@ def load_models(options: argparse.Namespace, device: str = "auto") -> tuple[dict
     return models, style, [name for name, model in models.items() if model.metadata.get("style") == style]
 
 
-def find_sizes(cfg: Any, loss: PerceptualLoss) -> dict[int, Targets]:
-    """Return a painting's style targets at each of `PAINTING_SIZES` that can be had without another download."""
-    from nst_fast.commands.perceptual_loss import find_style
-    from nst_fast.loss.pretrained import TORCHVISION
-
-    # Of a real network the painting itself is here by now; for the small one targets of some sizes ship.
-    style = cfg.style if cfg.loss_network.name in TORCHVISION else {**cfg.style, "url": None}
-    found = {}
-    for size in PAINTING_SIZES:
-        with contextlib.suppress(UserError):
-            found[size] = find_style(style, loss, size)[0]
-    return found
-
-
 def choose_photographs(options: argparse.Namespace) -> list[Path]:
     """Return the photographs to compare on, once the report's folder is there; raises UserError."""
     paths = find_pictures(options.content)
@@ -254,7 +236,7 @@ def compare_command(arguments: list[str]) -> int:
 
         from nst_fast.commands.configuration import load_config
         from nst_fast.commands.optimize import resolve
-        from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
+        from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_sizes, find_style
         from nst_fast.commands.progress import download_progress
         from nst_fast.reference.comparison import compare
         from nst_fast.reference.report import summarise

@@ -5,6 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
+from torch import Tensor
+
+from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
+from nst_fast.loss.terms import layer_gram_matrix
+
+
+@torch.no_grad()
+def style_distances(loss: PerceptualLoss, pictures: Tensor, paintings: Mapping[int, Targets]) -> dict[int, float]:
+    """Return the style loss's Gram terms of pictures (N, 3, H, W) in [0, 1] for the painting at each of its sizes, px.
+
+    Colours and other distributions, which hardly know sizes, are left out.
+    """
+    features = loss.loss_network(pictures, list(loss.style_layers))
+    grams = {layer: layer_gram_matrix(loss.loss_network, layer, features[layer]) for layer in loss.style_layers}
+    distances = dict.fromkeys(paintings, 0.0)
+    for size, targets in paintings.items():
+        for layer, weight in loss.style_layers.items():
+            term = loss.style_term(grams[layer], targets[layer].to(pictures.device), loss.filters(layer))
+            distances[size] += weight * float(term.mean())
+    return distances
+
 
 def best_painting_size(distances: Mapping[int, float]) -> float:
     """Return the short side of the painting, px, at which pictures are nearest to its style.

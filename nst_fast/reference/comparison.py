@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from nst_fast.loss.painting_size import style_distances
 from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
 from nst_fast.loss.tensors import to_image, to_tensor
 from nst_fast.reference.image_optimizer import METHODS, STARTS, optimize_image, white_noise
@@ -26,13 +26,13 @@ class ModelResult:
         image: its picture.
         seconds: of one forward pass, picture in, picture out.
         losses: content, style, tv and total of the 8-bit picture.
-        style_losses: its style loss for the painting at each size, px.
+        style_distances: from the painting at each size, px.
     """
 
     image: Image.Image
     seconds: float
     losses: Mapping[str, float]
-    style_losses: Mapping[int, float] = field(default_factory=dict)
+    style_distances: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,10 @@ def compare(
             began = time.perf_counter()
             image = model(photograph)
             seconds.append(time.perf_counter() - began)
-        losses_for = partial(perceptual_losses, perceptual_loss, image=to_tensor(image).to(device), content=content)
-        sizes = {size: losses_for(targets)["style"] for size, targets in (painting_sizes or {}).items()}
-        results[name] = ModelResult(image, sorted(seconds)[TIMED_RUNS // 2], losses_for(style_targets), sizes)
+        stylized = to_tensor(image).to(device)
+        losses = perceptual_losses(perceptual_loss, style_targets, stylized, content)
+        distances = style_distances(perceptual_loss, stylized, painting_sizes or {})
+        results[name] = ModelResult(image, sorted(seconds)[TIMED_RUNS // 2], losses, distances)
     optimizers = {}
     for start in starts:
         for method in methods:
