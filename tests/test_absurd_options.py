@@ -127,7 +127,7 @@ STYLIZE = (
     "--strength",
     "--steady",
     "--max-side",
-    "--scale",
+    "--stroke",
     "--device",
     "--threads",
 )

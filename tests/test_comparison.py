@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from nst_fast.loss.loss_networks import VGG
+from nst_fast.loss.painting_size import best_painting_size
 from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
 from nst_fast.loss.tensors import to_image, to_tensor
 from nst_fast.reference.comparison import (
@@ -80,6 +81,46 @@ def test_summary_of_three_photographs_by_hand():
 
 
 # Models that give back the photograph and noise
+
+
+@pytest.mark.parametrize("best", [200.0, 256.0, 300.0, 411.0])
+def test_the_best_painting_size_is_the_least_point_of_a_parabola_over_the_logarithm(best):
+    sizes = (128, 181, 256, 362, 512, 640)
+    distances = {size: 0.1 + 3 * np.log(size / best) ** 2 for size in sizes}
+    assert best_painting_size(distances) == pytest.approx(best)
+    fitted = np.polyfit(np.log(sizes), list(distances.values()), 2)
+    assert np.log(best_painting_size(distances)) == pytest.approx(-fitted[1] / 2 / fitted[0])
+
+
+def test_a_painting_size_at_an_end_is_that_of_the_end():
+    assert best_painting_size({512: 3.0}) == 512
+    assert best_painting_size({512: 3.0, 256: 4.0, 724: 2.5}) == 724
+    assert best_painting_size({512: 3.0, 256: 2.0, 724: 2.5}) == 256
+    assert best_painting_size({128: 1.0, 256: 1.0, 512: 1.0}) == 128
+
+
+def test_the_painting_size_of_a_report_is_that_of_the_mean_over_photographs():
+    sizes = [{256: 0.3, 362: 0.1, 512: 0.5}, {256: 0.1, 362: 0.2, 512: 0.3}]
+    losses = {"content": 1.0, "total": 4.0}
+    comparisons = {
+        str(n): Comparison(PICTURE, {"m": ModelResult(PICTURE, 1.0, losses, s)}) for n, s in enumerate(sizes)
+    }
+    found = summarise(comparisons, ["m"], 3)["models"]["m"]
+    assert found["painting_sizes"] == pytest.approx({256: 0.2, 362: 0.15, 512: 0.4})
+    assert found["painting_size"] == best_painting_size({256: 0.2, 362: 0.15, 512: 0.4})
+    assert found["relative_painting_size"] == found["painting_size"] / 4
+
+
+def test_style_distances_are_the_gram_terms_of_the_style_loss_for_each_size(loss, photograph):
+    perceptual_loss, style_targets = loss
+    sizes = {256: style_targets, 512: {name: 2 * target for name, target in style_targets.items()}}
+    found = compare(photograph, {"m": lambda p: p}, *loss, painting_sizes=sizes, methods=[], starts=[]).models["m"]
+    image = to_tensor(photograph)
+    assert found.style_distances.keys() == sizes.keys()
+    for size, targets in sizes.items():
+        terms = perceptual_loss(image, perceptual_loss.content_targets(image, True), targets)
+        assert perceptual_loss.sliced_layers == {}  # so that nothing else is in the style loss
+        assert found.style_distances[size] == pytest.approx(float(terms["style"]), rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ class Negative:
     """A model that inverts."""
 
     @staticmethod
-    def stylize(picture: Image.Image, style: object = None) -> Image.Image:
+    def stylize(picture: Image.Image, *_: object) -> Image.Image:
         return Image.fromarray(255 - np.asarray(picture))
 
 

@@ -424,7 +424,7 @@ def test_alpha_is_laid_over_white_where_it_has_no_place(stylize, by_hand, suffix
     np.testing.assert_allclose(got, colours * alpha + 255 * (1 - alpha), rtol=0, atol=5 if suffix == ".jpg" else 1)
 
 
-@pytest.mark.parametrize("more", [[], ["--max-side", 20], ["--scale", 0.7]])
+@pytest.mark.parametrize("more", [[], ["--max-side", 20], ["--stroke", 1.5]])
 def test_what_lies_under_transparent_pixels_changes_nothing(stylize, more):
     alpha = np.where(np.add.outer(np.arange(20), np.arange(30)) < 24, 255, 0).astype(np.uint8)
     alpha[3, 4], alpha[19, 29] = 0, 1
@@ -740,11 +740,11 @@ def test_max_side_makes_larger_pictures_smaller_and_no_others(stylize, by_hand, 
     np.testing.assert_array_equal(np.asarray(got.getchannel("A")), alpha)
 
 
-@pytest.mark.parametrize("scale", [0.5, 0.37, 2])
-def test_scale_stylizes_at_another_size_and_returns(stylize, by_hand, scale):
+@pytest.mark.parametrize("stroke", [0.5, 0.8, 1 / 3])
+def test_smaller_strokes_are_those_of_a_larger_picture_made_smaller_again(stylize, by_hand, stroke):
     save("photo.png", with_alpha())
-    assert stylize("photo.png", "--scale", scale).returncode == 0
-    size = (round(30 * scale), round(20 * scale))
+    assert stylize("photo.png", "--stroke", stroke).returncode == 0
+    size = (round(30 / stroke), round(20 / stroke))
     seen = Image.fromarray(PIXELS).resize(size, Image.Resampling.LANCZOS)
     expected = by_hand(seen).resize((30, 20), Image.Resampling.LANCZOS)
     expected.putalpha(Image.fromarray(ALPHA))
@@ -753,7 +753,7 @@ def test_scale_stylizes_at_another_size_and_returns(stylize, by_hand, scale):
 
 def test_looks_go_together_and_into_every_frame(stylize, by_hand):
     save_animation("moving.png")
-    assert stylize("moving.png", "--max-side", 20, "--scale", 2, "--keep-colours", "--strength", 0.7).returncode == 0
+    assert stylize("moving.png", "--max-side", 20, "--stroke", 0.5, "--keep-colours", "--strength", 0.7).returncode == 0
     for (_, pixels), frame in zip(frames_of(opened("moving.tiny.png")), FRAMES, strict=True):
         small = frame.resize((20, 13), Image.Resampling.LANCZOS)
         stylized = by_hand(small.resize((40, 26), Image.Resampling.LANCZOS)).resize((20, 13), Image.Resampling.LANCZOS)
@@ -872,9 +872,9 @@ def test_list_has_a_line_for_each_shipped_model(stylize):
         ["--strength", "1.01"],
         ["--strength", "-0.5"],
         ["--strength", "nan"],
-        ["--scale", "0"],
-        ["--scale", "inf"],
-        ["--scale", "nan"],
+        ["--stroke", "0"],
+        ["--stroke", "inf"],
+        ["--stroke", "nan"],
         ["--max-side", "0"],
         ["--quality", "0"],
         ["--quality", "101"],
@@ -891,7 +891,15 @@ def test_a_value_out_of_range_is_one_line_and_writes_nothing(stylize, arguments)
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--format", "psd"], ["--device", "tpu"], ["--quality", "good"], ["--pixel-range", "7"], ["--odd"], ["--scale"]],
+    [
+        ["--format", "psd"],
+        ["--device", "tpu"],
+        ["--quality", "good"],
+        ["--pixel-range", "7"],
+        ["--odd"],
+        ["--stroke"],
+        ["--stroke", "big"],
+    ],
     ids=" ".join,
 )
 def test_a_value_that_is_none_is_named_below_the_usage(stylize, arguments):

@@ -647,7 +647,7 @@ def boxes(monkeypatch):
         ["--model", "tiny.onnx"],
         ["--model", "peer.onnx", "--pixel-range", "1"],
         ["--model", "peer.onnx", "--pixel-range", "255", "--bgr"],
-        ["--model", "tiny.onnx", "--scale", "0.8"],
+        ["--model", "tiny.onnx", "--stroke", "1.25"],
         ["--model", "tiny.onnx", "--strength", "0.4"],
         ["--model", "tiny.onnx", "--keep-colours"],
         ["--model", "tiny.onnx", "--max-side", "150"],
@@ -670,7 +670,7 @@ def test_above_the_threshold_the_command_takes_tiles_by_itself(folder, monkeypat
     assert whole.size == tiles.size == ((150, 113) if "--max-side" in arguments else (174, 131))
     assert whole.mode == tiles.mode == ("RGBA" if alpha else "RGB")
     difference = np.abs(np.asarray(whole).astype(int) - np.asarray(tiles))
-    assert difference.max() <= (3 if "--scale" in arguments else 2)
+    assert difference.max() <= (3 if "--stroke" in arguments else 2)
     if alpha and "--max-side" not in arguments:
         np.testing.assert_array_equal(np.asarray(tiles.getchannel("A")), np.asarray(mask))
 

@@ -36,6 +36,9 @@ from nst_fast.assets import shipped_models
 from nst_fast.commands import export
 from nst_fast.commands import train as train_command
 from nst_fast.commands.configuration import load_config
+from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_sizes
+from nst_fast.loss.painting_size import best_painting_size, style_distances
+from nst_fast.loss.tensors import to_tensor
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.checkpoints import read_checkpoint
 from nst_fast.training.networks import FastNetwork
@@ -177,6 +180,20 @@ def test_tensorboard_has_the_validation_losses_of_the_summary(finished, events):
     assert losses.keys() == {f"val/{name}_loss" for name in ("content", "style", "tv", "grid", "weave", "total")}
     for name, value in losses.items():
         assert events.Scalars(name)[-1].value == pytest.approx(value, rel=1e-5)
+
+
+def test_tensorboard_has_the_painting_size_of_the_samples(finished, events):
+    logged = {name: events.Scalars(f"val/{name}") for name in ("painting_size", "relative_painting_size", "total_loss")}
+    assert len({tuple(event.step for event in found) for found in logged.values()}) == 1
+    cfg = OmegaConf.create(yaml.safe_load((finished.folder / "config.yaml").read_text()))
+    loss = create_perceptual_loss(cfg)
+    with Image.open(finished.folder / "samples" / "step_000004.png") as strip:
+        pictures = to_tensor(strip.crop((0, 64, 128, 128)))
+    distances = style_distances(loss, torch.cat(pictures.chunk(2, 3)), find_sizes(cfg, loss))
+    assert list(distances) == [181, 256, 362, 512, 724]
+    last = {name: found[-1].value for name, found in logged.items()}
+    assert last["painting_size"] == pytest.approx(best_painting_size(distances), rel=0.05)  # the strip is of 8 bits
+    assert last["relative_painting_size"] == pytest.approx(last["painting_size"] / 64, rel=1e-5)
 
 
 def test_tensorboard_has_the_strip_of_the_samples(finished, events):

@@ -394,7 +394,7 @@ def test_folders_and_globs_have_videos(stylize):
 
 def test_options_of_pictures_count_for_videos(stylize):
     make_clip("a.mp4", [picture(5, 200, 100)] * 3)
-    done = stylize("a.mp4", "-o", "b.mp4", "--max-side", 100, "--scale", 0.5, "--strength", 0.5, "--json")
+    done = stylize("a.mp4", "-o", "b.mp4", "--max-side", 100, "--stroke", 2, "--strength", 0.5, "--json")
     assert json.loads(done.stdout)["width"] == 100
     assert decoded("b.mp4")[0][1].shape == (50, 100, 3)
 

@@ -263,8 +263,7 @@ class Worker:
         try:
             with reading(picture.id, source):
                 opened = open_image(source)
-            pixels = opened.width * opened.height * max(1, looks.scale) ** 2
-            with opened, self.budget.spend(pixels):
+            with opened, self.budget.spend(looks.pixels(*opened.size)):
                 began = time.perf_counter()
                 with reading(picture.id, source):
                     opened.load()

@@ -41,7 +41,7 @@ Stylize very many pictures. What is done is on record; the same command again do
   --threads N           to use (default: all cores; with --address 1 for each actor)
 
   --strength S or S:S   as of stylize; or between two, drawn for each picture by its id
-  --keep-colours, --max-side, --scale, --format, --quality, --keep-gps, --tile, --huge, --device,
+  --keep-colours, --max-side, --stroke, --format, --quality, --keep-gps, --tile, --huge, --device,
   --pixel-range, --bgr  as of stylize
 
   --json                print the summary as one JSON object
@@ -152,7 +152,7 @@ def batch(arguments: list[str]) -> int:
         options.output,
         styles,
         options.each,
-        Looks(options.strength[-1], options.keep_colours, options.max_side, options.scale),
+        Looks(options.strength[-1], options.keep_colours, options.max_side, options.stroke),
         Saving(None if options.format is None else FORMATS[options.format], options.quality, options.keep_gps),
         {"threads": threads, "device": options.device, "tile": options.tile}
         | {"pixel_range": options.pixel_range, "bgr": options.bgr},

@@ -236,7 +236,7 @@ def compare_command(arguments: list[str]) -> int:
 
         from nst_fast.commands.configuration import load_config
         from nst_fast.commands.optimize import resolve
-        from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
+        from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_sizes, find_style
         from nst_fast.commands.progress import download_progress
         from nst_fast.reference.comparison import compare
         from nst_fast.reference.report import summarise
@@ -256,6 +256,7 @@ def compare_command(arguments: list[str]) -> int:
     with download_progress(console) as fetching:
         perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
         style_targets, sha256 = find_style(cfg.style, perceptual_loss, progress=fetching)
+        painting_sizes = find_sizes(cfg, perceptual_loss) if judged else {}
     if judged and first.metadata.get("image_sha256", sha256) != sha256:
         console.print(
             f"{judged[0]} was trained on another picture of {style}; style.image=FILE gives it", style="yellow"
@@ -266,6 +267,7 @@ def compare_command(arguments: list[str]) -> int:
         models=models,
         perceptual_loss=perceptual_loss,
         style_targets=style_targets,
+        painting_sizes=painting_sizes,
         methods=options.methods,
         starts=options.starts,
         iterations=options.iterations,
@@ -323,6 +325,8 @@ def tell(report: dict[str, Any]) -> None:
 
     count = len(report["photographs"])
     for model, entry in report["models"].items():
+        if "painting_size" in entry:
+            print(f"{model}: strokes of the painting at {entry['painting_size']:.0f} px")
         for name, passed in entry.get("passed_by", {}).items():
             n = passed["iterations"]
             more = f"; not reached on {n['not_reached']} of {count} photographs" if n["not_reached"] else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +23,11 @@ from nst_fast.commands.configuration import (
 from nst_fast.downloads import Progress
 from nst_fast.errors import UserError
 from nst_fast.loss.perceptual_loss import LOSSES, PerceptualLoss, Targets, blend
-from nst_fast.loss.pretrained import LOSS_NETWORKS, VGG_WIDTHS, choose_loss_network, create_loss_network
+from nst_fast.loss.pretrained import LOSS_NETWORKS, TORCHVISION, VGG_WIDTHS, choose_loss_network, create_loss_network
 from nst_fast.loss.style_targets import find_paintings, find_style_targets
 from nst_fast.loss.style_weight import DISTANCES, StyleWeightControl, content_distance
 
+PAINTING_SIZES = (181, 256, 362, 512, 724)  # px, short side: sizes of strokes that are tried
 LONGEST_NAME = 200  # bytes of a style's name: file systems take 255, suffixes among them
 
 
@@ -152,6 +154,22 @@ def find_gallery(style: Any, loss: PerceptualLoss) -> tuple[list[Targets], list[
         found.append({name: target.to(device) for name, target in targets.items()})
         told.append({"licence": str(style.licence), **painting, "sha256": sha256})
     return found, told
+
+
+def find_sizes(cfg: Any, loss: PerceptualLoss) -> dict[int, Targets]:
+    """Return a painting's style targets at each of `PAINTING_SIZES` that can be had without another download.
+
+    They tell how large strokes are. Of a real network the painting itself is here by now; for the small one targets of
+    some sizes ship. A gallery has none.
+    """
+    if cfg.style.get("images") is not None:
+        return {}
+    style = cfg.style if cfg.loss_network.name in TORCHVISION else {**cfg.style, "url": None}
+    found = {}
+    for size in PAINTING_SIZES:
+        with contextlib.suppress(UserError):
+            found[size] = find_style(style, loss, size)[0]
+    return found
 
 
 def find_blend(

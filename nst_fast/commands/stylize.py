@@ -24,6 +24,7 @@ from nst_fast.stylizing.formats import choices
 from nst_fast.stylizing.images import load_image, resize_long_side, save_image
 from nst_fast.stylizing.jobs import Job, Result, Watch, check_targets, find_jobs, stylize_jobs
 from nst_fast.stylizing.looks import Looks, Saving
+from nst_fast.stylizing.stroke import Stroke
 from nst_fast.stylizing.style_file import SUFFIX
 from nst_fast.stylizing.stylizer import DEVICES, Style, Stylizer
 
@@ -54,7 +55,7 @@ Stylize pictures and videos, one forward pass a picture.
   --sheet               one picture in every style of the model, on one sheet
   --keep-colours        luminance of the stylized picture, colours of the photograph
   --max-side PX         make larger pictures smaller first
-  --scale F             stylize at F times the size and return: above 1 smaller strokes, below 1 larger ones
+  --stroke F|auto       strokes F times as large (default 1); auto: the same part of every picture, whatever its size
 
   --tile                run in tiles, as pictures of more than 4 megapixels are: bounded memory, the same result
   --huge                open pictures and videos of more than 179 megapixels, which may be decompression bombs
@@ -70,7 +71,7 @@ Stylize pictures and videos, one forward pass a picture.
 examples:
   stylize --style starry_night photo.jpg
   stylize --style starry_night=0.7,the_scream=0.3 holiday/ -o stylized/ --max-side 2000
-  stylize --style great_wave --scale 0.5 --strength 0.8 photo.png -o out.webp
+  stylize --style great_wave --stroke 2 --strength 0.8 photo.png -o out.webp
   stylize --sheet photo.jpg -o styles.jpg
   stylize --model my.onnx clip.mp4 --from 0:05 --to 0:10 -o out.mp4
   stylize --style starry_night - -o - < photo.jpg > out.jpg
@@ -135,7 +136,7 @@ def add_looks(parser: argparse.ArgumentParser, strength: Callable[[str], Any] = 
     parser.add_argument("--quality", type=int, default=95)
     parser.add_argument("--strength", type=strength, default="1")
     parser.add_argument("--max-side", type=int)
-    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--stroke", type=stroke, default=1.0, metavar="F")
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pixel-range", type=int, choices=(1, 255))
@@ -154,7 +155,7 @@ def parse_looks(parser: argparse.ArgumentParser, arguments: list[str]) -> argpar
     check_limits(
         ("--threads", options.threads, 0, os.cpu_count() or 1),
         ("--quality", options.quality, 1, 100),
-        ("--scale", options.scale, 0.05, 16),
+        ("--stroke", 1 if options.stroke == "auto" else options.stroke, 0.0625, 64),
         ("--max-side", options.max_side, 1, 10**6),
     )
     return options
@@ -234,7 +235,7 @@ def stylize(arguments: list[str]) -> int:
         options.strength,
         options.keep_colours,
         options.max_side,
-        options.scale,
+        options.stroke,
         style=chosen,
         mask=mask,
         outside=options.outside,
@@ -344,7 +345,7 @@ def paint_sheet(options: argparse.Namespace, stylizer: Stylizer, suffix: str | N
     if job.source is None or job.target is None or job.error is not None:
         raise UserError(job.error or "--sheet reads and writes files")
     photograph = resize_long_side(load_image(job.source), options.max_side or SHEET_SIDE)
-    looks = Looks(options.strength, options.keep_colours, None, options.scale)
+    looks = Looks(options.strength, options.keep_colours, None, options.stroke)
     pictures = {name: replace(looks, style=name).apply(stylizer, photograph) for name in stylizer.paintings}
     save_image(contact_sheet({"photograph": photograph, **pictures}), job.target, quality=options.quality)
     say(str(job.target))
@@ -356,6 +357,14 @@ def seconds(text: str) -> float:
     if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text} is no time: seconds, MM:SS or H:MM:SS is needed")
     return sum(float(part) * 60**i for i, part in enumerate(reversed(text.split(":"))))
+
+
+def stroke(text: str) -> Stroke:
+    """Return a stroke: a number or "auto"."""
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no stroke: a number or auto is needed") from error
 
 
 def main() -> None:

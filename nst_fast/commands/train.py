@@ -250,11 +250,18 @@ def train_command(arguments: list[str]) -> Path | None:
     from pytorch_lightning.utilities import rank_zero_only
 
     from nst_fast.commands.configuration import literal, load_config
-    from nst_fast.commands.perceptual_loss import create_control, create_perceptual_loss, find_gallery, find_style
+    from nst_fast.commands.perceptual_loss import (
+        create_control,
+        create_perceptual_loss,
+        find_gallery,
+        find_sizes,
+        find_style,
+    )
     from nst_fast.commands.progress import TrainingProgress, download_progress
     from nst_fast.commands.resume import RUNS, resume_run
     from nst_fast.training.networks import create_network
     from nst_fast.training.run import Engine, finished_model, steps_in, train
+    from nst_fast.training.stroke_size import StrokeSize
     from nst_fast.training.style_transfer import Recipe
 
     first = getattr(rank_zero_only, "rank", 0) == 0
@@ -326,7 +333,7 @@ def train_command(arguments: list[str]) -> Path | None:
         resume=resume,
         start_over=resumed and resume is None,
         float_nchw=cfg.float_nchw,
-        callbacks=[TrainingProgress(console, title)],
+        callbacks=[TrainingProgress(console, title), StrokeSize(find_sizes(cfg, perceptual_loss))],
     )
     if trained is not None:
         tell(trained, cfg, console)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nst_fast.loss.painting_size import style_distances
 from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
 from nst_fast.loss.tensors import to_image, to_tensor
 from nst_fast.reference.image_optimizer import METHODS, STARTS, optimize_image, white_noise
@@ -25,11 +26,13 @@ class ModelResult:
         image: its picture.
         seconds: of one forward pass, picture in, picture out.
         losses: content, style, tv and total of the 8-bit picture.
+        style_distances: from the painting at each size, px.
     """
 
     image: Image.Image
     seconds: float
     losses: Mapping[str, float]
+    style_distances: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def compare(
     perceptual_loss: PerceptualLoss,
     style_targets: Targets,
     *,
+    painting_sizes: Mapping[int, Targets] | None = None,
     methods: Sequence[str] = METHODS,
     starts: Sequence[str] = STARTS,
     iterations: int = 200,
@@ -87,6 +91,7 @@ def compare(
         models: by name, from picture to picture of the same size.
         perceptual_loss: what they are compared on.
         style_targets: of the painting, on its device.
+        painting_sizes: of the painting at other sizes, px, which tell how large the models' strokes are.
         methods: of `optimize_image`.
         starts: content or noise.
         iterations: of each optimisation.
@@ -104,8 +109,10 @@ def compare(
             began = time.perf_counter()
             image = model(photograph)
             seconds.append(time.perf_counter() - began)
-        losses = perceptual_losses(perceptual_loss, style_targets, to_tensor(image).to(device), content)
-        results[name] = ModelResult(image, sorted(seconds)[TIMED_RUNS // 2], losses)
+        stylized = to_tensor(image).to(device)
+        losses = perceptual_losses(perceptual_loss, style_targets, stylized, content)
+        distances = style_distances(perceptual_loss, stylized, painting_sizes or {})
+        results[name] = ModelResult(image, sorted(seconds)[TIMED_RUNS // 2], losses, distances)
     optimizers = {}
     for start in starts:
         for method in methods:

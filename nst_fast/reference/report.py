@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
+from nst_fast.loss.painting_size import best_painting_size
 from nst_fast.reference.comparison import Comparison
 
 
@@ -33,6 +34,17 @@ def told(iterations: dict[str, Any], count: int) -> str:
     return f"{'at least ' if 2 * iterations['not_reached'] >= count else ''}{iterations['median']:g}"
 
 
+def stroke_size(comparisons: Sequence[Comparison], model: str) -> dict[str, Any]:
+    """Return how large a model's strokes are, as docs/stroke.md defines it; nothing where no sizes were compared."""
+    results = [c.models[model] for c in comparisons]
+    sizes = {size: statistics.mean(r.style_distances[size] for r in results) for size in results[0].style_distances}
+    if not sizes:
+        return {}
+    best = best_painting_size(sizes)
+    side = statistics.mean(min(r.image.size) for r in results)
+    return {"painting_size": best, "relative_painting_size": best / side, "painting_sizes": sizes}
+
+
 def summarise(comparisons: Mapping[str, Comparison], judged: Sequence[str], iterations: int) -> dict[str, Any]:
     """Return what a report says: over all photographs and of each.
 
@@ -45,6 +57,7 @@ def summarise(comparisons: Mapping[str, Comparison], judged: Sequence[str], iter
         results = [c.models[model] for c in every]
         entry: dict[str, Any] = {"seconds": statistics.median(r.seconds for r in results)}
         if model in judged:
+            entry |= stroke_size(every, model)
             entry["losses"] = {k: statistics.mean(r.losses[k] for r in results) for k in results[0].losses}
             entry["passed_by"] = {}
             for name in every[0].optimizers:

@@ -106,8 +106,7 @@ def stylize_clip(
 
     Raises UserError where it cannot be read, stylized or written.
     """
-    pixels = reader.size[0] * reader.size[1] * max(1, looks.scale) ** 2
-    at_once = max(1, min(stylizer.runs_at_once, int(TILED_ABOVE / pixels)))
+    at_once = max(1, min(stylizer.runs_at_once, int(TILED_ABOVE / looks.pixels(*reader.size))))
     halt = stop or threading.Event()
     steady = None
     if looks.steady:

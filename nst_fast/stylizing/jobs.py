@@ -391,7 +391,7 @@ def stylize_job(
             raise UserError(f"--from and --to cut videos; {job.name} becomes a picture")
         if looks.steady:
             raise UserError(f"--steady ties frames of a video; {job.name} becomes a picture")
-        with open_picture(job) as image, budget.spend(image.width * image.height * max(1, looks.scale) ** 2):
+        with open_picture(job) as image, budget.spend(looks.pixels(*image.size)):
             began = time.perf_counter()
             known = OF_NAME.get(image.format or "")  # "-" has no name that tells it
             named = job.target.suffix if job.target else written_as(known.suffixes[0] if known else PNG)

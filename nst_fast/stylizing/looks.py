@@ -24,6 +24,7 @@ from nst_fast.stylizing.images import (
     split_alpha,
     why_unreadable,
 )
+from nst_fast.stylizing.stroke import Stroke, stroke_size
 from nst_fast.stylizing.stylizer import Style, Stylizer
 from nst_fast.stylizing.tiff import MORE_PAGES
 
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST_DPI = 65_535  # that a JPEG has place for
 WHOLE = (0.0, math.inf)
+FULL_SIZE = 1 / 8  # of the memory that a model takes for a pixel, whatever else a pixel takes
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Looks:
         strength: 0 is the photograph, 1 the stylized picture.
         keep_colours: whether the result has the luminance of the stylized picture and the photograph's colours.
         max_side: px; larger photographs are made smaller first. None: as they are.
-        scale: the model sees the photograph at so many times its size; above 1 strokes are smaller.
+        stroke: how many times as large strokes are as the model has learned them; "auto": the same part of any picture.
         style: of a model of many paintings, one's name or {name: weight} of several; None: its first.
         mask: "L", of any size: where it is white the picture is painted, where it is black it is not.
         outside: the style that it is painted in there; None: the photograph stays.
@@ -51,11 +53,15 @@ class Looks:
     strength: float = 1.0
     keep_colours: bool = False
     max_side: int | None = None
-    scale: float = 1.0
+    stroke: Stroke = 1.0
     style: Style | None = None
     mask: Image.Image | None = None
     outside: Style | None = None
     steady: float = 0.0
+
+    def pixels(self, width: int, height: int) -> float:
+        """Return of how many pixels the model sees a photograph, or as many as take that memory at full size."""
+        return width * height * max(1 / stroke_size(self.stroke, (width, height)) ** 2, FULL_SIZE)
 
     def apply(self, stylizer: Stylizer, photograph: Image.Image) -> Image.Image:
         """Return a stylized RGB picture of the size of the photograph, once that is no larger than ``max_side``."""
@@ -69,13 +75,7 @@ class Looks:
 
     def paint(self, stylizer: Stylizer, photograph: Image.Image, style: Style | None) -> Image.Image:
         """Return a whole RGB picture in a style, of the photograph's size."""
-        seen = photograph
-        if self.scale != 1:
-            size = (max(1, round(seen.width * self.scale)), max(1, round(seen.height * self.scale)))
-            seen = seen.resize(size, Image.Resampling.LANCZOS)
-        stylized = stylizer.stylize(seen, style)
-        if stylized.size != photograph.size:
-            stylized = stylized.resize(photograph.size, Image.Resampling.LANCZOS)
+        stylized = stylizer.stylize(photograph, style, self.stroke)
         if self.keep_colours:
             stylized = keep_colours(stylized, photograph)
         return stylized if self.strength == 1 else Image.blend(photograph, stylized, self.strength)

@@ -22,6 +22,7 @@ from nst_fast.assets import find_model, nearest
 from nst_fast.errors import UserError, one_line
 from nst_fast.stylizing.images import to_rgb
 from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout, trial
+from nst_fast.stylizing.stroke import Stroke, paint, stroke_size
 from nst_fast.stylizing.style_file import SUFFIX, StyleFile
 
 if TYPE_CHECKING:
@@ -348,11 +349,13 @@ class Stylizer:
             self.multiple = needed
         return stylized
 
-    def stylize_array(self, pictures: np.ndarray, style: Style | None = None) -> np.ndarray:
+    def stylize_array(self, pictures: np.ndarray, style: Style | None = None, stroke: Stroke = 1) -> np.ndarray:
         """Return stylized uint8 RGB (N, H, W, 3) of pictures of the same shape and type."""
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape:
             raise ValueError(f"got {pictures.dtype} {pictures.shape}; uint8 (N, H, W, 3), none of them 0, is needed")
         height, width = pictures.shape[1:3]
+        if stroke != 1:
+            return np.stack([np.asarray(self.stylize(Image.fromarray(one), style, stroke)) for one in pictures])
         feeds = self.feeds(style)
         if self.needs_tiles(width, height):
             return np.concatenate([self.run_tiles(picture[None], feeds) for picture in pictures])
@@ -367,26 +370,48 @@ class Stylizer:
             return padded[:, before[0] : before[0] + height, before[1] : before[1] + width]
         return self.run(pictures, feeds)
 
-    def stylize(self, picture: Image.Image, style: Style | None = None) -> Image.Image:
-        """Return the stylized picture of an RGB picture, of exactly its size."""
+    def stylize(self, picture: Image.Image, style: Style | None = None, stroke: Stroke = 1) -> Image.Image:
+        """Return the stylized picture of an RGB picture, of exactly its size, with strokes of a size.
+
+        Raises UserError where the model takes pictures of one size alone, and its strokes are asked for in another.
+        """
+        if stroke != 1:
+            run = functools.partial(self.stylize, style=style)
+            if self.fixed_size is None:
+                return paint(run, picture, stroke_size(stroke, picture.size))
+            if stroke != "auto":
+                got = "×".join(map(str, self.fixed_size))
+                raise UserError(f"{self.path} sees every picture at {got}: strokes are of one size; leave stroke out")
+            return paint(run, picture, stroke_size(stroke, picture.size, min(self.fixed_size)))
         if self.needs_tiles(*picture.size) and not self.foreign:
             return self.run_tiled(picture, self.feeds(style))  # which takes no second copy of it
         return Image.fromarray(np.ascontiguousarray(self.stylize_array(np.asarray(picture)[None], style)[0]))
 
-    def __call__(self, image: Image.Image | np.ndarray, style: Style | None = None, strength: float = 1.0) -> Any:
+    def __call__(
+        self,
+        image: Image.Image | np.ndarray,
+        style: Style | None = None,
+        strength: float = 1.0,
+        stroke: Stroke = 1,
+    ) -> Any:
         """Return the stylized picture, of exactly the picture's size after its EXIF orientation is applied.
 
-        A PIL image gives an RGB PIL image, a uint8 array (H, W, 3) gives such an array. Of a model of many paintings
-        ``style`` is one's name, or {name: weight} of several; None is the first. At a ``strength`` of 0 the photograph
-        comes back, in between a blend of the two.
+        A PIL image gives an RGB PIL image, a uint8 array (H, W, 3) gives such an array.
+
+        Args:
+            image: the picture.
+            style: of a model of many paintings, one's name or {name: weight} of several; None is the first.
+            strength: 0 gives the photograph back, 1 the stylized picture, in between a blend of the two.
+            stroke: how many times as large strokes are as the model has learned them; above 1 edges come from the full
+                picture. "auto": the same part of any picture.
         """
         if isinstance(image, np.ndarray):
-            stylized = self.stylize_array(image[None], style)[0]
+            stylized = self.stylize_array(image[None], style, stroke)[0]
             if strength == 1:
                 return stylized
             return np.array(Image.blend(Image.fromarray(image), Image.fromarray(stylized), strength))
         photograph = to_rgb(image)
-        stylized = self.stylize(photograph, style)
+        stylized = self.stylize(photograph, style, stroke)
         return stylized if strength == 1 else Image.blend(photograph, stylized, strength)
 
 

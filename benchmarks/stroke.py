@@ -1,0 +1,245 @@
+"""Strokes of the size that is asked for: style, edges, size, time and memory. python benchmarks/stroke.py
+
+Figures are those of ../shared/judge.py, which shares no code with us, on the real VGG-16. Photographs are those of
+../shared/content/4k, which no released model was trained on. What is there already is kept: --again makes it anew.
+
+  sizes    pictures of a short side of 512, 1080 and 2160 px, brought back to 512 px: style_vgg16 with `auto` and with 1
+  edges    `auto` at 2160 px against the same model run at 512 px and enlarged: content_vgg16 in 1024 px crops
+  strokes  strokes of 1, 2 and 4 at 1080 px, each picture made smaller by its stroke: the painting size that fits best
+  seconds  a picture at 720p and 1080p, Johnson's network beside, in turns
+  memory   `stylize` on a JPEG of 3840x2160: peak resident memory
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import nst_fast  # noqa: F401  before onnxruntime: it turns its telemetry off
+
+# isort: split
+import numpy as np
+import onnxruntime
+import torch
+from PIL import Image
+
+from nst_fast.loss.painting_size import best_painting_size
+from nst_fast.stylizing.images import load_image, resize_short_side
+from nst_fast.stylizing.stroke import AUTO_SIDE
+from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.networks import create_network
+from nst_fast.training.onnx_export import export, source_commit
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+PHOTOGRAPHS = sorted((SHARED / "content" / "4k").glob("*.jpg"))
+PAINTINGS = {"starry_night": "starry_night.jpg", "great_wave": "wave.jpg"}
+SHORT_SIDES = (AUTO_SIDE, 1080, 2160)
+CROP = 1024  # px
+STROKES = (1, 2, 4)
+SWEEP = (128, 181, 256, 362, 512, 640)  # px, short side of the painting; those that would enlarge it are left out
+SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
+ROUNDS = 5
+Grams = Mapping[str, torch.Tensor]
+
+
+class Judge:
+    """The outside judge's VGG-16 for one painting."""
+
+    def __init__(self, painting: Path) -> None:
+        sys.path.insert(0, str(SHARED))
+        import judge
+
+        self.judge, self.painting = judge, painting
+        self.network = judge.Teacher("vgg16_features.safetensors")
+        sizes = [size for size in SWEEP if size <= min(judge.load(painting).size)]
+        self.paintings = {size: self.grams(judge.load(painting, size)) for size in sizes}
+
+    def features(self, picture: Image.Image, layers: list[str]) -> Grams:
+        """Return features of a picture by layer."""
+        return self.network(self.judge.tensor(picture), layers)  # type: ignore[no-any-return]
+
+    def grams(self, picture: Image.Image) -> Grams:
+        """Return Gram matrices of a picture by layer."""
+        return {name: self.judge.gram(f) for name, f in self.features(picture, self.judge.JOHNSON).items()}
+
+    def style(self, pictures: Iterable[Grams]) -> dict[int, float]:
+        """Return style_vgg16 of pictures at each size of the painting."""
+        made = list(pictures)
+        return {
+            size: statistics.fmean(
+                float(((gram[name] - wanted) ** 2).sum() / (wanted**2).sum())
+                for gram in made
+                for name, wanted in painting.items()
+            )
+            for size, painting in self.paintings.items()
+        }
+
+    def content(self, pictures: Iterable[tuple[Image.Image, Image.Image]]) -> float:
+        """Return content_vgg16 of pairs of pictures and photographs."""
+        error = energy = 0.0
+        for picture, photograph in pictures:
+            got, wanted = (self.features(p, ["relu3_3"])["relu3_3"] for p in (picture, photograph))
+            error, energy = error + float(((got - wanted) ** 2).sum()), energy + float((wanted**2).sum())
+        return error / energy
+
+
+def told(sweep: dict[int, float]) -> dict[str, Any]:
+    """Return what a sweep says: its least distance, where that is, and all of it."""
+    return {"style_vgg16": min(sweep.values()), "painting_size": best_painting_size(sweep), "sweep": sweep}
+
+
+def measure_sizes(stylizer: Stylizer, judge: Judge, photographs: list[Path]) -> Any:
+    """Return style_vgg16 with `auto` and with strokes of 1 at each short side, at 512 px."""
+    grams: dict[str, list[Grams]] = {}
+    for path in photographs:
+        full = load_image(path)
+        for side in SHORT_SIDES:
+            picture = resize_short_side(full, side)
+            for stroke in ("auto", 1) if side > AUTO_SIDE else (1,):
+                painted = resize_short_side(stylizer.stylize(picture, stroke=stroke), AUTO_SIDE)
+                grams.setdefault(f"{side} px, stroke {stroke}", []).append(judge.grams(painted))
+    found = {name: told(judge.style(pictures)) for name, pictures in grams.items()}
+    least = found[f"{AUTO_SIDE} px, stroke 1"]["style_vgg16"]
+    return {name: figures | {"times_that_at_512_px": figures["style_vgg16"] / least} for name, figures in found.items()}
+
+
+def measure_edges(stylizer: Stylizer, judge: Judge, photographs: list[Path]) -> Any:
+    """Return content_vgg16 in crops at full size, of `auto` and of the same model run at 512 px and enlarged."""
+    auto, enlarged = [], []
+    for path in photographs:
+        full = load_image(path)
+        left, top = (full.width - CROP) // 2, (full.height - CROP) // 2
+        box = (left, top, left + CROP, top + CROP)
+        photograph = full.crop(box)
+        small = stylizer.stylize(resize_short_side(full, AUTO_SIDE))
+        enlarged.append((small.resize(full.size, Image.Resampling.BICUBIC).crop(box), photograph))
+        auto.append((stylizer.stylize(full, "auto").crop(box), photograph))
+    found = {"auto": judge.content(auto), "run at 512 px and enlarged": judge.content(enlarged)}
+    return {"content_vgg16": found, "ratio": found["auto"] / found["run at 512 px and enlarged"]}
+
+
+def measure_strokes(stylizer: Stylizer, judge: Judge, photographs: list[Path]) -> Any:
+    """Return the painting size that fits pictures of 1080 px best, each made smaller by its stroke."""
+    grams: dict[int, list[Grams]] = {stroke: [] for stroke in STROKES}
+    for path in photographs:
+        picture = resize_short_side(load_image(path), 1080)
+        for stroke, made in grams.items():
+            made.append(judge.grams(resize_short_side(stylizer.stylize(picture, stroke=stroke), round(1080 / stroke))))
+    found = {f"stroke {stroke}": told(judge.style(pictures)) for stroke, pictures in grams.items()}
+    first = found["stroke 1"]["painting_size"]
+    return {name: figures | {"times_that_of_1": figures["painting_size"] / first} for name, figures in found.items()}
+
+
+def measure_seconds(threads: int) -> Any:
+    """Return seconds a picture, the fastest of some rounds in turns, and how many times faster than Johnson's.
+
+    By the clock, and of all processors together, which other work on the machine hardly changes.
+    """
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        johnson = export(create_network("johnson", 32, 5), Path(folder) / "johnson.onnx", {})
+        stylizers = {
+            name: Stylizer(model, 0 if threads == os.cpu_count() else threads, device="cpu")
+            for name, model in {"johnson": johnson, "fast": "starry_night", "int8": "starry_night.int8"}.items()
+        }
+        methods: dict[str, Callable[[Image.Image], Image.Image]] = {"johnson": stylizers["johnson"].stylize}
+        for name in ("fast", "int8"):
+            for stroke in (1, "auto", 4):
+                methods[f"{name}, stroke {stroke}"] = lambda p, n=name, s=stroke: stylizers[n].stylize(p, s)  # type: ignore[misc]
+        results = {}
+        for name, (width, height) in SIZES.items():
+            picture = resize_short_side(load_image(PHOTOGRAPHS[0]), height).resize((width, height))
+            times: dict[str, list[tuple[float, float]]] = {method: [] for method in methods}
+            for _ in range(ROUNDS):
+                for method, run in methods.items():
+                    began = (time.perf_counter(), time.process_time())
+                    run(picture)
+                    times[method].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+            for number, clock in enumerate(("clock", "processors")):
+                seconds = {method: min(taken[number] for taken in rounds) for method, rounds in times.items()}
+                faster = {method: seconds["johnson"] / taken for method, taken in seconds.items()}
+                results[f"{name}, {clock}"] = {"seconds": seconds, "times_faster_than_johnson": faster}
+    return results
+
+
+def measure_memory() -> Any:
+    """Return the peak resident bytes of `stylize` on a JPEG of 3840x2160, by stroke."""
+    script = (
+        "import resource, sys\nfrom nst_fast.commands.stylize import stylize\nstylize(sys.argv[1:])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)"
+    )
+    peaks = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "photo.jpg"
+        load_image(PHOTOGRAPHS[0]).resize((3840, 2160)).save(source, quality=95)
+        for stroke in ("1", "auto", "1.5"):
+            options = ["--model", "starry_night", "--stroke", stroke, "--overwrite", str(source)]
+            done = subprocess.run([sys.executable, "-c", script, *options], check=True, capture_output=True, text=True)
+            peaks[f"stroke {stroke}"] = int(done.stderr.split()[-1])
+    return peaks
+
+
+PARTS = ("sizes", "edges", "strokes", "seconds", "memory")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--models", nargs="+", choices=PAINTINGS, default=list(PAINTINGS))
+    parser.add_argument("--count", type=int, default=len(PHOTOGRAPHS), help="photographs")
+    parser.add_argument("--again", action="store_true", help="measure what is there already, too")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    report = json.loads(options.output.read_text()) if options.output.exists() else {}
+    chosen = PHOTOGRAPHS[:: max(1, len(PHOTOGRAPHS) // options.count)][: options.count]
+
+    def keep(part: str, measure: Callable[[], Any], **conditions: Any) -> None:
+        if part in report and not options.again:
+            return
+        began = time.perf_counter()
+        report[part] = {
+            "results": measure(),
+            **conditions,
+            "took_seconds": round(time.perf_counter() - began),
+            "device": f"CPU {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores",
+            "load": os.getloadavg(),
+            "versions": {
+                "onnxruntime": onnxruntime.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "commit": source_commit(),
+            "date": date.today().isoformat(),
+        }
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        print(part, json.dumps(report[part]["results"], indent=1), flush=True)
+
+    parts = options.parts or PARTS
+    for model in options.models:
+        given = (Stylizer(model, torch.get_num_threads()), Judge(SHARED / "styles" / PAINTINGS[model]), chosen)
+        for part, measure in (("edges", measure_edges), ("sizes", measure_sizes), ("strokes", measure_strokes)):
+            if part in parts:
+                names = [path.stem for path in chosen]
+                keep(f"{part}, {model}", functools.partial(measure, *given), photographs=names)
+    if "seconds" in parts:
+        threads = torch.get_num_threads()
+        keep("seconds", lambda: measure_seconds(threads), threads=threads, rounds=ROUNDS)
+    if "memory" in parts:
+        keep("memory", measure_memory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Strokes of the size that is asked for: any model sees the picture made smaller, and edges come from the full picture.
+
+A model lays strokes of one size in pixels, so they come out larger on a picture that was made smaller. What the model
+changed there is enlarged and laid over the full photograph, whose fine detail thus stays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+Stroke: TypeAlias = float | Literal["auto"]
+
+AUTO_SIDE = 512  # px, short side of the picture on which strokes of "auto" are of the size that the model has learned
+STRIP = 1 << 20  # pixels that are put together at a time
+REACH = 2  # px to each side that bicubic interpolation looks at
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
+
+
+def stroke_size(stroke: Stroke, size: tuple[int, int], side: int = AUTO_SIDE) -> float:
+    """Return the stroke of a picture of a size, (width, height) px; 1 is the size that the model has learned.
+
+    "auto" keeps strokes the same part of pictures from a short side of so many pixels upwards; below it is 1.
+    """
+    return max(1.0, min(size) / side) if stroke == "auto" else float(stroke)
+
+
+def paint(run: Callable[[Image.Image], Image.Image], photograph: Image.Image, stroke: float) -> Image.Image:
+    """Return an RGB photograph's stylized picture, of its size, with strokes so many times as large.
+
+    Args:
+        run: the model, from RGB picture to RGB picture of the same size.
+        photograph: RGB.
+        stroke: above 0.
+    """
+    if stroke == 1:
+        return run(photograph)
+    small = photograph.resize(
+        (max(1, round(photograph.width / stroke)), max(1, round(photograph.height / stroke))), Image.Resampling.LANCZOS
+    )
+    coarse = run(small)
+    if stroke < 1:  # "small" is larger, and has lost nothing
+        return coarse.resize(photograph.size, Image.Resampling.LANCZOS)
+    return restore_edges(photograph, small, coarse)
+
+
+def restore_edges(photograph: Image.Image, small: Image.Image, coarse: Image.Image, strip: int = STRIP) -> Image.Image:
+    """Return a coarse stylized picture at the size of the photograph, with the photograph's edges.
+
+    Every channel is ``luminance of photograph + up(coarse − luminance of small)``, by bicubic interpolation.
+
+    Args:
+        photograph: RGB.
+        small: the same, made smaller.
+        coarse: the stylized picture of ``small``, of its size.
+        strip: pixels that are put together at a time, in rows as long as the photograph's.
+    """
+    (width, height), (columns, rows) = photograph.size, small.size
+    painted, lines = Image.new("RGB", photograph.size), max(1, strip // width)
+    for top in range(0, height, lines):
+        bottom = min(top + lines, height)
+        first, last = top * rows / height, bottom * rows / height
+        above, below = max(0, math.floor(first) - REACH), min(rows, math.ceil(last) + REACH)
+        box, cut = (0, first - above, columns, min(last - above, below - above)), (0, above, columns, below)
+        seen, stylized = (np.asarray(picture.crop(cut), np.float32) for picture in (small, coarse))
+        changed = stylized - (seen @ LUMINANCE)[..., None]
+        values = np.empty((bottom - top, width, 3), np.float32)
+        for channel in range(3):
+            plane = Image.fromarray(np.ascontiguousarray(changed[..., channel]))
+            values[..., channel] = np.asarray(plane.resize((width, bottom - top), Image.Resampling.BICUBIC, box))
+        values += (np.asarray(photograph.crop((0, top, width, bottom)), np.float32) @ LUMINANCE)[..., None]
+        painted.paste(Image.fromarray(values.clip(0, 255).round().astype(np.uint8)), (0, top))
+    return painted
