@@ -89,7 +89,9 @@ def with_norms_apart(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def recording_session(content: bytes) -> Any:
     """Return an onnxruntime session that still has its file."""
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of what may be left out
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     session.content = content
     return session
 
