@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,10 @@ def main() -> None:
     shutil.rmtree(options.output, ignore_errors=True)
     options.output.mkdir(parents=True)
     paths = [path for path in sorted(options.models.glob("*.onnx")) if not path.stem.endswith(INT8)]
-    entries = [make(path, options.output) for path in paths]
+    try:
+        entries = [make(path, options.output) for path in paths]
+    except UserError as error:
+        sys.exit(f"error: {error}")
     (options.output / "models.json").write_text(json.dumps(entries, ensure_ascii=False, separators=(",", ":")))
     print(f"{len(entries)} models → {options.output}")
 

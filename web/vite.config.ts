@@ -28,6 +28,7 @@ export default defineConfig({
   define: { __WASM_BYTES__: statSync(WASM).size },
   worker: { format: "es" },
   server: { headers: ISOLATED },
+  preview: { headers: {} }, // as a host that gives none
   build: {
     target: "es2022",
     assetsInlineLimit: 0,

@@ -75,8 +75,7 @@ function compose(look: Look): void {
 const look = (): Look => lookOf(model, chosen, strength.valueAsNumber / 100, 2 ** (stroke.valueAsNumber / 10));
 const seen = (): Look => ({ ...look(), mix: 1 }); // mixing is the page's, at once
 
-let wanted = false;
-let busy = false;
+let [wanted, finer, busy] = [false, false, false];
 
 /** Paints what is shown, again where something changed on the way. */
 async function repaint(): Promise<void> {
@@ -98,15 +97,16 @@ async function repaint(): Promise<void> {
 
 async function paintOnce(shown: typeof photo): Promise<void> {
   const asked = seen();
-  const key = JSON.stringify([asked, looked]);
-  if (last?.look !== key) {
+  const key = JSON.stringify(asked);
+  if (last?.look !== key || finer) {
+    finer = false;
     const { picture, seconds } = await run("paint", { look: asked, pixels: looked }, { watch });
     $("work").hidden = !saving;
     if (shown !== photo || camera) return;
     last = { look: key, picture };
     const next = steady(looked, seconds, LOOK_SECONDS, [LEAST, MOST]);
-    if (next > 1.5 * looked && picture.width < shown!.width) wanted = true; // finer, as there is time
-    if (next < looked || wanted) looked = next;
+    if (next > 1.5 * looked && picture.width < shown!.width) finer = wanted = true; // as there is time
+    looked = next;
   }
   compose(look());
 }

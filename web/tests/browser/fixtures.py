@@ -1,7 +1,4 @@
-"""What the tests of the page look at, and what `stylize` makes of it: python fixtures.py FOLDER
-
-python fixtures.py psnr A B    # dB between two pictures of the same size
-"""
+"""Make what the tests of the page look at, and what `stylize` makes of it: python fixtures.py FOLDER"""
 
 import json
 import struct
@@ -23,13 +20,6 @@ from nst_fast.stylizing.images import load_image
 STYLES = ("starry_night", "the_scream", "great_wave")
 BLEND = {"style_weights": [0.75, 0.0, 0.25], "strength": [0.5], "stroke": [2.0]}
 WEB_MODELS = Path(__file__).resolve().parents[3] / "scripts" / "web_models.py"
-
-
-def psnr(first: Path, second: Path) -> float:
-    a, b = (np.asarray(Image.open(path).convert("RGB"), float) for path in (first, second))
-    assert a.shape == b.shape, f"{a.shape} and {b.shape}"
-    error = ((a - b) ** 2).mean()
-    return float(10 * np.log10(255**2 / error)) if error else 99.0
 
 
 def gallery() -> onnx.ModelProto:
@@ -149,7 +139,4 @@ def write_16_bits(path: Path, pixels: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "psnr":
-        print(psnr(Path(sys.argv[2]), Path(sys.argv[3])))
-    else:
-        main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

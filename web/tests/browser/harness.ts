@@ -8,19 +8,20 @@ import { type Browser, type BrowserContextOptions, chromium, type Page } from "p
 import { preview, type PreviewServer } from "vite";
 
 const PYTHON = process.env.PYTHON ?? "python";
-const FIXTURES = join(import.meta.dirname, "fixtures.py");
-const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
+const script = (name: string): string => join(import.meta.dirname, name);
+const CHROMIUM = [process.env.CHROMIUM, "/usr/bin/chromium", "/usr/bin/google-chrome"].find((path) => path && existsSync(path));
+export const hasChromium = CHROMIUM !== undefined;
 export const WAIT = 120_000; // ms: other programs may have the cores
 
 /** Makes the pictures, once. */
 export function makeFixtures(): string {
   const folder = process.env.WEB_FIXTURES ?? mkdtempSync(join(tmpdir(), "web-fixtures-"));
-  if (!existsSync(join(folder, "models"))) execFileSync(PYTHON, [FIXTURES, folder], { stdio: "inherit" });
+  if (!existsSync(join(folder, "models"))) execFileSync(PYTHON, [script("fixtures.py"), folder], { stdio: "inherit" });
   return folder;
 }
 
 export const psnr = (first: string, second: string): number =>
-  Number(execFileSync(PYTHON, [FIXTURES, "psnr", first, second], { encoding: "utf8" }));
+  Number(execFileSync(PYTHON, [script("psnr.py"), first, second], { encoding: "utf8" }));
 
 export const serve = (port = 0): Promise<PreviewServer> =>
   preview({ preview: { port, strictPort: port > 0 }, logLevel: "error" });
@@ -29,7 +30,7 @@ export const urlOf = (server: PreviewServer): string => server.resolvedUrls!.loc
 
 export function launch(...more: string[]): Promise<Browser> {
   const camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"];
-  return chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", ...camera, ...more] });
+  return chromium.launch({ executablePath: CHROMIUM!, args: ["--no-sandbox", ...camera, ...more] });
 }
 
 interface Options extends BrowserContextOptions {
