@@ -11,7 +11,7 @@ const PYTHON = process.env.PYTHON ?? "python";
 const script = (name: string): string => join(import.meta.dirname, name);
 const CHROMIUM = [process.env.CHROMIUM, "/usr/bin/chromium", "/usr/bin/google-chrome"].find((path) => path && existsSync(path));
 export const hasChromium = CHROMIUM !== undefined;
-export const WAIT = 120_000; // ms: other programs may have the cores
+export const WAIT = 300_000; // ms: other programs may have the cores
 
 /** Makes the pictures, once. */
 export function makeFixtures(): string {

@@ -13,6 +13,7 @@ const AXE = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
 const LEAST = 40; // dB
 
 let browser: Browser;
+let shared: Page; // of most tests: a new one has to compile onnxruntime-web
 let server: PreviewServer;
 let url: string;
 if (!hasChromium) console.warn("The page is not tested: there is no Chromium; CHROMIUM=PATH names one.");
@@ -25,6 +26,7 @@ beforeAll(async () => {
   if (!hasChromium) return;
   [browser, server] = await Promise.all([launch(), serve()]);
   url = urlOf(server);
+  shared = await open(browser, url);
 }, WAIT);
 afterAll(async () => {
   await browser?.close();
@@ -42,7 +44,7 @@ const pixels = (page: Page): Promise<number[]> =>
 
 describe.skipIf(!hasChromium)("the painting", () => {
   it("is that of `stylize`, on several threads", async () => {
-    const page = await open(browser, url);
+    const page = shared;
     expect(await page.evaluate(() => crossOriginIsolated)).toBe(true);
     expect(await says(page, "threads")).toMatch(/with [2-8] threads/);
     for (const photograph of PHOTOGRAPHS) {
@@ -54,7 +56,6 @@ describe.skipIf(!hasChromium)("the painting", () => {
         expect(psnr(made(name), given(name)), name).toBeGreaterThan(LEAST);
       }
     }
-    await page.context().close();
   });
 
   it("is that of `stylize`, on one thread, which the page says", async () => {
@@ -72,7 +73,7 @@ describe.skipIf(!hasChromium)("the painting", () => {
   });
 
   it("is that of `stylize` for a turned JPEG, 16 bits a colour, one pixel, and in tiles", async () => {
-    const page = await open(browser, url);
+    const page = shared;
     await pick(page, "starry_night");
     for (const file of ["turned.jpg", "deep.png", "dot.png", "large.png"]) {
       await choose(page, given(file));
@@ -80,11 +81,10 @@ describe.skipIf(!hasChromium)("the painting", () => {
       await save(page, made(name));
       expect(psnr(made(name), given(name)), name).toBeGreaterThan(LEAST);
     }
-    await page.context().close();
   });
 
   it("is weaker where the slider says so, on the page and in the file, and a JPEG where that is asked for", async () => {
-    const page = await open(browser, url);
+    const page = shared;
     await pick(page, "great_wave");
     await choose(page, given("coffee.png"));
     const strong = await pixels(page);
@@ -102,7 +102,7 @@ describe.skipIf(!hasChromium)("the painting", () => {
     expect(await save(page, made("weak.jpg"), "image/jpeg")).toBe("coffee.great_wave.jpg");
     expect(readFileSync(made("weak.jpg")).subarray(0, 3).toString("hex")).toBe("ffd8ff");
     expect(psnr(made("weak.jpg"), given("coffee.great_wave.40.png"))).toBeGreaterThan(30);
-    await page.context().close();
+    await slide(page, "strength", 100);
   });
 
   it("is a blend where a model has several styles, whole and in tiles, with its own strength and brush", async () => {
@@ -124,7 +124,7 @@ describe.skipIf(!hasChromium)("the painting", () => {
 
 describe.skipIf(!hasChromium)("the page", () => {
   it("says in one line what it cannot read, and keeps what it has", async () => {
-    const page = await open(browser, url);
+    const page = shared;
     await choose(page, given("coffee.png"));
     const before = await pixels(page);
     for (const [file, told] of [["phone.heic", /cannot read HEIC pictures.*JPEG or PNG/], ["notes.png", /cannot read this picture/]] as const) {
@@ -133,11 +133,10 @@ describe.skipIf(!hasChromium)("the page", () => {
       expect(await says(page, "error")).toMatch(told);
     }
     expect(await pixels(page)).toEqual(before);
-    await page.context().close();
   });
 
   it("shows progress of a large picture, which can be cancelled", async () => {
-    const page = await open(browser, url);
+    const page = shared;
     await choose(page, given("large.png"));
     await page.click("#download");
     await page.waitForFunction(() => document.querySelector<HTMLProgressElement>("#progress")!.value > 0.05);
@@ -146,11 +145,10 @@ describe.skipIf(!hasChromium)("the page", () => {
     await page.waitForSelector("#work", { state: "hidden" });
     expect(await says(page, "status")).toBe("Cancelled; nothing was saved.");
     expect(await page.isEnabled("#download")).toBe(true);
-    await page.context().close();
   });
 
   it("takes what is dropped and pasted", async () => {
-    const page = await open(browser, url);
+    const page = shared;
     for (const kind of ["drop", "paste"]) {
       const bytes = [...readFileSync(given("dot.png"))];
       await page.evaluate(([kind, bytes]) => {
@@ -166,11 +164,10 @@ describe.skipIf(!hasChromium)("the page", () => {
       await painted(page);
       expect(await page.$eval("#size", (size) => (size as HTMLSelectElement).selectedOptions[0]!.text)).toBe("1 × 1");
     }
-    await page.context().close();
   });
 
   it("is worked by keys alone", async () => {
-    const page = await open(browser, url);
+    const page = shared;
     await choose(page, given("coffee.png"));
     await page.focus("#divider");
     for (let i = 0; i < 10; i++) await page.keyboard.press("ArrowRight");
@@ -182,7 +179,6 @@ describe.skipIf(!hasChromium)("the page", () => {
     const pressed = await page.$eval("#styles [aria-pressed=true]", (button) => (button as HTMLElement).dataset.style);
     expect(pressed).not.toBe(style);
     await painted(page);
-    await page.context().close();
   });
 
   it("has no fault that axe-core finds: wide and narrow, light and dark, empty, painted and with the camera", async () => {
@@ -224,8 +220,8 @@ describe.skipIf(!hasChromium)("the page", () => {
 
 describe.skipIf(!hasChromium)("the camera", () => {
   it("is painted live, follows the sliders, is recorded, and gives a photograph", async () => {
-    const page = await open(browser, url);
-    await page.click("#empty [data-do=camera]");
+    const page = shared;
+    await page.click("[data-do=camera]:visible");
     await page.waitForFunction(() => /frames a second/.test(document.getElementById("status")!.textContent!));
     await pick(page, "the_scream");
     await slide(page, "strength", 50);
@@ -241,7 +237,6 @@ describe.skipIf(!hasChromium)("the camera", () => {
     await page.click("#shoot");
     await painted(page);
     expect(await page.$eval("#size", (size) => (size as HTMLSelectElement).options[0]!.text)).toBe("1280 × 720");
-    await page.context().close();
   });
 
   it("says when it is refused", async () => {
