@@ -2,6 +2,8 @@
 
 import type { Look, Model } from "./models";
 
+const TRAINED = 512 * 512; // pixels for which a stroke of 1 is right
+
 /** Returns shares that sum to 1, in the model's order; all 0 counts as alike. */
 export function shares(model: Model, chosen: ReadonlyMap<string, number>): number[] {
   const weights = model.styles.map(({ name }) => chosen.get(name) ?? 0);
@@ -22,8 +24,9 @@ export function lookOf(model: Model, chosen: ReadonlyMap<string, number>, streng
   return { model: model.name, inputs, mix: "strength" in model.inputs ? 1 : strength };
 }
 
-/** Returns what a model is asked for at another size: strokes keep their size relative to the picture. */
-export function scaled(look: Look, scale: number): Look {
+/** Returns what a model is asked for at a size: strokes of pictures above TRAINED keep their size relative to them. */
+export function sized(look: Look, pixels: number): Look {
   const { stroke } = look.inputs;
+  const scale = Math.max(1, Math.sqrt(pixels / TRAINED));
   return stroke ? { ...look, inputs: { ...look.inputs, stroke: stroke.map((size) => size * scale) } } : look;
 }

@@ -1,6 +1,6 @@
 // The page: what the visitor does, and what the painter answers.
 
-import { lookOf, scaled } from "./blend";
+import { lookOf, sized } from "./blend";
 import { Camera, Recording } from "./camera";
 import type { Look, Model } from "./models";
 import { Cancelled, run, type Watch } from "./painter";
@@ -95,17 +95,18 @@ async function repaint(): Promise<void> {
   keepAll();
 }
 
-async function paintOnce(shown: typeof photo): Promise<void> {
+async function paintOnce(shown: NonNullable<typeof photo>): Promise<void> {
   const asked = seen();
   const key = JSON.stringify(asked);
   if (last?.look !== key || finer) {
     finer = false;
-    const { picture, seconds } = await run("paint", { look: asked, pixels: looked }, { watch });
+    const pixels = Math.min(looked, shown.width * shown.height);
+    const { picture, seconds } = await run("paint", { look: sized(asked, pixels), pixels }, { watch });
     $("work").hidden = !saving;
     if (shown !== photo || camera) return;
     last = { look: key, picture };
-    const next = steady(looked, seconds, LOOK_SECONDS, [LEAST, MOST]);
-    if (next > 1.5 * looked && picture.width < shown!.width) finer = wanted = true; // as there is time
+    const next = steady(pixels, seconds, LOOK_SECONDS, [LEAST, MOST]);
+    if (next > 1.5 * looked && picture.width < shown.width) finer = wanted = true; // as there is time
     looked = next;
   }
   compose(look());
@@ -228,8 +229,7 @@ async function download(): Promise<void> {
   const styles = [...chosen.keys()].join("_");
   try {
     const pixels = width * height * share * share;
-    const wish = scaled(look(), Math.max(1, Math.sqrt(pixels / Math.min(looked, width * height))));
-    const blob = await run("save", { look: wish, pixels, type: format.value }, { watch, signal: saving.signal });
+    const blob = await run("save", { look: sized(look(), pixels), pixels, type: format.value }, { watch, signal: saving.signal });
     if (blob.type !== format.value) throw new Error("This browser cannot write that format: choose the other one.");
     offer(blob, `${name}.${styles}.${format.value === "image/png" ? "png" : "jpg"}`);
     status.textContent = `Painted: ${size.selectedOptions[0]!.text}.`;

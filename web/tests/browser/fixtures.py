@@ -120,9 +120,11 @@ def main(folder: Path) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns of what may be left out
     session = onnxruntime.InferenceSession(models / "gallery.onnx", options, providers=["CPUExecutionProvider"])
-    inputs = {name: np.array(value, np.float32) for name, value in BLEND.items()}
     for name in ("coffee", "large"):
-        (painted,) = session.run(None, {"image": np.asarray(pictures[name])[None], **inputs})
+        picture = np.asarray(pictures[name])[None]
+        inputs = {name: np.array(value, np.float32) for name, value in BLEND.items()}
+        inputs["stroke"] *= np.float32(max(1, np.sqrt(picture.size / 3 / 512**2)))  # as the page does
+        (painted,) = session.run(None, {"image": picture, **inputs})
         Image.fromarray(painted[0]).save(folder / f"{name}.gallery.png")
 
 

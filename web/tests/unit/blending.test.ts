@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { lookOf, scaled, shares } from "../../src/blend";
+import { lookOf, shares, sized } from "../../src/blend";
 import type { Model } from "../../src/models";
 import { fit, fromModel, overWhite, padding, steady, toModel } from "../../src/pixels";
 
@@ -28,9 +28,11 @@ describe("a blend", () => {
     expect(lookOf(single, new Map([["single", 50]]), 0.4, 2)).toEqual({ model: "single", inputs: {}, mix: 0.4 });
   });
 
-  it("keeps strokes relative to the picture at another size", () => {
+  it("keeps strokes relative to a large picture", () => {
     const look = lookOf(gallery, new Map([["b", 50]]), 1, 1.5);
-    expect(scaled(look, 4).inputs.stroke).toEqual([6]);
+    expect(sized(look, 2048 * 2048).inputs.stroke).toEqual([6]);
+    expect(sized(look, 100 * 100).inputs.stroke).toEqual([1.5]);
+    expect(sized(lookOf(single, new Map(), 1, 1.5), 2048 * 2048).inputs).toEqual({});
     expect(look.inputs.stroke).toEqual([1.5]);
   });
 });
