@@ -13,6 +13,8 @@ import { preview } from "vite";
 const MODEL = "starry_night";
 const TURNS = 15;
 const [COLUMNS, ROWS] = [6000, 4000];
+const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
+const PYTHON = process.env.PYTHON ?? "python";
 const OUTPUT = "../benchmarks/web.json";
 const parts = process.argv.slice(2); // speed, size, memory; none: all
 const PEER = `
@@ -26,9 +28,9 @@ for line in sys.stdin:
         options.intra_op_num_threads = int(threads)
         sessions[file, threads] = InferenceSession(file, options, providers=["CPUExecutionProvider"])
     picture = numpy.random.default_rng(0).integers(0, 256, (1, int(side), int(side), 3), numpy.uint8)
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     sessions[file, threads].run(None, {"image": picture})
-    print(time.perf_counter() - began, flush=True)
+    print(time.perf_counter() - began, time.process_time() - worked, flush=True)
 `;
 
 const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
@@ -48,11 +50,16 @@ function sizes() {
   };
 }
 
-const launch = () => chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
+/** Starts a browser, and says which process it is. */
+async function launch() {
+  const server = await chromium.launchServer({ executablePath: CHROMIUM, args: ["--no-sandbox"] });
+  const browser = await chromium.connect(server.wsEndpoint());
+  const close = () => browser.close().then(() => server.close());
+  return { page: await browser.newPage(), root: server.process().pid, close };
+}
 
 async function speed(url) {
-  const browser = await launch();
-  const page = await browser.newPage();
+  const { page, root, close } = await launch();
   page.setDefaultTimeout(600_000);
   await page.goto(url);
   await page.waitForSelector("html[data-ready]");
@@ -89,11 +96,11 @@ async function speed(url) {
       return (await run("paint", { look, pixels: side * side })).seconds;
     };
   }, worker);
-  const peer = spawn(process.env.PYTHON ?? "python", ["-c", PEER]);
+  const peer = spawn(PYTHON, ["-c", PEER]);
   const lines = createInterface({ input: peer.stdout })[Symbol.asyncIterator]();
   const ask = async (...words) => {
     peer.stdin.write(`${words.join(" ")}\n`);
-    return Number((await lines.next()).value);
+    return (await lines.next()).value.split(" ").map(Number);
   };
   const cases = [
     ["512x512, float, 2 threads", "float", `../checkpoints/${MODEL}.onnx`, 512, 2],
@@ -102,30 +109,35 @@ async function speed(url) {
   ];
   const found = {};
   for (const [name, job, file, side, threads] of cases) {
-    const [page_s, python_s] = [[], []];
+    const measured = { page_s: [], page_processor_s: [], python_s: [], python_processor_s: [] };
     const here = () => page.evaluate((given) => globalThis.measure(...given), [job, MODEL, side, threads]);
     for (let i = 0; i < 3; i++) await Promise.all([here(), ask(file, side, threads)]); // until code is compiled
     for (let i = 0; i < TURNS; i++) {
-      page_s.push(await here());
-      python_s.push(await ask(file, side, threads));
+      const before = usage(root).seconds;
+      measured.page_s.push(await here());
+      measured.page_processor_s.push(usage(root).seconds - before);
+      const [seconds, worked] = await ask(file, side, threads);
+      measured.python_s.push(seconds);
+      measured.python_processor_s.push(worked);
     }
-    const [own, other] = [median(page_s), median(python_s)];
+    const middle = Object.fromEntries(Object.entries(measured).map(([what, values]) => [what, median(values)]));
     found[name] = {
-      page_frames_per_second: 1 / own,
-      python_frames_per_second: 1 / other,
-      ratio: other / own,
-      least: { page_s: Math.min(...page_s), python_s: Math.min(...python_s), ratio: Math.min(...python_s) / Math.min(...page_s) },
-      all: { page_s, python_s },
+      ratio: middle.python_s / middle.page_s,
+      ratio_of_least: Math.min(...measured.python_s) / Math.min(...measured.page_s),
+      page_frames_per_second: 1 / middle.page_s,
+      page_frames_per_processor_second: 1 / middle.page_processor_s,
+      median: middle,
+      all: measured,
     };
     console.log(name, { ...found[name], all: undefined });
   }
   peer.stdin.end();
-  await browser.close();
+  await close();
   return found;
 }
 
-/** Returns the proportional set size of the processes of a browser, bytes, by kind. */
-function memory(root) {
+/** Returns what a browser uses: proportional set size, bytes, of its renderers and of all; renderers' processor seconds. */
+function usage(root) {
   const children = {};
   for (const pid of readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
     try {
@@ -135,12 +147,16 @@ function memory(root) {
       // it has just ended
     }
   }
-  const sums = { renderer: 0, all: 0 };
+  const sums = { renderer: 0, all: 0, seconds: 0 };
   const visit = (pid) => {
     try {
       const bytes = 1024 * Number(/^Pss:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, "utf8"))[1]);
       sums.all += bytes;
-      if (readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("--type=renderer")) sums.renderer += bytes;
+      if (readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("--type=renderer")) {
+        sums.renderer += bytes;
+        const ticks = readFileSync(`/proc/${pid}/stat`, "utf8").replace(/.*\) /s, "").split(" ");
+        sums.seconds += (Number(ticks[11]) + Number(ticks[12])) / 100; // proc(5): utime and stime, USER_HZ
+      }
     } catch {
       // it has just ended
     }
@@ -157,16 +173,13 @@ async function memoryOf24Megapixels(url) {
 import sys, skimage.data
 from PIL import Image
 Image.fromarray(skimage.data.stereo_motorcycle()[0]).resize((${COLUMNS}, ${ROWS})).save(sys.argv[1], quality=92)`;
-  execFileSync(process.env.PYTHON ?? "python", ["-c", draw, photograph]);
-  const server = await chromium.launchServer({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
-  const browser = await chromium.connect(server.wsEndpoint());
-  const page = await browser.newPage();
+  execFileSync(PYTHON, ["-c", draw, photograph]);
+  const { page, root, close } = await launch();
   page.setDefaultTimeout(3_600_000);
   await page.goto("about:blank");
-  const root = server.process().pid;
-  const [before, peak] = [memory(root), { renderer: 0, all: 0 }];
+  const [before, peak] = [usage(root), { renderer: 0, all: 0 }];
   const timer = setInterval(() => {
-    const now = memory(root);
+    const now = usage(root);
     for (const kind of Object.keys(peak)) peak[kind] = Math.max(peak[kind], now[kind]);
   }, 250);
   await page.goto(url);
@@ -180,8 +193,7 @@ Image.fromarray(skimage.data.stereo_motorcycle()[0]).resize((${COLUMNS}, ${ROWS}
   await download.saveAs(saved);
   const seconds = (performance.now() - began) / 1000;
   clearInterval(timer);
-  await browser.close();
-  await server.close();
+  await close();
   if (!existsSync(saved)) throw new Error("nothing was saved");
   return {
     renderer_GB: peak.renderer / 1e9,
@@ -210,8 +222,8 @@ Object.assign(kept, {
   beside: "a training and other work ran on the same cores",
   versions: {
     "onnxruntime-web": version("onnxruntime-web"),
-    onnxruntime: execFileSync(process.env.PYTHON ?? "python", ["-c", "import onnxruntime; print(onnxruntime.__version__)"], { encoding: "utf8" }).trim(),
-    chromium: execFileSync(process.env.CHROMIUM ?? "/usr/bin/chromium", ["--version"], { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }).trim(),
+    onnxruntime: execFileSync(PYTHON, ["-c", "import onnxruntime; print(onnxruntime.__version__)"], { encoding: "utf8" }).trim(),
+    chromium: execFileSync(CHROMIUM, ["--version"], { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }).trim(),
   },
 });
 writeFileSync(OUTPUT, `${JSON.stringify(kept, null, 1)}\n`);

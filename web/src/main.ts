@@ -251,8 +251,17 @@ async function startCamera(): Promise<void> {
   camera = started;
   last = undefined;
   [$("photo-tools").hidden, $("camera-tools").hidden] = [true, false];
-  let pixels = LEAST;
-  let rate = 0;
+  try {
+    await paintLive(started);
+  } catch (failure) {
+    await leaveCamera();
+    throw failure;
+  }
+}
+
+/** Paints the camera's frames, of a size that keeps their rate, until it is stopped. */
+async function paintLive(started: Camera): Promise<void> {
+  let [pixels, rate] = [LEAST, 0];
   while (camera === started) {
     const began = performance.now();
     const now = await started.frame(pixels);
@@ -325,8 +334,7 @@ function keepAll(): void {
 
 /** Returns how many threads may be used; without isolation, one. */
 function threads(): number {
-  const most = Number(new URLSearchParams(location.search).get("threads")) || MOST_THREADS;
-  return crossOriginIsolated ? Math.min(most, navigator.hardwareConcurrency || 1) : 1;
+  return crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency || 1) : 1;
 }
 
 /** Starts the service worker, and loads the page once more where that gives it threads. */
@@ -343,7 +351,8 @@ async function isolate(): Promise<void> {
 async function begin(): Promise<void> {
   if (!globalThis.WebAssembly) throw new Error("This browser has no WebAssembly, which the page paints with: try a newer one.");
   await isolate();
-  const response = await fetch("models/models.json");
+  const response = await fetch("models/models.json").catch(() => undefined);
+  if (!response?.ok) throw new Error("The styles cannot be loaded. Are you offline? Reload the page.");
   models = (await response.json()) as Model[];
   [model] = models as [Model];
   chosen = new Map([[model.styles[0]!.name, 50]]);
