@@ -38,8 +38,7 @@ const slide = (page: Page, id: string, value: number): Promise<void> => page.fil
 const says = (page: Page, id: string): Promise<string | null> => page.textContent(`#${id}`);
 const pixels = (page: Page): Promise<number[]> =>
   page.$eval("#painted", (canvas) => {
-    const { width, height } = canvas as HTMLCanvasElement;
-    return [...(canvas as HTMLCanvasElement).getContext("2d")!.getImageData(0, 0, width, height).data];
+    return [...(canvas as HTMLCanvasElement).getContext("2d")!.getImageData(100, 100, 50, 50).data];
   });
 
 describe.skipIf(!hasChromium)("the painting", () => {
@@ -95,7 +94,7 @@ describe.skipIf(!hasChromium)("the painting", () => {
     await painted(page);
     const photograph = await pixels(page);
     const errors = strong.map((value, i) => Math.abs(weak[i]! - (0.4 * value + 0.6 * photograph[i]!)));
-    expect(Math.max(...errors.slice(0, 40_000))).toBeLessThan(2);
+    expect(Math.max(...errors)).toBeLessThan(2);
     await slide(page, "strength", 40);
     await save(page, made("weak.png"));
     expect(psnr(made("weak.png"), given("coffee.great_wave.40.png"))).toBeGreaterThan(LEAST);
