@@ -1,0 +1,1 @@
+declare const __WASM_BYTES__: number;

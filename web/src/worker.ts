@@ -1,0 +1,146 @@
+// Everything that takes time: decoding, painting, encoding. One job after the other; a cancelled one ends early.
+
+import type { Look, Model } from "./models";
+import { Painting } from "./painting";
+import { fit, overWhite } from "./pixels";
+import { start } from "./runtime";
+
+export interface Jobs {
+  begin(options: { models: Model[]; folder: string; threads: number }): void;
+  open(options: { file: Blob; pixels: number }): { width: number; height: number; preview: ImageBitmap };
+  paint(options: { look: Look; pixels: number }): { picture: ImageBitmap; seconds: number };
+  frame(options: { look: Look; frame: ImageBitmap }): { picture: ImageBitmap; seconds: number };
+  save(options: { look: Look; pixels: number; type: string }): Blob;
+}
+
+const TOO_LARGE = "The picture is too large for the memory that this browser has: choose a smaller size.";
+
+export type Answer =
+  | { id: number; result: unknown }
+  | { id: number; error: string; cancelled: boolean }
+  | { id: number; progress: [done: number, all: number, what: string] };
+
+type Name = keyof Jobs;
+type Result<N extends Name> = ReturnType<Jobs[N]> | Promise<ReturnType<Jobs[N]>>;
+
+let models = new Map<string, Painting>();
+let photograph: ImageBitmap | undefined;
+let threads = 1;
+const cancelled = new Set<number>();
+class Cancelled extends Error {}
+
+const report =
+  (id: number, what: string) =>
+  (done: number, all: number): void =>
+    postMessage({ id, progress: [done, all, what] } satisfies Answer);
+
+/** Lets messages in, and throws where one of them has cancelled the job. */
+const turn = (id: number) => async (): Promise<void> => {
+  await new Promise((resume) => setTimeout(resume));
+  if (cancelled.has(id)) throw new Cancelled();
+};
+
+function context(width: number, height: number): OffscreenCanvasRenderingContext2D {
+  const made = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  if (!made) throw new Error(TOO_LARGE);
+  made.imageSmoothingQuality = "high";
+  return made;
+}
+
+/** Returns a model once onnxruntime-web is there. */
+async function ready(look: Look, id: number): Promise<Painting> {
+  await start(threads, report(id, "Loading the painter"));
+  return models.get(look.model)!;
+}
+
+async function paint(source: ImageBitmap, pixels: number, look: Look, id: number, quick: boolean) {
+  const painting = await ready(look, id);
+  const [width, height] = fit(source.width, source.height, pixels);
+  const drawn = context(width, height);
+  drawn.drawImage(source, 0, 0, width, height);
+  const picture = drawn.getImageData(0, 0, width, height);
+  const seconds = await painting.paint(picture, look, report(id, "Loading the style"), quick);
+  return { picture: await createImageBitmap(picture), seconds };
+}
+
+const jobs: { [N in Name]: (options: Parameters<Jobs[N]>[0], id: number) => Result<N> } = {
+  begin(options) {
+    threads = options.threads;
+    models = new Map(options.models.map((model) => [model.name, new Painting(model, options.folder)]));
+  },
+
+  async open({ file, pixels }) {
+    const opened = await createImageBitmap(file, { imageOrientation: "from-image" }).catch(() => {
+      throw new Error(`This browser cannot read ${/heic|heif/i.test(file.type) ? "HEIC pictures" : "this picture"}. Save it as JPEG or PNG and choose that.`);
+    });
+    photograph?.close();
+    photograph = opened;
+    const [resizeWidth, resizeHeight] = fit(opened.width, opened.height, pixels);
+    const preview = await createImageBitmap(opened, { resizeWidth, resizeHeight, resizeQuality: "high" });
+    return { width: opened.width, height: opened.height, preview };
+  },
+
+  paint: ({ look, pixels }, id) => paint(photograph!, pixels, look, id, false),
+
+  async frame({ look, frame }, id) {
+    const found = await paint(frame, frame.width * frame.height, look, id, true);
+    frame.close();
+    return found;
+  },
+
+  async save({ look, pixels, type }, id) {
+    const painting = await ready(look, id);
+    const source = photograph!;
+    const [width, height] = fit(source.width, source.height, pixels);
+    const result = context(width, height);
+    let part = context(1, 1);
+    await painting.paintAll(
+      {
+        width,
+        height,
+        read({ left, top, right, bottom }) {
+          const [columns, rows] = [right - left, bottom - top];
+          if (part.canvas.width < columns || part.canvas.height < rows) part = context(columns, rows);
+          part.clearRect(0, 0, columns, rows);
+          part.drawImage(source, -left, -top, width, height);
+          return part.getImageData(0, 0, columns, rows);
+        },
+        write({ left, top }, picture) {
+          if (type === "image/jpeg") overWhite(picture.data);
+          result.putImageData(picture as ImageData, left, top);
+        },
+      },
+      look,
+      report(id, "Painting"),
+      turn(id),
+    );
+    return result.canvas.convertToBlob({ type, quality: 0.95 });
+  },
+};
+
+let queue = Promise.resolve();
+
+self.onmessage = ({ data }: MessageEvent<{ id: number; job?: Name; options?: never; cancel?: true }>) => {
+  const { id, job, options } = data;
+  if (!job) {
+    cancelled.add(id);
+    return;
+  }
+  queue = queue.then(async () => {
+    try {
+      await turn(id)();
+      const result = await jobs[job](options!, id);
+      postMessage({ id, result } satisfies Answer);
+    } catch (error) {
+      postMessage({ id, error: inWords(error), cancelled: error instanceof Cancelled } satisfies Answer);
+    }
+    cancelled.delete(id);
+  });
+};
+
+/** Returns an error in one line for the visitor. */
+function inWords(error: unknown): string {
+  const told = error instanceof Error ? error.message : String(error);
+  if (/memory|bad_alloc|allocat|out of bounds|RangeError|detached/i.test(told)) return TOO_LARGE;
+  return told.split("\n")[0]!;
+}
