@@ -209,6 +209,9 @@ def test_losses_of_a_model_of_another_style_stay_out_of_the_report(finished):
 def test_stdout_has_a_line_for_each_model_and_optimiser_and_the_page(finished):
     *lines, last = finished.result.out.splitlines()
     assert last == str(Path("comparison", "report.html"))
+    sizes = [line.partition(":")[0] for line in lines if re.fullmatch(r".*: strokes of the painting at \d+ px", line)]
+    assert sizes == ["starry_night", "same"]
+    lines = [line for line in lines if "strokes of the painting" not in line]
     expected = [(model, name) for model in ("starry_night", "same") for name in OPTIMIZERS]
     assert len(lines) == len(expected)
     for line, (model, name) in zip(lines, expected, strict=True):
