@@ -215,7 +215,7 @@ def main() -> None:
     options.output.mkdir(parents=True)
     paths = [path for path in sorted(options.models.glob("*.onnx")) if not path.stem.endswith(INT8)]
     told = {path: metadata_of(onnx.load(path)) for path in paths}
-    in_galleries = {style.get("sha256") for of in told.values() for style in json.loads(of.get("paintings", "[]"))}
+    in_galleries = {s["sha256"] for of in told.values() for s in json.loads(of.get("paintings", "[]")) if "sha256" in s}
     paths = [path for path in paths if told[path].get("image_sha256") not in in_galleries]  # no painting twice
     try:
         entries = [make(path, options.output) for path in paths]
