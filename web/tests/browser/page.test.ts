@@ -234,8 +234,9 @@ describe.skipIf(!hasChromium)("the camera", () => {
     closeSync(file);
     expect(head.toString("hex")).toBe("1a45dfa3"); // EBML, RFC 8794
     await page.click("#shoot");
+    const shot = (): boolean => document.querySelector<HTMLSelectElement>("#size")!.options[0]!.text === "1280 × 720";
+    await page.waitForFunction(shot); // what was painted before is shown until the photograph is there
     await painted(page);
-    expect(await page.$eval("#size", (size) => (size as HTMLSelectElement).options[0]!.text)).toBe("1280 × 720");
   });
 
   it("says when it is refused", async () => {
