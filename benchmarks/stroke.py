@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from pathlib import Path
@@ -49,6 +50,7 @@ SHORT_SIDES = (AUTO_SIDE, 1080, 2160)
 CROP = 1024  # px
 STROKES = (1, 2, 4)
 SWEEP = (128, 181, 256, 362, 512, 640)  # px, short side of the painting; those that would enlarge it are left out
+KERNELS = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
 ROUNDS = 5
 Grams = Mapping[str, torch.Tensor]
@@ -86,14 +88,6 @@ class Judge:
             for size, painting in self.paintings.items()
         }
 
-    def content(self, pictures: Iterable[tuple[Image.Image, Image.Image]]) -> float:
-        """Return content_vgg16 of pairs of pictures and photographs."""
-        error = energy = 0.0
-        for picture, photograph in pictures:
-            got, wanted = (self.features(p, ["relu3_3"])["relu3_3"] for p in (picture, photograph))
-            error, energy = error + float(((got - wanted) ** 2).sum()), energy + float((wanted**2).sum())
-        return error / energy
-
 
 def told(sweep: dict[int, float]) -> dict[str, Any]:
     """Return what a sweep says: its least distance, where that is, and all of it."""
@@ -117,17 +111,18 @@ def measure_sizes(stylizer: Stylizer, judge: Judge, photographs: list[Path]) -> 
 
 def measure_edges(stylizer: Stylizer, judge: Judge, photographs: list[Path]) -> Any:
     """Return content_vgg16 in crops at full size, of `auto` and of the same model run at 512 px and enlarged."""
-    auto, enlarged = [], []
+    layer, errors, energy = "relu3_3", defaultdict[str, float](float), 0.0
     for path in photographs:
         full = load_image(path)
         left, top = (full.width - CROP) // 2, (full.height - CROP) // 2
         box = (left, top, left + CROP, top + CROP)
-        photograph = full.crop(box)
         small = stylizer.stylize(resize_short_side(full, AUTO_SIDE))
-        enlarged.append((small.resize(full.size, Image.Resampling.BICUBIC).crop(box), photograph))
-        auto.append((stylizer.stylize(full, "auto").crop(box), photograph))
-    found = {"auto": judge.content(auto), "run at 512 px and enlarged": judge.content(enlarged)}
-    return {"content_vgg16": found, "ratio": found["auto"] / found["run at 512 px and enlarged"]}
+        pictures = {f"run at 512 px and enlarged, {k.name.lower()}": small.resize(full.size, k) for k in KERNELS}
+        wanted = judge.features(full.crop(box), [layer])[layer]
+        energy += float((wanted**2).sum())
+        for name, picture in ({"auto": stylizer.stylize(full, "auto")} | pictures).items():
+            errors[name] += float(((judge.features(picture.crop(box), [layer])[layer] - wanted) ** 2).sum())
+    return {name: {"content_vgg16": e / energy, "auto_over_it": errors["auto"] / e} for name, e in errors.items()}
 
 
 def measure_strokes(stylizer: Stylizer, judge: Judge, photographs: list[Path]) -> Any:
@@ -176,9 +171,10 @@ def measure_seconds(threads: int) -> Any:
 
 def measure_memory() -> Any:
     """Return the peak resident bytes of `stylize` on a JPEG of 3840x2160, by stroke."""
+    # ru_maxrss would be this process's own where that has more.
     script = (
-        "import resource, sys\nfrom nst_fast.commands.stylize import stylize\nstylize(sys.argv[1:])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, file=sys.stderr)"
+        "import pathlib, re, sys\nfrom nst_fast.commands.stylize import stylize\nstylize(sys.argv[1:])\n"
+        "print(re.search(r'VmHWM:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1], file=sys.stderr)"
     )
     peaks = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +183,7 @@ def measure_memory() -> Any:
         for stroke in ("1", "auto", "1.5"):
             options = ["--model", "starry_night", "--stroke", stroke, "--overwrite", str(source)]
             done = subprocess.run([sys.executable, "-c", script, *options], check=True, capture_output=True, text=True)
-            peaks[f"stroke {stroke}"] = int(done.stderr.split()[-1])
+            peaks[f"stroke {stroke}"] = int(done.stderr.split()[-1]) * 1024
     return peaks
 
 
