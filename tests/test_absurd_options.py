@@ -29,7 +29,7 @@ FINE = {
     **{key: {"true"} for key in ("network.grain", "network.contrast", "trainer.one_cycle")},
     "trainer.gradient_clip": {"null"},
     "data.num_workers": {"null"},
-    "trainer.max_steps": {"null"},
+    **{key: {"null"} for key in ("trainer.max_steps", "trainer.minutes")},
     **{key: {"null"} for key in ("size", "scales")},
     "style.content_distance": {"null"},
     "content_distances": {"[1,2]"},
