@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -17,17 +18,19 @@ from PIL import Image
 from nst_fast.assets import INT8, shipped_models
 from nst_fast.commands import printable, run, say, show_warnings
 from nst_fast.errors import UserError
+from nst_fast.stylizing.any_painting import AnyPainting
 from nst_fast.stylizing.formats import choices
 from nst_fast.stylizing.jobs import Job, Result, Watch, check_targets, find_jobs, stylize_jobs
 from nst_fast.stylizing.looks import Looks, Saving
 from nst_fast.stylizing.stylizer import DEVICES, Stylizer
 
 USAGE = """
-usage: stylize --model FILE_OR_NAME INPUT... [-o OUTPUT] [options]
+usage: stylize (--model FILE_OR_NAME | --painting FILE) INPUT... [-o OUTPUT] [options]
 
 Stylize pictures and videos, one forward pass a picture.
 
   --model FILE_OR_NAME  an .onnx file, or the name of a shipped model (--list)
+  --painting FILE       or a painting, without training; several: --painting a.jpg=0.6,b.jpg=0.4
   INPUT                 pictures, videos, folders, quoted globs, or - for standard input
   -o, --output OUTPUT   a picture or a video, a folder, or - for standard output
                         (default: photo.MODEL.jpg beside photo.jpg; FOLDER.MODEL/ beside FOLDER)
@@ -58,6 +61,7 @@ Stylize pictures and videos, one forward pass a picture.
 
 examples:
   stylize --model starry_night photo.jpg
+  stylize --painting my.jpg photo.jpg
   stylize --model starry_night holiday/ -o stylized/ --max-side 2000
   stylize --model starry_night --scale 0.5 --strength 0.8 photo.png -o out.webp
   stylize --model starry_night clip.mp4 --from 0:05 --to 0:10 -o out.mp4
@@ -105,7 +109,9 @@ def create_parser() -> argparse.ArgumentParser:
     """Return the parser of everything that the usage names."""
     usage = USAGE.split("\n\n")[0].removeprefix("\nusage: ")
     parser = argparse.ArgumentParser("stylize", usage=usage, add_help=False)
-    parser.add_argument("--model")
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument("--model")
+    style.add_argument("--painting", type=paintings, metavar="FILE")
     parser.add_argument("inputs", nargs="*", metavar="INPUT")
     parser.add_argument("-o", "--output")
     parser.add_argument("--format", type=str.lower, choices=FORMATS)
@@ -145,9 +151,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             raise UserError(f"{name} is {value}; {least} to {most} is needed")
     if options.first >= options.last:
         raise UserError(f"--from is {options.first:g} s and --to {options.last:g} s; --from has to come first")
-    if not options.list and (options.model is None or not (options.inputs or options.info)):
+    of_models = [n for n in ("info", "bgr", "pixel_range") if getattr(options, n)]
+    if options.painting and of_models:
+        raise UserError(f"--{of_models[0].replace('_', '-')} is of models; leave it or --painting out")
+    if not options.list and not ((options.model or options.painting) and (options.inputs or options.info)):
         parser.error(
-            "a model and pictures are needed: stylize --model starry_night photo.jpg (--list shows the models)"
+            "a model and pictures are needed: stylize --model starry_night photo.jpg (--list shows the models), "
+            "or stylize --painting my.jpg photo.jpg"
         )
     return options
 
@@ -161,23 +171,30 @@ def stylize(arguments: list[str]) -> int:
         return 0
     if options.huge:
         Image.MAX_IMAGE_PIXELS = None
-    stylizer = Stylizer(
-        options.model,
-        options.threads,
-        device=options.device,
-        pixel_range=options.pixel_range,
-        bgr=options.bgr,
-        tile=options.tile,
-    )
-    if options.info:
-        for key, value in stylizer.metadata.items():
-            print(printable(f"{key}: {value}"))
-        print(f"device: {stylizer.device}")
-        return 0
+    stylizer: Stylizer | AnyPainting
+    if options.painting:
+        stylizer = AnyPainting(
+            options.painting, options.threads, device=options.device, strength=options.strength
+        )
+        options.strength = 1.0  # features are blended, not pictures
+    else:
+        stylizer = Stylizer(
+            options.model,
+            options.threads,
+            device=options.device,
+            pixel_range=options.pixel_range,
+            bgr=options.bgr,
+            tile=options.tile,
+        )
+        if options.info:
+            for key, value in stylizer.metadata.items():
+                print(printable(f"{key}: {value}"))
+            print(f"device: {stylizer.device}")
+            return 0
     if options.device != "auto" or stylizer.device != "cpu":
         say(f"on {stylizer.device}")
     suffix = None if options.format is None else FORMATS[options.format]
-    found = find_jobs(options.inputs, options.output, stylizer.path.stem, suffix, options.recursive)
+    found = find_jobs(options.inputs, options.output, stylizer.name, suffix, options.recursive)
     jobs = check_targets(found, suffix, options.overwrite, options.skip_existing)
     if len(jobs) < len(found) and not options.json:
         say(f"{len(found) - len(jobs)} of {len(found)} pictures are there already and left as they are")
@@ -271,6 +288,21 @@ def seconds(text: str) -> float:
     if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text} is no time: seconds, MM:SS or H:MM:SS is needed")
     return sum(float(part) * 60**i for i, part in enumerate(reversed(text.split(":"))))
+
+
+def paintings(text: str) -> dict[Path, float]:
+    """Return the weights of paintings: of one file, or of FILE=WEIGHT,FILE=WEIGHT."""
+    if os.path.lexists(os.path.expanduser(text)):
+        return {Path(os.path.expanduser(text)): 1.0}
+    found = {}
+    for part in text.split(","):
+        name, _, weight = part.rpartition("=")
+        if not name or os.path.lexists(os.path.expanduser(part)):
+            name, weight = part, "1"
+        if not re.fullmatch(r"\d*\.?\d+", weight, re.ASCII) or not float(weight):
+            raise argparse.ArgumentTypeError(f"{part}: {weight} is no weight above 0; FILE=0.6,FILE=0.4 is needed")
+        found[Path(os.path.expanduser(name))] = float(weight)
+    return found
 
 
 def main() -> None:

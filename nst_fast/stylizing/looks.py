@@ -24,7 +24,7 @@ from nst_fast.stylizing.images import (
     split_alpha,
     why_unreadable,
 )
-from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.stylizing.stylizer import Painter
 from nst_fast.stylizing.tiff import MORE_PAGES
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Looks:
     max_side: int | None = None
     scale: float = 1.0
 
-    def apply(self, stylizer: Stylizer, photograph: Image.Image) -> Image.Image:
+    def apply(self, stylizer: Painter, photograph: Image.Image) -> Image.Image:
         """Return a stylized RGB picture of the size of the photograph, once that is no larger than ``max_side``."""
         if self.max_side is not None and max(photograph.size) > self.max_side:
             photograph = resize_long_side(photograph, self.max_side)
@@ -146,7 +146,7 @@ def animation(image: Image.Image, frames: list[Image.Image], suffix: str) -> dic
 
 
 def stylize_picture(
-    name: str, image: Image.Image, stylizer: Stylizer, looks: Looks, suffix: str, keep_gps: bool = False
+    name: str, image: Image.Image, stylizer: Painter, looks: Looks, suffix: str, keep_gps: bool = False
 ) -> tuple[Image.Image, dict[str, Any]]:
     """Return the result of a picture and Pillow's options for saving it.
 

@@ -1,0 +1,414 @@
+"""Train the decoders of `stylize --painting`, and write them and their encoder.
+
+    OMP_NUM_THREADS=1 python scripts/train_decoders.py --photographs ../shared/content/train \
+        --paintings ../shared/paintings --output nst_fast/assets/any_painting
+
+The encoder is the first convolutions of vgg16_slim, its taps scaled so that an average picture's features have the
+identity for covariance. Decoders learn two things at once: to give pictures back from their features, and to make of a
+photograph's features, once whitened and colored as a painting's, a picture that the perceptual loss takes for the
+painting's. docs/any_painting.md says what becomes of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import json
+import math
+import random
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import helper, numpy_helper
+from torch import Tensor, nn
+
+from nst_fast.assets import VGG16_SLIM
+from nst_fast.files import write_atomically
+from nst_fast.loss.loss_networks import SlimVGG, VGG, freeze, multiplies_bfloat16
+from nst_fast.loss.perceptual_loss import BalancedLoss, gather, split_name, style_target
+from nst_fast.loss.pretrained import load_slim_vgg
+from nst_fast.loss.tensors import to_tensor
+from nst_fast.stylizing.images import load_image, resize_short_side
+from nst_fast.stylizing.whitening import Affine, Moments, Statistics, whitening_coloring
+
+ROOT = Path(__file__).resolve().parent.parent
+HELD_OUT = json.loads((ROOT / "docs" / "held_out.json").read_text())
+SIZES = (224, 384)  # px, from and to: short sides of paintings
+CHANNELS = (16, 32, 48, 48)  # of the levels, at full, half, quarter and eighth resolution
+TAPPED = ("1_2", "2_2", "3_3", "4_1")
+PICTURES = {".jpg", ".jpeg", ".png"}
+
+
+class Encoder(nn.Module):
+    """A picture (N, 3, H, W) in [0, 1] in, features of four levels out, fine to coarse.
+
+    They are what the trunk's convolutions give before their rectification, in as few channels as they compute it in.
+    """
+
+    def __init__(self, trunk: VGG) -> None:
+        super().__init__()
+        self.preprocess, self.convolutions = trunk.preprocess, trunk.convolutions
+        self.cores = [core_of(self.convolutions[name]) for name in TAPPED]
+        self.taps = nn.ModuleList(nn.Conv2d(k.out_channels, c, 1) for k, c in zip(self.cores, CHANNELS, strict=True))
+
+    def forward(self, image: Tensor, levels: Sequence[int] = (0, 1, 2, 3)) -> list[Tensor]:
+        found, x = [], self.preprocess(image)
+        names = list(self.convolutions)
+        for name, following in zip(names, [*names[1:], ""], strict=True):
+            convolution = self.convolutions[name]
+            if name in TAPPED:
+                level, core = TAPPED.index(name), core_of(convolution)
+                x = core(x if core is convolution else convolution.reduce(x))
+                if level in levels:
+                    found.append(self.taps[level](x))
+                if level == max(levels):
+                    break
+                x = x if core is convolution else convolution.expand(x)
+            else:
+                x = convolution(x)
+            x = F.relu(x)
+            if following[:1] != name[0]:
+                x = F.max_pool2d(x, 2)
+        return found
+
+
+def core_of(convolution: nn.Module) -> nn.Conv2d:
+    """Return a convolution, or the middle one of one of low rank."""
+    core = convolution if isinstance(convolution, nn.Conv2d) else convolution.convolution
+    assert isinstance(core, nn.Conv2d)
+    return core
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(channels, channels), nn.ReLU(), conv(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def conv(channels_in: int, channels_out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 3, padding=1)
+
+
+class Up(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class Join(nn.Module):
+    """The coarsest level and the next one, both colored, in; features of the next level out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse = nn.Sequential(conv(48, 96), nn.ReLU(), conv(96, 64), nn.ReLU(), Up())
+        self.joined = nn.Sequential(conv(112, 64), nn.ReLU(), Residual(64), nothing(conv(64, 48)))
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        return fine + self.joined(torch.cat([self.coarse(coarse), fine], 1))
+
+
+class Decoder(nn.Module):
+    """The best linear guess from features nearby, which `fit` gives, and what a network adds to it."""
+
+    def __init__(self, linear: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        self.linear, self.network = linear, network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.network(x)
+
+
+def nothing(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Return a convolution that gives 0 to begin with."""
+    nn.init.zeros_(convolution.weight)
+    nn.init.zeros_(convolution.bias)
+    return convolution
+
+
+def decoders() -> nn.ModuleList:
+    return nn.ModuleList(
+        [
+            Join(),
+            Decoder(
+                nn.ConvTranspose2d(48, 32, 6, 2, 2),
+                nn.Sequential(
+                    conv(48, 64), nn.ReLU(), Residual(64), conv(64, 48), nn.ReLU(), Up(), nothing(conv(48, 32))
+                ),
+            ),
+            Decoder(
+                nn.ConvTranspose2d(32, 16, 6, 2, 2), nn.Sequential(Residual(32), nn.ReLU(), Up(), nothing(conv(32, 16)))
+            ),
+            Decoder(conv(16, 3), nn.Sequential(conv(16, 16), nn.ReLU(), nothing(conv(16, 3)))),
+        ]
+    )
+
+
+@torch.no_grad()
+def fit(decoder: Decoder, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Set a decoder's linear part by least squares over pairs of features (1, C, h, w) and what is wanted of them."""
+    products: Tensor | float = 0.0
+    for given, wanted in pairs:
+        patches = F.unfold(given, 3, padding=1)[0]
+        phases = wanted if wanted.shape[2] == given.shape[2] else F.pixel_unshuffle(wanted, 2)
+        rows = torch.cat([patches, torch.ones_like(patches[:1]), phases.flatten(2)[0]])
+        products = products + rows @ rows.T
+    assert isinstance(products, Tensor)
+    products, seen = products.double(), patches.shape[0] + 1
+    ridge = 1e-4 * products[:seen, :seen].diagonal().mean() * torch.eye(seen)
+    weight = torch.linalg.solve(products[:seen, :seen] + ridge, products[:seen, seen:]).float()
+    kernel = weight[:-1].unflatten(0, (-1, 3, 3))  # (C, 3, 3, outputs)
+    linear = decoder.linear
+    if isinstance(linear, nn.ConvTranspose2d):
+        # Position i + d of what is given adds to position 2 i + p of what is wanted: tap 2 - 2 d + p.
+        kernel = kernel.unflatten(3, (-1, 2, 2)).flip(1, 2).permute(0, 3, 1, 4, 2, 5)
+        linear.weight.copy_(kernel.reshape(linear.weight.shape))
+        linear.bias.copy_(weight[-1].unflatten(0, (-1, 4)).mean(1))
+    else:
+        linear.weight.copy_(kernel.permute(3, 0, 1, 2))
+        linear.bias.copy_(weight[-1])
+
+
+def statistics(features: Tensor) -> list[Statistics]:
+    """Return the statistics of every picture's features (N, C, H, W)."""
+    made = []
+    for picture in features.detach().float().numpy():
+        moments = Moments(len(picture))
+        moments.add(np.ascontiguousarray(picture))
+        made.append(moments.statistics())
+    return made
+
+
+def transform(features: Tensor, styles: Sequence[Statistics | None]) -> Tensor:
+    """Return features (N, C, H, W) whitened and colored picture by picture; None leaves a picture's as they are."""
+    channels = features.shape[1]
+    still = Affine(np.eye(channels), np.zeros(channels))
+    maps = [
+        still if style is None else whitening_coloring(content, style)
+        for content, style in zip(statistics(features), styles, strict=True)
+    ]
+    matrix = torch.from_numpy(np.stack([m.matrix for m in maps])).float()
+    offset = torch.from_numpy(np.stack([m.offset for m in maps])).float()
+    with torch.autocast("cpu", enabled=False):
+        colored = torch.einsum("ndc,nchw->ndhw", matrix, features.float()) + offset[:, :, None, None]
+    return colored.contiguous(memory_format=torch.channels_last)
+
+
+def decode(
+    network: nn.ModuleList, fine: Tensor, coarse: Tensor, styles: Sequence[Sequence[Statistics | None]]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return pictures in [0, 1], not clipped, and the features of each level before they were colored."""
+    levels = list(zip(*styles, strict=True))  # fine to coarse, each of every picture
+    passed = [network[0](transform(coarse, levels[3]), transform(fine, levels[2]))]
+    for decoder, level in zip(network[1:], (levels[2], levels[1], levels[0]), strict=True):
+        passed.append(decoder(transform(passed[-1], level)))
+    return 0.5 + passed[-1].float() * 0.25, passed[-2::-1]
+
+
+class Encoding(nn.Module):
+    """Some levels of a picture, uint8 (N, 3, H, W)."""
+
+    def __init__(self, encoder: Encoder, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder, self.levels = encoder, levels
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return self.encoder(image.float() / 255, self.levels)
+
+
+class Picture(nn.Module):
+    """The last decoder, its pictures in [0, 1] but for what is to be clipped."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 + 0.25 * self.decoder(x)
+
+
+def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model whose weights are kept in float16, and cast when it is loaded."""
+    casts = []
+    for weight in model.graph.initializer:
+        if weight.data_type == onnx.TensorProto.FLOAT and math.prod(weight.dims) > 1:
+            name, values = weight.name, numpy_helper.to_array(weight)
+            weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), name + ".half"))
+            casts.append(helper.make_node("Cast", [name + ".half"], [name], to=onnx.TensorProto.FLOAT))
+    for cast in reversed(casts):
+        model.graph.node.insert(0, cast)
+    return model
+
+
+def export(encoder: Encoder, network: nn.ModuleList, folder: Path) -> None:
+    """Write the graphs that `AnyPainting` runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = torch.zeros(1, 3, 64, 80, dtype=torch.uint8)
+    graphs: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
+        "encoder_1_2": (Encoding(encoder, (0, 1)), (pixels,)),
+        "encoder_3_4": (Encoding(encoder, (2, 3)), (pixels,)),
+        "decoder_4": (network[0], (torch.zeros(1, 48, 8, 10), torch.zeros(1, 48, 16, 20))),
+        "decoder_3": (network[1], (torch.zeros(1, 48, 16, 20),)),
+        "decoder_2": (network[2], (torch.zeros(1, 32, 32, 40),)),
+        "decoder_1": (Picture(network[3]), (torch.zeros(1, 16, 64, 80),)),
+    }
+    for name, (module, example) in graphs.items():
+        buffer = io.BytesIO()
+        inputs = [f"input_{i}" for i in range(len(example))]
+        outputs = ["output_0", "output_1"][: 2 if name.startswith("encoder") else 1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module.to(memory_format=torch.contiguous_format).eval(),
+                example,
+                buffer,
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_axes={n: {2: f"H_{n}", 3: f"W_{n}"} for n in inputs + outputs},
+                opset_version=18,
+                dynamo=False,
+            )
+        model = in_half(onnx.load_from_string(buffer.getvalue()))
+        onnx.checker.check_model(model)
+        write_atomically(folder / f"{name}.onnx", model.SerializeToString())
+
+
+def crop(path: Path, size: int, rng: random.Random) -> Tensor:
+    """Return a random piece of a picture: (1, 3, size, size), perhaps mirrored, of 1 to 2 times its side before."""
+    image = load_image(path)
+    side = min(*image.size, round(size * rng.uniform(1, 2)))
+    left, top = rng.randint(0, image.width - side), rng.randint(0, image.height - side)
+    image = image.crop((left, top, left + side, top + side)).resize((size, size), 3)
+    tensor = to_tensor(image)
+    return tensor.flip(3) if rng.random() < 0.5 else tensor
+
+
+def pictures(folders: Sequence[str]) -> list[Path]:
+    held_out = {*HELD_OUT["paintings"], *HELD_OUT["photographs"]}
+    found = [p for folder in folders for p in sorted(Path(folder).iterdir()) if p.suffix.lower() in PICTURES]
+    return [p for p in found if p.name not in held_out]
+
+
+@torch.no_grad()
+def normalise_taps(encoder: Encoder, images: Iterator[Tensor]) -> None:
+    """Make the taps these pictures' strongest directions, together of mean 0 and covariance 1."""
+    for tap in encoder.taps:
+        nn.init.dirac_(tap.weight)
+        nn.init.zeros_(tap.bias)
+    kept = [(core, tap) for core, tap in zip(encoder.cores, encoder.taps, strict=True)]
+    moments = [Moments(core.out_channels) for core in encoder.cores]
+    hooks = [
+        core.register_forward_hook(lambda _, __, x, level=level: level.add(x[0].numpy()))
+        for (core, _), level in zip(kept, moments, strict=True)
+    ]
+    for image in images:
+        encoder(image)
+    for hook in hooks:
+        hook.remove()
+    for tap, level in zip(encoder.taps, moments, strict=True):
+        mean, covariance = level.statistics()
+        variances, directions = np.linalg.eigh(covariance)
+        strongest = slice(-tap.out_channels, None)
+        variances, directions = variances[strongest], directions[:, strongest]
+        matrix = (directions * np.maximum(variances, 1e-3 * variances.mean()) ** -0.5).T
+        tap.weight.copy_(torch.from_numpy(matrix)[:, :, None, None])
+        tap.bias.copy_(torch.from_numpy(-matrix @ mean))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", nargs="+", default=[str(ROOT / "../shared/content/train")])
+    parser.add_argument("--paintings", nargs="+", default=[str(ROOT / "../shared/paintings")])
+    parser.add_argument("--output", type=Path, default=ROOT / "nst_fast/assets/any_painting")
+    parser.add_argument("--run", type=Path, default=ROOT / "runs/decoders")
+    parser.add_argument("--minutes", type=float, default=15, help="of the processor's time")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--style-weight", type=float, default=8.0)
+    parser.add_argument("--init", type=Path)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    options.run.mkdir(parents=True, exist_ok=True)
+    photographs, paintings = pictures(options.photographs), pictures(options.paintings)
+    loss_network = load_slim_vgg(VGG16_SLIM)
+    freeze(loss_network)
+    loss = BalancedLoss(
+        loss_network,
+        {"relu2_2": 0.5, "relu3_3": 0.5},
+        {"relu1_2": 0.1, "relu2_2": 0.3, "relu3_3": 0.6, "relu4_1": 0.3},
+        1.0,
+        options.style_weight,
+        4.0,
+        {"rgb@4": 0.06},
+    )
+    encoder = Encoder(load_slim_vgg(VGG16_SLIM).trunk).requires_grad_(False).to(memory_format=torch.channels_last)
+    mixture = [p for pair in zip(rng.sample(photographs, 40), rng.sample(paintings, 40), strict=True) for p in pair]
+    normalise_taps(encoder, (to_tensor(resize_short_side(load_image(p), 192)) for p in mixture))
+
+    @functools.cache
+    def painted(path: Path) -> tuple[list[Statistics], dict[str, Tensor]]:
+        painting, size = load_image(path), round(math.exp(rng.uniform(*map(math.log, SIZES))))
+        image = to_tensor(resize_short_side(painting, size))
+        layers = {name: split_name(name)[1] for name in loss.style_target_names}
+        with torch.no_grad():
+            with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16("cpu")):
+                found, seen = encoder(image), loss_network(image, list(dict.fromkeys(layers.values())))
+            targets = {n: style_target(loss_network, n, seen[layer].float()) for n, layer in layers.items()}
+        return [statistics(features)[0] for features in found], targets
+
+    print(f"{len(photographs)} photographs, {len(paintings)} paintings", flush=True)
+    network = decoders().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        seen = [to_tensor(resize_short_side(load_image(p), 128)) for p in mixture]
+        seen = [image[..., : image.shape[2] // 8 * 8, : image.shape[3] // 8 * 8] for image in seen]
+        levels = [[(image - 0.5) / 0.25, *encoder(image)] for image in seen]
+    for decoder, level in zip(network[1:], (3, 2, 1), strict=True):
+        fit(decoder, [(found[level], found[level - 1]) for found in levels])
+    if options.init:
+        network.load_state_dict(torch.load(options.init)["decoders"])
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    step, shown = 0, dict[str, float]()
+    while (done := time.process_time() / 60 / options.minutes) < 1:
+        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, step / 50 + 0.02) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        given = [rng.choice(photographs) for _ in range(options.batch - 1)]
+        given.append(rng.choice(paintings if rng.random() < 0.5 else photographs))
+        image = torch.cat([crop(p, options.size, rng) for p in given]).contiguous(memory_format=torch.channels_last)
+        chosen = [painted(rng.choice(paintings)) for _ in given[:-1]]
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16("cpu")):
+            with torch.no_grad():
+                found = encoder(image)
+                contents = loss.content_targets(image[:-1])
+            made, passed = decode(network, found[2], found[3], [*(styles for styles, _ in chosen), [None] * 4])
+            terms = loss(made[:-1], contents, gather([targets for _, targets in chosen], torch.arange(len(chosen))))
+            given_back = (made[-1] - image[-1]).abs().mean()
+            features = sum(F.mse_loss(p[-1].float(), f[-1].float()) for p, f in zip(passed, found[:3], strict=True))
+            out = (made - made.clamp(0, 1)).square().mean()
+            total = terms["total"] + 10 * given_back + 0.3 * features + 10 * out
+        optimizer.zero_grad()
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        if norm.isfinite():
+            optimizer.step()
+        step += 1
+        terms |= {"given_back": given_back, "features": features, "out": out, "norm": norm, "sum": total}
+        for name, value in terms.items():
+            shown[name] = shown.get(name, float(value.detach())) * 0.95 + float(value.detach()) * 0.05
+        if step == 1 or step % 20 == 0:
+            told = " ".join(f"{k} {v:.4f}" for k, v in shown.items())
+            print(f"{step} {time.process_time() / 60:.1f} min {told}", flush=True)
+            torch.save({"encoder": encoder.state_dict(), "decoders": network.state_dict()}, options.run / "last.pt")
+    torch.save({"encoder": encoder.state_dict(), "decoders": network.state_dict()}, options.run / "last.pt")
+    export(encoder, network, options.output)
+
+
+if __name__ == "__main__":
+    main()
