@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -36,39 +37,42 @@ from nst_fast.loss.perceptual_loss import BalancedLoss, gather, split_name, styl
 from nst_fast.loss.pretrained import load_slim_vgg
 from nst_fast.loss.tensors import to_tensor
 from nst_fast.stylizing.images import load_image, resize_short_side
-from nst_fast.stylizing.whitening import Affine, Moments, Statistics, whitening_coloring
+from nst_fast.stylizing.whitening import FLOOR, Moments, Statistics, power
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = json.loads((ROOT / "docs" / "held_out.json").read_text())
-SIZES = (224, 384)  # px, from and to: short sides of paintings
-CHANNELS = (16, 32, 48, 48)  # of the levels, at full, half, quarter and eighth resolution
-TAPPED = ("1_2", "2_2", "3_3", "4_1")
+SIZES = (192, 384)  # px, from and to: short sides of paintings
+CHANNELS = (3, 32, 64, 48)  # of the levels, at full, half, quarter and eighth resolution; the finest is the picture
+TAPPED = ("2_2", "3_3", "4_1")
+Convolution = TypeVar("Convolution", nn.Conv2d, nn.ConvTranspose2d)
 PICTURES = {".jpg", ".jpeg", ".png"}
 
 
 class Encoder(nn.Module):
     """A picture (N, 3, H, W) in [0, 1] in, features of four levels out, fine to coarse.
 
-    They are what the trunk's convolutions give before their rectification, in as few channels as they compute it in.
+    The finest is the picture, its values scaled. The others are what the trunk's convolutions give before their
+    rectification, in as few channels as they compute it in.
     """
 
     def __init__(self, trunk: VGG) -> None:
         super().__init__()
         self.preprocess, self.convolutions = trunk.preprocess, trunk.convolutions
         self.cores = [core_of(self.convolutions[name]) for name in TAPPED]
-        self.taps = nn.ModuleList(nn.Conv2d(k.out_channels, c, 1) for k, c in zip(self.cores, CHANNELS, strict=True))
+        self.taps = nn.ModuleList(
+            nn.Conv2d(core.out_channels, count, 1) for core, count in zip(self.cores, CHANNELS[1:], strict=True)
+        )
 
-    def forward(self, image: Tensor, levels: Sequence[int] = (0, 1, 2, 3)) -> list[Tensor]:
-        found, x = [], self.preprocess(image)
+    def forward(self, image: Tensor) -> list[Tensor]:
+        found, x = [(image - 0.5) / 0.25], self.preprocess(image)
         names = list(self.convolutions)
         for name, following in zip(names, [*names[1:], ""], strict=True):
             convolution = self.convolutions[name]
             if name in TAPPED:
-                level, core = TAPPED.index(name), core_of(convolution)
+                core = core_of(convolution)
                 x = core(x if core is convolution else convolution.reduce(x))
-                if level in levels:
-                    found.append(self.taps[level](x))
-                if level == max(levels):
+                found.append(self.taps[TAPPED.index(name)](x))
+                if name == TAPPED[-1]:
                     break
                 x = x if core is convolution else convolution.expand(x)
             else:
@@ -110,7 +114,7 @@ class Join(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.coarse = nn.Sequential(conv(48, 96), nn.ReLU(), conv(96, 64), nn.ReLU(), Up())
-        self.joined = nn.Sequential(conv(112, 64), nn.ReLU(), Residual(64), nothing(conv(64, 48)))
+        self.joined = nn.Sequential(conv(128, 64), nn.ReLU(), Residual(64), nothing(conv(64, 64)))
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         return fine + self.joined(torch.cat([self.coarse(coarse), fine], 1))
@@ -119,7 +123,7 @@ class Join(nn.Module):
 class Decoder(nn.Module):
     """The best linear guess from features nearby, which `fit` gives, and what a network adds to it."""
 
-    def __init__(self, linear: nn.Module, network: nn.Module) -> None:
+    def __init__(self, linear: nn.ConvTranspose2d, network: nn.Module) -> None:
         super().__init__()
         self.linear, self.network = linear, network
 
@@ -127,7 +131,7 @@ class Decoder(nn.Module):
         return self.linear(x) + self.network(x)
 
 
-def nothing(convolution: nn.Conv2d) -> nn.Conv2d:
+def nothing(convolution: Convolution) -> Convolution:
     """Return a convolution that gives 0 to begin with."""
     nn.init.zeros_(convolution.weight)
     nn.init.zeros_(convolution.bias)
@@ -139,15 +143,13 @@ def decoders() -> nn.ModuleList:
         [
             Join(),
             Decoder(
-                nn.ConvTranspose2d(48, 32, 6, 2, 2),
-                nn.Sequential(
-                    conv(48, 64), nn.ReLU(), Residual(64), conv(64, 48), nn.ReLU(), Up(), nothing(conv(48, 32))
-                ),
+                nn.ConvTranspose2d(64, 32, 6, 2, 2),
+                nn.Sequential(conv(64, 64), nn.ReLU(), Residual(64), conv(64, 48), nn.ReLU(), Up(), nothing(conv(48, 32))),
             ),
             Decoder(
-                nn.ConvTranspose2d(32, 16, 6, 2, 2), nn.Sequential(Residual(32), nn.ReLU(), Up(), nothing(conv(32, 16)))
+                nn.ConvTranspose2d(32, 3, 6, 2, 2),
+                nn.Sequential(conv(32, 32), nn.ReLU(), Residual(32), nn.ReLU(), nothing(nn.ConvTranspose2d(32, 3, 6, 2, 2))),
             ),
-            Decoder(conv(16, 3), nn.Sequential(conv(16, 16), nn.ReLU(), nothing(conv(16, 3)))),
         ]
     )
 
@@ -158,7 +160,7 @@ def fit(decoder: Decoder, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     products: Tensor | float = 0.0
     for given, wanted in pairs:
         patches = F.unfold(given, 3, padding=1)[0]
-        phases = wanted if wanted.shape[2] == given.shape[2] else F.pixel_unshuffle(wanted, 2)
+        phases = F.pixel_unshuffle(wanted, 2)
         rows = torch.cat([patches, torch.ones_like(patches[:1]), phases.flatten(2)[0]])
         products = products + rows @ rows.T
     assert isinstance(products, Tensor)
@@ -166,15 +168,10 @@ def fit(decoder: Decoder, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     ridge = 1e-4 * products[:seen, :seen].diagonal().mean() * torch.eye(seen)
     weight = torch.linalg.solve(products[:seen, :seen] + ridge, products[:seen, seen:]).float()
     kernel = weight[:-1].unflatten(0, (-1, 3, 3))  # (C, 3, 3, outputs)
-    linear = decoder.linear
-    if isinstance(linear, nn.ConvTranspose2d):
-        # Position i + d of what is given adds to position 2 i + p of what is wanted: tap 2 - 2 d + p.
-        kernel = kernel.unflatten(3, (-1, 2, 2)).flip(1, 2).permute(0, 3, 1, 4, 2, 5)
-        linear.weight.copy_(kernel.reshape(linear.weight.shape))
-        linear.bias.copy_(weight[-1].unflatten(0, (-1, 4)).mean(1))
-    else:
-        linear.weight.copy_(kernel.permute(3, 0, 1, 2))
-        linear.bias.copy_(weight[-1])
+    # Position i + d of what is given adds to position 2 i + p of what is wanted: tap 2 - 2 d + p.
+    kernel = kernel.unflatten(3, (-1, 2, 2)).flip(1, 2).permute(0, 3, 1, 4, 2, 5)
+    decoder.linear.weight.copy_(kernel.reshape(decoder.linear.weight.shape))
+    decoder.linear.bias.copy_(weight[-1].unflatten(0, (-1, 4)).mean(1))
 
 
 def statistics(features: Tensor) -> list[Statistics]:
@@ -187,52 +184,70 @@ def statistics(features: Tensor) -> list[Statistics]:
     return made
 
 
+class Whitening(torch.autograd.Function):
+    """E max(Λ, FLOOR)^-½ Eᵀ of covariances E Λ Eᵀ (N, C, C), its gradient by divided differences.
+
+    Daleckii and Krein: the derivative of E f(Λ) Eᵀ is E (L ∘ Eᵀ dΣ E) Eᵀ, L the divided differences of f. Unlike that of
+    eigenvectors it exists where two eigenvalues are the same.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, covariance: Tensor) -> Tensor:
+        variances, directions = torch.linalg.eigh(covariance)
+        ctx.save_for_backward(variances, directions)
+        return (directions * variances.clamp_min(FLOOR)[:, None] ** -0.5) @ directions.mT
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        variances, directions = ctx.saved_tensors
+        powers = variances.clamp_min(FLOOR) ** -0.5
+        apart = variances[:, :, None] - variances[:, None]
+        slope = torch.where(variances > FLOOR, -0.5 * powers**3, 0.0)
+        close = apart.abs() < 1e-9 * variances.amax(1)[:, None, None]
+        between = (powers[:, :, None] - powers[:, None]) / torch.where(close, 1.0, apart)
+        between = torch.where(close, (slope[:, :, None] + slope[:, None]) / 2, between)
+        return directions @ (between * (directions.mT @ gradients[0] @ directions)) @ directions.mT
+
+
 def transform(features: Tensor, styles: Sequence[Statistics | None]) -> Tensor:
     """Return features (N, C, H, W) whitened and colored picture by picture; None leaves a picture's as they are."""
-    channels = features.shape[1]
-    still = Affine(np.eye(channels), np.zeros(channels))
-    maps = [
-        still if style is None else whitening_coloring(content, style)
-        for content, style in zip(statistics(features), styles, strict=True)
-    ]
-    matrix = torch.from_numpy(np.stack([m.matrix for m in maps])).float()
-    offset = torch.from_numpy(np.stack([m.offset for m in maps])).float()
     with torch.autocast("cpu", enabled=False):
-        colored = torch.einsum("ndc,nchw->ndhw", matrix, features.float()) + offset[:, :, None, None]
-    return colored.contiguous(memory_format=torch.channels_last)
+        flat = features.float().flatten(2)
+        mean = flat.mean(2, keepdim=True)
+        centred = flat - mean
+        covariance = (centred @ centred.mT / flat.shape[2]).double()
+        matrices, means = [], []
+        for content, white, style in zip(mean, Whitening.apply(covariance), styles, strict=True):
+            if style is None:
+                matrices.append(torch.eye(len(white)))
+                means.append(content)
+            else:
+                matrices.append((torch.from_numpy(power(style.covariance, 0.5)) @ white).float())
+                means.append(torch.from_numpy(style.mean).float()[:, None])
+        colored = torch.stack(matrices) @ centred + torch.stack(means)
+        return colored.unflatten(2, features.shape[2:]).contiguous(memory_format=torch.channels_last)
 
 
 def decode(
     network: nn.ModuleList, fine: Tensor, coarse: Tensor, styles: Sequence[Sequence[Statistics | None]]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return pictures in [0, 1], not clipped, and the features of each level before they were colored."""
+    """Return pictures in [0, 1], not clipped, and the levels that decoders gave, fine to coarse, not yet colored."""
     levels = list(zip(*styles, strict=True))  # fine to coarse, each of every picture
     passed = [network[0](transform(coarse, levels[3]), transform(fine, levels[2]))]
-    for decoder, level in zip(network[1:], (levels[2], levels[1], levels[0]), strict=True):
-        passed.append(decoder(transform(passed[-1], level)))
-    return 0.5 + passed[-1].float() * 0.25, passed[-2::-1]
+    for decoder, level in zip(network[1:], levels[2:0:-1], strict=True):
+        passed.insert(0, decoder(transform(passed[0], level)))
+    return 0.5 + 0.25 * transform(passed[0], levels[0]), passed
 
 
 class Encoding(nn.Module):
-    """Some levels of a picture, uint8 (N, 3, H, W)."""
+    """The levels of a picture, uint8 (N, 3, H, W)."""
 
-    def __init__(self, encoder: Encoder, levels: Sequence[int]) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.encoder, self.levels = encoder, levels
+        self.encoder = encoder
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        return self.encoder(image.float() / 255, self.levels)
-
-
-class Picture(nn.Module):
-    """The last decoder, its pictures in [0, 1] but for what is to be clipped."""
-
-    def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 0.5 + 0.25 * self.decoder(x)
+        return self.encoder(image.float() / 255)
 
 
 def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -253,17 +268,15 @@ def export(encoder: Encoder, network: nn.ModuleList, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pixels = torch.zeros(1, 3, 64, 80, dtype=torch.uint8)
     graphs: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
-        "encoder_1_2": (Encoding(encoder, (0, 1)), (pixels,)),
-        "encoder_3_4": (Encoding(encoder, (2, 3)), (pixels,)),
-        "decoder_4": (network[0], (torch.zeros(1, 48, 8, 10), torch.zeros(1, 48, 16, 20))),
-        "decoder_3": (network[1], (torch.zeros(1, 48, 16, 20),)),
+        "encoder": (Encoding(encoder), (pixels,)),
+        "decoder_4": (network[0], (torch.zeros(1, 48, 8, 10), torch.zeros(1, 64, 16, 20))),
+        "decoder_3": (network[1], (torch.zeros(1, 64, 16, 20),)),
         "decoder_2": (network[2], (torch.zeros(1, 32, 32, 40),)),
-        "decoder_1": (Picture(network[3]), (torch.zeros(1, 16, 64, 80),)),
     }
     for name, (module, example) in graphs.items():
         buffer = io.BytesIO()
         inputs = [f"input_{i}" for i in range(len(example))]
-        outputs = ["output_0", "output_1"][: 2 if name.startswith("encoder") else 1]
+        outputs = [f"output_{i}" for i in range(4 if name == "encoder" else 1)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
@@ -303,11 +316,10 @@ def normalise_taps(encoder: Encoder, images: Iterator[Tensor]) -> None:
     for tap in encoder.taps:
         nn.init.dirac_(tap.weight)
         nn.init.zeros_(tap.bias)
-    kept = [(core, tap) for core, tap in zip(encoder.cores, encoder.taps, strict=True)]
     moments = [Moments(core.out_channels) for core in encoder.cores]
     hooks = [
         core.register_forward_hook(lambda _, __, x, level=level: level.add(x[0].numpy()))
-        for (core, _), level in zip(kept, moments, strict=True)
+        for core, level in zip(encoder.cores, moments, strict=True)
     ]
     for image in images:
         encoder(image)
@@ -331,8 +343,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=ROOT / "runs/decoders")
     parser.add_argument("--minutes", type=float, default=15, help="of the processor's time")
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=3)
     parser.add_argument("--style-weight", type=float, default=8.0)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--init", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -348,7 +361,6 @@ def main() -> None:
         1.0,
         options.style_weight,
         4.0,
-        {"rgb@4": 0.06},
     )
     encoder = Encoder(load_slim_vgg(VGG16_SLIM).trunk).requires_grad_(False).to(memory_format=torch.channels_last)
     mixture = [p for pair in zip(rng.sample(photographs, 40), rng.sample(paintings, 40), strict=True) for p in pair]
@@ -365,24 +377,26 @@ def main() -> None:
             targets = {n: style_target(loss_network, n, seen[layer].float()) for n, layer in layers.items()}
         return [statistics(features)[0] for features in found], targets
 
+    rng.shuffle(paintings)
     print(f"{len(photographs)} photographs, {len(paintings)} paintings", flush=True)
     network = decoders().to(memory_format=torch.channels_last)
     with torch.no_grad():
         seen = [to_tensor(resize_short_side(load_image(p), 128)) for p in mixture]
         seen = [image[..., : image.shape[2] // 8 * 8, : image.shape[3] // 8 * 8] for image in seen]
-        levels = [[(image - 0.5) / 0.25, *encoder(image)] for image in seen]
-    for decoder, level in zip(network[1:], (3, 2, 1), strict=True):
+        levels = [encoder(image) for image in seen]
+    for decoder, level in zip(network[1:], (2, 1), strict=True):
         fit(decoder, [(found[level], found[level - 1]) for found in levels])
     if options.init:
         network.load_state_dict(torch.load(options.init)["decoders"])
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     step, shown = 0, dict[str, float]()
     while (done := time.process_time() / 60 / options.minutes) < 1:
-        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, step / 50 + 0.02) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        optimizer.param_groups[0]["lr"] = options.rate * min(1, step / 50 + 0.02) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
         given = [rng.choice(photographs) for _ in range(options.batch - 1)]
         given.append(rng.choice(paintings if rng.random() < 0.5 else photographs))
         image = torch.cat([crop(p, options.size, rng) for p in given]).contiguous(memory_format=torch.channels_last)
-        chosen = [painted(rng.choice(paintings)) for _ in given[:-1]]
+        known = paintings[: 8 + step // 4]  # their statistics are costly, and kept
+        chosen = [painted(rng.choice(known)) for _ in given[:-1]]
         with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16("cpu")):
             with torch.no_grad():
                 found = encoder(image)
@@ -390,7 +404,7 @@ def main() -> None:
             made, passed = decode(network, found[2], found[3], [*(styles for styles, _ in chosen), [None] * 4])
             terms = loss(made[:-1], contents, gather([targets for _, targets in chosen], torch.arange(len(chosen))))
             given_back = (made[-1] - image[-1]).abs().mean()
-            features = sum(F.mse_loss(p[-1].float(), f[-1].float()) for p, f in zip(passed, found[:3], strict=True))
+            features = sum(F.mse_loss(p[-1].float(), f[-1].float()) for p, f in zip(passed[1:], found[1:3], strict=True))
             out = (made - made.clamp(0, 1)).square().mean()
             total = terms["total"] + 10 * given_back + 0.3 * features + 10 * out
         optimizer.zero_grad()

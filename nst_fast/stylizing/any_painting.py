@@ -6,7 +6,6 @@ ship with the package; docs/any_painting.md says what they are.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nst_fast.assets import ASSETS
-from nst_fast.errors import UserError
+from nst_fast.errors import UserError, one_line
 from nst_fast.stylizing.images import load_image, resize_short_side
 from nst_fast.stylizing.stylizer import RUNS_AT_ONCE, choose_providers, create_session, device_name
 from nst_fast.stylizing.whitening import Affine, Moments, Statistics, mixed, whitening_coloring
@@ -28,35 +27,30 @@ PAINTING_SIZE = 512  # px, short side at which a painting is seen
 LONGEST_PAINTING = 16  # of a painting; at its short side a thread would be endless
 TILE = 1024  # px, side of what is kept of a tile
 STRIDE = 8  # px that a position of the coarsest level stands for
+BORDER = 16  # px that a picture is continued by: convolutions that see its end give features that no picture has
 Features = NDArray[np.float32]
 Transform = Callable[[Statistics, Statistics], Affine]
 
 
 class Stage(NamedTuple):
-    """A graph from some levels of features to others.
+    """A graph from some levels to others.
+
+    Levels are counted from fine to coarse: 0 is the picture, a position of level n stands for 2ⁿ px both ways.
 
     Attributes:
         name: of its file.
-        steps: px that a position of each output stands for.
-        channels: of each output.
+        gives: the levels that its outputs are.
         halo: px around what is kept of its outputs that it looks at.
     """
 
     name: str
-    steps: tuple[int, ...]
-    channels: tuple[int, ...]
+    gives: tuple[int, ...]
     halo: int
 
 
-# Levels are counted from fine to coarse.
-FINE = Stage("encoder_1_2", (1, 2), (16, 32), 8)
-COARSE = Stage("encoder_3_4", (4, 8), (48, 48), 32)
-DECODERS = (
-    Stage("decoder_4", (4,), (48,), 40),
-    Stage("decoder_3", (2,), (32,), 24),
-    Stage("decoder_2", (1,), (16,), 8),
-)
-LAST = Stage("decoder_1", (1,), (3,), 8)
+ENCODER = Stage("encoder", (0, 1, 2, 3), 40)
+COARSE = (2, 3)  # levels at which a photograph is encoded
+DECODERS = (Stage("decoder_4", (2,), 40), Stage("decoder_3", (1,), 24), Stage("decoder_2", (0,), 16))
 
 
 class Box(NamedTuple):
@@ -72,24 +66,24 @@ class Box(NamedTuple):
         top, left = max(0, self.top - by), max(0, self.left - by)
         return Box(top, left, min(height, self.bottom + by), min(width, self.right + by))
 
-    def of(self, features: NDArray[Any], step: int, origin: tuple[int, int] = (0, 0)) -> NDArray[Any]:
-        """Return the view of features (C, H, W), one position every ``step`` px from an origin on, in this box."""
-        top, left, bottom, right = (edge // step for edge in self)
-        row, column = (edge // step for edge in origin)
+    def of(self, features: NDArray[Any], level: int, origin: tuple[int, int] = (0, 0)) -> NDArray[Any]:
+        """Return the view of a level's features (C, H, W), which begin at an origin in px, in this box."""
+        top, left, bottom, right = (edge >> level for edge in self)
+        row, column = (edge >> level for edge in origin)
         return features[:, top - row : bottom - row, left - column : right - column]
 
 
 class Level(NamedTuple):
-    """Features (C, H, W) of a whole picture, one position every ``step`` px, and how they are changed when read."""
+    """Features (C, H, W) of a whole picture at a level, and how they are changed when they are read."""
 
     features: NDArray[Any]
-    step: int
+    number: int
     change: Affine | None
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the picture, px."""
-        return self.features.shape[1] * self.step, self.features.shape[2] * self.step
+        return self.features.shape[1] << self.number, self.features.shape[2] << self.number
 
 
 def changed(features: Features, change: Affine | None) -> Features:
@@ -146,20 +140,18 @@ class AnyPainting:
         self.runs_at_once = 1 if self.device == "directml" else min(RUNS_AT_ONCE, threads or os.cpu_count() or 1)
         total = sum(paintings.values())
         self.weights = [weight / total for weight in paintings.values()]
+        self.sessions = {
+            stage: create_session((FOLDER / f"{stage.name}.onnx").read_bytes(), self.providers, threads, pool=False)
+            for stage in (ENCODER, *DECODERS)
+        }
         self.styles = [self.statistics(path) for path in paintings]
-
-    @functools.cache  # noqa: B019
-    def session(self, name: str) -> Any:
-        """Return the session of a graph."""
-        return create_session((FOLDER / f"{name}.onnx").read_bytes(), self.providers, self.threads, pool=False)
 
     def run(self, stage: Stage, inputs: Sequence[NDArray[Any]]) -> list[Features]:
         """Return the outputs (C, H, W) of a graph for inputs of the same kind."""
-        session = self.session(stage.name)
+        session = self.sessions[stage]
         names = [given.name for given in session.get_inputs()]
         feeds = {name: np.ascontiguousarray(given)[None] for name, given in zip(names, inputs, strict=True)}
-        outputs: list[Features] = session.run(None, feeds)
-        return [output[0] for output in outputs]
+        return [output[0] for output in session.run(None, feeds)]
 
     def statistics(self, path: Path) -> list[Statistics]:
         """Return the statistics of a painting's features, fine to coarse."""
@@ -167,13 +159,11 @@ class AnyPainting:
         if max(painting.size) > LONGEST_PAINTING * min(painting.size):
             got = "×".join(map(str, painting.size))
             raise UserError(f"{path} is {got} px; one side may be {LONGEST_PAINTING} times the other: crop it")
-        pixels = padded(resize_short_side(painting, PAINTING_SIZE))
         made = []
-        for stage in (FINE, COARSE):
-            for features in self.run(stage, [pixels]):
-                moments = Moments(len(features))
-                moments.add(features)
-                made.append(moments.statistics())
+        for features in self.run(ENCODER, [padded(resize_short_side(painting, PAINTING_SIZE))]):
+            moments = Moments(len(features))
+            moments.add(features)
+            made.append(moments.statistics())
         return made
 
     def change(self, moments: Moments, level: int, strength: float) -> Affine:
@@ -182,71 +172,58 @@ class AnyPainting:
         maps = [self.transform(content, style[level]) for style in self.styles]
         return mixed(maps, [strength * weight for weight in self.weights])
 
-    def advance(self, stage: Stage, levels: Sequence[Level], wanted: Sequence[int], strength: float) -> list[Level]:
-        """Return the levels that a graph makes of others, tile by tile, and how they are to be changed."""
+    def advance(
+        self, stage: Stage, levels: Sequence[Level], strength: float, wanted: Sequence[int] | None = None
+    ) -> list[Level]:
+        """Return levels that a graph makes of others, tile by tile, and how they are to be changed."""
         height, width = levels[0].size
-        made = [
-            np.empty((count, height // step, width // step), np.float32)
-            for count, step in zip(stage.channels, stage.steps, strict=True)
-        ]
-        moments = self.moments(stage, levels, made)
-        changes = [self.change(m, level, strength) for m, level in zip(moments, wanted, strict=True)]
-        return [Level(*level) for level in zip(made, stage.steps, changes, strict=True)]
-
-    def moments(
-        self, stage: Stage, levels: Sequence[Level], made: Sequence[Features] | None = None
-    ) -> list[Moments]:
-        """Return the moments of what a graph makes of levels, over the whole picture, and keep that in arrays if given."""
-        moments = [Moments(count) for count in stage.channels]
-        for tile in boxes(*levels[0].size, self.tile):
-            for i, features in enumerate(self.pass_through(stage, levels, tile)):
-                moments[i].add(features)
-                if made is not None:
-                    tile.of(made[i], stage.steps[i])[:] = features
-        return moments
+        moments: dict[int, Moments] = {}
+        made: dict[int, Features] = {}
+        for tile in boxes(height, width, self.tile):
+            for level, features in zip(stage.gives, self.pass_through(stage, levels, tile), strict=True):
+                if wanted is not None and level not in wanted:
+                    continue
+                if level not in made:
+                    made[level] = np.empty((len(features), height >> level, width >> level), np.float32)
+                    moments[level] = Moments(len(features))
+                moments[level].add(features)
+                tile.of(made[level], level)[:] = features
+        return [Level(made[level], level, self.change(moments[level], level, strength)) for level in made]
 
     def pass_through(self, stage: Stage, levels: Sequence[Level], area: Box) -> list[Features]:
         """Return what a graph makes of levels, in an area."""
         seen = area.grown(stage.halo, *levels[0].size)
-        outputs = self.run(stage, [changed(seen.of(e.features, e.step), e.change) for e in levels])
-        return [area.of(output, step, seen[:2]) for output, step in zip(outputs, stage.steps, strict=True)]
+        outputs = self.run(stage, [changed(seen.of(e.features, e.number), e.change) for e in levels])
+        return [area.of(output, level, seen[:2]) for output, level in zip(outputs, stage.gives, strict=True)]
 
     def decode(self, pixels: NDArray[np.uint8], strength: float) -> NDArray[np.uint8]:
         """Return the picture (3, H, W) that the decoders make of another's features, changed on the way."""
-        fine, coarse = self.advance(COARSE, [Level(pixels, 1, None)], (2, 3), strength)
-        levels = self.advance(DECODERS[0], [coarse, fine], (2,), strength)
-        del fine, coarse
-        levels = self.advance(DECODERS[1], levels, (1,), strength)
-        size, result = levels[0].size, np.empty_like(pixels)
-        # The finest level is the largest: where there are several tiles it is made twice rather than kept.
-        if len(tiles := boxes(*size, self.tile)) == 1:
-            levels = self.advance(DECODERS[2], levels, (0,), strength)
-            return to_pixels(self.pass_through(LAST, levels, tiles[0])[0])
-        change = self.change(self.moments(DECODERS[2], levels)[0], 0, strength)
-        for tile in tiles:
-            seen = tile.grown(LAST.halo, *size)
-            finest = changed(self.pass_through(DECODERS[2], levels, seen)[0], change)
-            (picture,) = self.run(LAST, [finest])
-            tile.of(result, 1)[:] = to_pixels(tile.of(picture, 1, seen[:2]))
+        levels = self.advance(ENCODER, [Level(pixels, 0, None)], strength, COARSE)[::-1]  # coarse to fine
+        for stage in DECODERS:
+            levels = self.advance(stage, levels, strength)
+        result = np.empty_like(pixels)
+        for tile in boxes(*levels[0].size, self.tile):
+            picture = changed(tile.of(levels[0].features, 0), levels[0].change)
+            tile.of(result, 0)[:] = (127.5 + 63.75 * picture).clip(0, 255).round()
         return result
 
     def stylize(self, picture: Image.Image) -> Image.Image:
         """Return the stylized picture of an RGB picture, of exactly its size."""
         pixels = padded(picture)
-        stylized = self.decode(pixels, self.strength)
-        if self.strength < 1:
-            # What the decoders lose of the photograph comes back in the measure in which it is one.
-            lost = pixels.astype(np.float32) - self.decode(pixels, 0.0)
-            stylized = (stylized + (1 - self.strength) * lost).clip(0, 255).round().astype(np.uint8)
-        return Image.fromarray(np.ascontiguousarray(stylized.transpose(1, 2, 0)[: picture.height, : picture.width]))
+        try:
+            stylized = self.decode(pixels, self.strength)
+            if self.strength < 1:
+                # What the decoders lose of the photograph comes back in the measure in which it is one.
+                lost = pixels.astype(np.float32) - self.decode(pixels, 0.0)
+                stylized = (stylized + (1 - self.strength) * lost).clip(0, 255).round().astype(np.uint8)
+        except Exception as error:  # onnxruntime's share no base class
+            size = f"{picture.width}×{picture.height}"
+            raise UserError(f"{self.name} cannot stylize a picture of {size}: {one_line(error)}") from error
+        kept = stylized[:, BORDER : BORDER + picture.height, BORDER : BORDER + picture.width]
+        return Image.fromarray(np.ascontiguousarray(kept.transpose(1, 2, 0)))
 
 
 def padded(picture: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels (3, H, W) of an RGB picture, repeated at the right and below to sides of whole strides."""
-    pixels = np.asarray(picture).transpose(2, 0, 1)
-    return np.pad(pixels, ((0, 0), (0, -picture.height % STRIDE), (0, -picture.width % STRIDE)), mode="edge")
-
-
-def to_pixels(picture: Features) -> NDArray[np.uint8]:
-    """Return RGB in [0, 1] as uint8, clipped, then rounded."""
-    return (picture * 255).clip(0, 255).round().astype(np.uint8)
+    """Return the pixels (3, H, W) of an RGB picture, mirrored by `BORDER` or more around it to sides of whole strides."""
+    sides = [(BORDER, BORDER + -length % STRIDE) for length in (picture.height, picture.width)]
+    return np.pad(np.asarray(picture).transpose(2, 0, 1), [(0, 0), *sides], mode="symmetric")
