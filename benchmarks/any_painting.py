@@ -1,6 +1,6 @@
 """`stylize --painting` against magenta's pair of networks, and what it takes.
 
-python benchmarks/any_painting.py pictures --output FOLDER   # writes pictures, scenes for votes.py, and the judge's figures
+python benchmarks/any_painting.py pictures --output FOLDER   # pictures, scenes for votes.py, the judge's figures
 python benchmarks/any_painting.py speed                      # the first picture cold, further ones, peak memory
 
 FOLDER/384.json and FOLDER/720.json are scenes for `votes.py prepare`. Paintings and photographs are held out. Magenta's

@@ -19,7 +19,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from nst_fast.assets import VGG16_SLIM
 from nst_fast.files import write_atomically
-from nst_fast.loss.loss_networks import SlimVGG, VGG, freeze, multiplies_bfloat16
+from nst_fast.loss.loss_networks import VGG, freeze, multiplies_bfloat16
 from nst_fast.loss.perceptual_loss import BalancedLoss, gather, split_name, style_target
 from nst_fast.loss.pretrained import load_slim_vgg
 from nst_fast.loss.tensors import to_tensor
@@ -144,11 +144,15 @@ def decoders() -> nn.ModuleList:
             Join(),
             Decoder(
                 nn.ConvTranspose2d(64, 32, 6, 2, 2),
-                nn.Sequential(conv(64, 64), nn.ReLU(), Residual(64), conv(64, 48), nn.ReLU(), Up(), nothing(conv(48, 32))),
+                nn.Sequential(
+                    conv(64, 64), nn.ReLU(), Residual(64), conv(64, 48), nn.ReLU(), Up(), nothing(conv(48, 32))
+                ),
             ),
             Decoder(
                 nn.ConvTranspose2d(32, 3, 6, 2, 2),
-                nn.Sequential(conv(32, 32), nn.ReLU(), Residual(32), nn.ReLU(), nothing(nn.ConvTranspose2d(32, 3, 6, 2, 2))),
+                nn.Sequential(
+                    conv(32, 32), nn.ReLU(), Residual(32), nn.ReLU(), nothing(nn.ConvTranspose2d(32, 3, 6, 2, 2))
+                ),
             ),
         ]
     )
@@ -187,8 +191,8 @@ def statistics(features: Tensor) -> list[Statistics]:
 class Whitening(torch.autograd.Function):
     """E max(Λ, FLOOR)^-½ Eᵀ of covariances E Λ Eᵀ (N, C, C), its gradient by divided differences.
 
-    Daleckii and Krein: the derivative of E f(Λ) Eᵀ is E (L ∘ Eᵀ dΣ E) Eᵀ, L the divided differences of f. Unlike that of
-    eigenvectors it exists where two eigenvalues are the same.
+    Daleckii and Krein: the derivative of E f(Λ) Eᵀ is E (L ∘ Eᵀ dΣ E) Eᵀ, L the divided differences of f. It exists
+    where two eigenvalues are the same, which that of their eigenvectors does not.
     """
 
     @staticmethod
@@ -209,34 +213,25 @@ class Whitening(torch.autograd.Function):
         return directions @ (between * (directions.mT @ gradients[0] @ directions)) @ directions.mT
 
 
-def transform(features: Tensor, styles: Sequence[Statistics | None]) -> Tensor:
-    """Return features (N, C, H, W) whitened and colored picture by picture; None leaves a picture's as they are."""
+def transform(features: Tensor, styles: Sequence[Statistics]) -> Tensor:
+    """Return features (N, C, H, W) whitened and colored picture by picture."""
     with torch.autocast("cpu", enabled=False):
         flat = features.float().flatten(2)
-        mean = flat.mean(2, keepdim=True)
-        centred = flat - mean
-        covariance = (centred @ centred.mT / flat.shape[2]).double()
-        matrices, means = [], []
-        for content, white, style in zip(mean, Whitening.apply(covariance), styles, strict=True):
-            if style is None:
-                matrices.append(torch.eye(len(white)))
-                means.append(content)
-            else:
-                matrices.append((torch.from_numpy(power(style.covariance, 0.5)) @ white).float())
-                means.append(torch.from_numpy(style.mean).float()[:, None])
-        colored = torch.stack(matrices) @ centred + torch.stack(means)
+        centred = flat - flat.mean(2, keepdim=True)
+        white = Whitening.apply((centred @ centred.mT / flat.shape[2]).double())
+        color = torch.from_numpy(np.stack([power(style.covariance, 0.5) for style in styles]))
+        means = torch.from_numpy(np.stack([style.mean for style in styles])).float()
+        colored = (color @ white).float() @ centred + means[:, :, None]
         return colored.unflatten(2, features.shape[2:]).contiguous(memory_format=torch.channels_last)
 
 
-def decode(
-    network: nn.ModuleList, fine: Tensor, coarse: Tensor, styles: Sequence[Sequence[Statistics | None]]
-) -> tuple[Tensor, list[Tensor]]:
-    """Return pictures in [0, 1], not clipped, and the levels that decoders gave, fine to coarse, not yet colored."""
-    levels = list(zip(*styles, strict=True))  # fine to coarse, each of every picture
-    passed = [network[0](transform(coarse, levels[3]), transform(fine, levels[2]))]
+def decode(network: nn.ModuleList, fine: Tensor, coarse: Tensor, styles: Sequence[Sequence[Statistics]]) -> Tensor:
+    """Return pictures (N, 3, H, W) in [0, 1], not clipped, of levels that get statistics, fine to coarse, of others."""
+    levels = list(zip(*styles, strict=True))  # each of every picture
+    x = network[0](transform(coarse, levels[3]), transform(fine, levels[2]))
     for decoder, level in zip(network[1:], levels[2:0:-1], strict=True):
-        passed.insert(0, decoder(transform(passed[0], level)))
-    return 0.5 + 0.25 * transform(passed[0], levels[0]), passed
+        x = decoder(transform(x, level))
+    return 0.5 + 0.25 * transform(x, levels[0])
 
 
 class Encoding(nn.Module):
@@ -311,8 +306,8 @@ def pictures(folders: Sequence[str]) -> list[Path]:
 
 
 @torch.no_grad()
-def normalise_taps(encoder: Encoder, images: Iterator[Tensor]) -> None:
-    """Make the taps these pictures' strongest directions, together of mean 0 and covariance 1."""
+def prepare(encoder: Encoder, network: nn.ModuleList, images: Sequence[Tensor]) -> None:
+    """Make the taps these pictures' strongest directions, together of mean 0 and variance 1, and fit the decoders."""
     for tap in encoder.taps:
         nn.init.dirac_(tap.weight)
         nn.init.zeros_(tap.bias)
@@ -333,6 +328,9 @@ def normalise_taps(encoder: Encoder, images: Iterator[Tensor]) -> None:
         matrix = (directions * np.maximum(variances, 1e-3 * variances.mean()) ** -0.5).T
         tap.weight.copy_(torch.from_numpy(matrix)[:, :, None, None])
         tap.bias.copy_(torch.from_numpy(-matrix @ mean))
+    found = [encoder(image[..., : image.shape[2] // 8 * 8, : image.shape[3] // 8 * 8]) for image in images]
+    for decoder, level in zip(network[1:], (2, 1), strict=True):
+        fit(decoder, [(levels[level], levels[level - 1]) for levels in found])
 
 
 def main() -> None:
@@ -341,12 +339,12 @@ def main() -> None:
     parser.add_argument("--paintings", nargs="+", default=[str(ROOT / "../shared/paintings")])
     parser.add_argument("--output", type=Path, default=ROOT / "nst_fast/assets/any_painting")
     parser.add_argument("--run", type=Path, default=ROOT / "runs/decoders")
-    parser.add_argument("--minutes", type=float, default=15, help="of the processor's time")
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=3)
     parser.add_argument("--style-weight", type=float, default=8.0)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--init", type=Path)
+    parser.add_argument("--init", type=Path, help="go on from the last.pt of a run")
     options = parser.parse_args()
     torch.manual_seed(0)
     rng = random.Random(0)
@@ -363,8 +361,6 @@ def main() -> None:
         4.0,
     )
     encoder = Encoder(load_slim_vgg(VGG16_SLIM).trunk).requires_grad_(False).to(memory_format=torch.channels_last)
-    mixture = [p for pair in zip(rng.sample(photographs, 40), rng.sample(paintings, 40), strict=True) for p in pair]
-    normalise_taps(encoder, (to_tensor(resize_short_side(load_image(p), 192)) for p in mixture))
 
     @functools.cache
     def painted(path: Path) -> tuple[list[Statistics], dict[str, Tensor]]:
@@ -380,18 +376,18 @@ def main() -> None:
     rng.shuffle(paintings)
     print(f"{len(photographs)} photographs, {len(paintings)} paintings", flush=True)
     network = decoders().to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        seen = [to_tensor(resize_short_side(load_image(p), 128)) for p in mixture]
-        seen = [image[..., : image.shape[2] // 8 * 8, : image.shape[3] // 8 * 8] for image in seen]
-        levels = [encoder(image) for image in seen]
-    for decoder, level in zip(network[1:], (2, 1), strict=True):
-        fit(decoder, [(found[level], found[level - 1]) for found in levels])
     if options.init:
-        network.load_state_dict(torch.load(options.init)["decoders"])
+        began = torch.load(options.init)
+        encoder.load_state_dict(began["encoder"])
+        network.load_state_dict(began["decoders"])
+    else:
+        mixture = [*rng.sample(photographs, 40), *rng.sample(paintings, 40)]
+        prepare(encoder, network, [to_tensor(resize_short_side(load_image(path), 160)) for path in mixture])
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    step, shown = 0, dict[str, float]()
-    while (done := time.process_time() / 60 / options.minutes) < 1:
-        optimizer.param_groups[0]["lr"] = options.rate * min(1, step / 50 + 0.02) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+    shown: dict[str, float] = {}
+    for step in range(options.steps):
+        falling = 0.01 + 0.99 * (1 + math.cos(math.pi * step / options.steps)) / 2
+        optimizer.param_groups[0]["lr"] = options.rate * min(1, (step + 1) / 50) * falling
         given = [rng.choice(photographs) for _ in range(options.batch - 1)]
         given.append(rng.choice(paintings if rng.random() < 0.5 else photographs))
         image = torch.cat([crop(p, options.size, rng) for p in given]).contiguous(memory_format=torch.channels_last)
@@ -401,24 +397,23 @@ def main() -> None:
             with torch.no_grad():
                 found = encoder(image)
                 contents = loss.content_targets(image[:-1])
-            made, passed = decode(network, found[2], found[3], [*(styles for styles, _ in chosen), [None] * 4])
+            own = [statistics(level[-1:])[0] for level in found]
+            made = decode(network, found[2], found[3], [*(styles for styles, _ in chosen), own])
             terms = loss(made[:-1], contents, gather([targets for _, targets in chosen], torch.arange(len(chosen))))
             given_back = (made[-1] - image[-1]).abs().mean()
-            features = sum(F.mse_loss(p[-1].float(), f[-1].float()) for p, f in zip(passed[1:], found[1:3], strict=True))
             out = (made - made.clamp(0, 1)).square().mean()
-            total = terms["total"] + 10 * given_back + 0.3 * features + 10 * out
+            total = terms["total"] + 10 * given_back + 10 * out
         optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         if norm.isfinite():
             optimizer.step()
-        step += 1
-        terms |= {"given_back": given_back, "features": features, "out": out, "norm": norm, "sum": total}
+        terms |= {"given_back": given_back, "out": out, "norm": norm, "sum": total}
         for name, value in terms.items():
             shown[name] = shown.get(name, float(value.detach())) * 0.95 + float(value.detach()) * 0.05
-        if step == 1 or step % 20 == 0:
+        if (step + 1) % 20 == 0:
             told = " ".join(f"{k} {v:.4f}" for k, v in shown.items())
-            print(f"{step} {time.process_time() / 60:.1f} min {told}", flush=True)
+            print(f"{step + 1} {time.process_time() / 60:.1f} minutes of the processor, {told}", flush=True)
             torch.save({"encoder": encoder.state_dict(), "decoders": network.state_dict()}, options.run / "last.pt")
     torch.save({"encoder": encoder.state_dict(), "decoders": network.state_dict()}, options.run / "last.pt")
     export(encoder, network, options.output)

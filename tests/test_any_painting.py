@@ -101,12 +101,12 @@ def test_adain_is_the_diagonal_case():
         np.testing.assert_allclose(one, other, atol=1e-12)
 
 
-def test_no_weight_leaves_features_as_they_are():
+def test_maps_are_mixed_by_weight():
     content, styles = features(4, 6), [features(4, seed) for seed in (7, 8)]
-    maps = [whitening_coloring(statistics(content), statistics(style)) for style in styles]
-    np.testing.assert_allclose(through(mixed(maps, [0, 0]), content), content, atol=1e-12)
-    half = 0.5 * content + 0.3 * through(maps[0], content) + 0.2 * through(maps[1], content)
-    np.testing.assert_allclose(through(mixed(maps, [0.3, 0.2]), content), half, atol=1e-12)
+    maps = [whitening_coloring(statistics(content), statistics(style)) for style in (*styles, content)]
+    np.testing.assert_allclose(through(mixed(maps, [0, 0, 1]), content), content, atol=1e-9)
+    half = 0.3 * through(maps[0], content) + 0.2 * through(maps[1], content) + 0.5 * content
+    np.testing.assert_allclose(through(mixed(maps, [0.3, 0.2, 0.5]), content), half, atol=1e-9)
 
 
 def test_tiles_are_the_whole_picture(tmp_path, photograph):
@@ -182,7 +182,9 @@ def test_command(tmp_path, photograph):
     expected = np.asarray(AnyPainting({a: 1}).stylize(photograph))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "photo.a,=1.png")), expected)
     c = painting(tmp_path / "c.png", seed=1)
-    done = stylize("--painting", f"{c}=0.6,{b}=0.4", "--strength", 0.5, tmp_path / "photo.png", "-o", tmp_path / "o.png")
+    done = stylize(
+        "--painting", f"{c}=0.6,{b}=0.4", "--strength", 0.5, tmp_path / "photo.png", "-o", tmp_path / "o.png"
+    )
     assert done.returncode == 0, done.stderr
     expected = np.asarray(AnyPainting({c: 0.6, b: 0.4}, strength=0.5).stylize(photograph))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "o.png")), expected)

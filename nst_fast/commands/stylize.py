@@ -173,9 +173,7 @@ def stylize(arguments: list[str]) -> int:
         Image.MAX_IMAGE_PIXELS = None
     stylizer: Stylizer | AnyPainting
     if options.painting:
-        stylizer = AnyPainting(
-            options.painting, options.threads, device=options.device, strength=options.strength
-        )
+        stylizer = AnyPainting(options.painting, options.threads, device=options.device, strength=options.strength)
         options.strength = 1.0  # features are blended, not pictures
     else:
         stylizer = Stylizer(

@@ -49,7 +49,7 @@ class Stage(NamedTuple):
 
 
 ENCODER = Stage("encoder", (0, 1, 2, 3), 40)
-COARSE = (2, 3)  # levels at which a photograph is encoded
+COARSE = (3, 2)  # levels at which a photograph is encoded
 DECODERS = (Stage("decoder_4", (2,), 40), Stage("decoder_3", (1,), 24), Stage("decoder_2", (0,), 16))
 
 
@@ -78,7 +78,7 @@ class Level(NamedTuple):
 
     features: NDArray[Any]
     number: int
-    change: Affine | None
+    change: Affine | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -116,7 +116,7 @@ class AnyPainting:
         paintings: files, each with its weight; the weights are divided by their sum.
         threads: for the sessions; 0 takes every core.
         device: as a `Stylizer` has it.
-        strength: α, from 0, the photograph, to 1: features are blended, not pictures.
+        strength: α, from 0, the photograph, to 1; features are blended, not pictures.
         transform: `whitening_coloring`, or its diagonal case `adain`.
         tile: px, side of what is run in one piece.
 
@@ -166,29 +166,26 @@ class AnyPainting:
             made.append(moments.statistics())
         return made
 
-    def change(self, moments: Moments, level: int, strength: float) -> Affine:
-        """Return what is done to features of a level, given their moments over the whole picture."""
-        content = moments.statistics()
-        maps = [self.transform(content, style[level]) for style in self.styles]
-        return mixed(maps, [strength * weight for weight in self.weights])
+    def change(self, content: Statistics, own: Statistics, level: int, strength: float) -> Affine:
+        """Return what gives features the paintings' statistics at a level, mixed with the photograph's own there."""
+        maps = [self.transform(content, target) for target in (*(style[level] for style in self.styles), own)]
+        return mixed(maps, [*(strength * weight for weight in self.weights), 1 - strength])
 
     def advance(
-        self, stage: Stage, levels: Sequence[Level], strength: float, wanted: Sequence[int] | None = None
-    ) -> list[Level]:
-        """Return levels that a graph makes of others, tile by tile, and how they are to be changed."""
+        self, stage: Stage, levels: Sequence[Level], keep: Sequence[int]
+    ) -> tuple[list[Level], list[Statistics]]:
+        """Return the levels to keep of those that a graph makes of others, tile by tile, and the statistics of all."""
         height, width = levels[0].size
         moments: dict[int, Moments] = {}
         made: dict[int, Features] = {}
         for tile in boxes(height, width, self.tile):
             for level, features in zip(stage.gives, self.pass_through(stage, levels, tile), strict=True):
-                if wanted is not None and level not in wanted:
-                    continue
-                if level not in made:
-                    made[level] = np.empty((len(features), height >> level, width >> level), np.float32)
-                    moments[level] = Moments(len(features))
-                moments[level].add(features)
-                tile.of(made[level], level)[:] = features
-        return [Level(made[level], level, self.change(moments[level], level, strength)) for level in made]
+                moments.setdefault(level, Moments(len(features))).add(features)
+                if level in keep:
+                    if level not in made:
+                        made[level] = np.empty((len(features), height >> level, width >> level), np.float32)
+                    tile.of(made[level], level)[:] = features
+        return [Level(made[level], level) for level in keep], [moments[level].statistics() for level in stage.gives]
 
     def pass_through(self, stage: Stage, levels: Sequence[Level], area: Box) -> list[Features]:
         """Return what a graph makes of levels, in an area."""
@@ -198,9 +195,12 @@ class AnyPainting:
 
     def decode(self, pixels: NDArray[np.uint8], strength: float) -> NDArray[np.uint8]:
         """Return the picture (3, H, W) that the decoders make of another's features, changed on the way."""
-        levels = self.advance(ENCODER, [Level(pixels, 0, None)], strength, COARSE)[::-1]  # coarse to fine
+        levels, own = self.advance(ENCODER, [Level(pixels, 0)], COARSE)
+        levels = [e._replace(change=self.change(own[e.number], own[e.number], e.number, strength)) for e in levels]
         for stage in DECODERS:
-            levels = self.advance(stage, levels, strength)
+            (level,) = stage.gives
+            (made,), (content,) = self.advance(stage, levels, stage.gives)
+            levels = [made._replace(change=self.change(content, own[level], level, strength))]
         result = np.empty_like(pixels)
         for tile in boxes(*levels[0].size, self.tile):
             picture = changed(tile.of(levels[0].features, 0), levels[0].change)
@@ -224,6 +224,6 @@ class AnyPainting:
 
 
 def padded(picture: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels (3, H, W) of an RGB picture, mirrored by `BORDER` or more around it to sides of whole strides."""
+    """Return the pixels (3, H, W) of an RGB picture, mirrored around it, by `BORDER` px or more to whole strides."""
     sides = [(BORDER, BORDER + -length % STRIDE) for length in (picture.height, picture.width)]
     return np.pad(np.asarray(picture).transpose(2, 0, 1), [(0, 0), *sides], mode="symmetric")

@@ -70,11 +70,6 @@ def adain(content: Statistics, style: Statistics) -> Affine:
 
 
 def mixed(maps: Sequence[Affine], weights: Sequence[float]) -> Affine:
-    """Return the weighted sum of maps; where the weights come to less than 1, the rest is of the map that does nothing.
-
-    Li et al. 2017, equation 3 (α blends with the photograph's own features), and section 4.3 (several paintings).
-    """
-    rest = 1 - sum(weights)
-    matrix = sum((w * m.matrix for w, m in zip(weights, maps, strict=True)), rest * np.eye(len(maps[0].offset)))
-    offset = sum((w * m.offset for w, m in zip(weights, maps, strict=True)), np.zeros(len(maps[0].offset)))
-    return Affine(matrix, offset)
+    """Return the sum of maps by weights that come to 1: Li et al. 2017, equation 3 and section 4.3."""
+    matrix = np.tensordot(weights, [m.matrix for m in maps], 1)
+    return Affine(matrix, np.tensordot(weights, [m.offset for m in maps], 1))
