@@ -42,17 +42,18 @@ from nst_fast.stylizing.whitening import FLOOR, Moments, Statistics, power
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = json.loads((ROOT / "docs" / "held_out.json").read_text())
 SIZES = (192, 384)  # px, from and to: short sides of paintings
-CHANNELS = (3, 32, 64, 48)  # of the levels, at full, half, quarter and eighth resolution; the finest is the picture
+CHANNELS = (3, 32, 64, 48, 3)  # of the levels; each has half the resolution of the one before
+COLOURS = 16  # px, side of the squares whose mean colours are the coarsest level
 TAPPED = ("2_2", "3_3", "4_1")
 Convolution = TypeVar("Convolution", nn.Conv2d, nn.ConvTranspose2d)
 PICTURES = {".jpg", ".jpeg", ".png"}
 
 
 class Encoder(nn.Module):
-    """A picture (N, 3, H, W) in [0, 1] in, features of four levels out, fine to coarse.
+    """A picture (N, 3, H, W) in [0, 1] in, features of five levels out, fine to coarse.
 
-    The finest is the picture, its values scaled. The others are what the trunk's convolutions give before their
-    rectification, in as few channels as they compute it in.
+    The finest is the picture, its values scaled, the coarsest its mean colours. The others are what the trunk's
+    convolutions give before their rectification, in as few channels as they compute it in.
     """
 
     def __init__(self, trunk: VGG) -> None:
@@ -60,7 +61,7 @@ class Encoder(nn.Module):
         self.preprocess, self.convolutions = trunk.preprocess, trunk.convolutions
         self.cores = [core_of(self.convolutions[name]) for name in TAPPED]
         self.taps = nn.ModuleList(
-            nn.Conv2d(core.out_channels, count, 1) for core, count in zip(self.cores, CHANNELS[1:], strict=True)
+            nn.Conv2d(core.out_channels, count, 1) for core, count in zip(self.cores, CHANNELS[1:-1], strict=True)
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -73,6 +74,7 @@ class Encoder(nn.Module):
                 x = core(x if core is convolution else convolution.reduce(x))
                 found.append(self.taps[TAPPED.index(name)](x))
                 if name == TAPPED[-1]:
+                    found.append(F.avg_pool2d(found[0], COLOURS))
                     break
                 x = x if core is convolution else convolution.expand(x)
             else:
@@ -131,6 +133,17 @@ class Decoder(nn.Module):
         return self.linear(x) + self.network(x)
 
 
+class Painter(Decoder):
+    """The last decoder: what is added to the mean colours."""
+
+    def forward(self, x: Tensor, colours: Tensor) -> Tensor:
+        return super().forward(x) + enlarged(colours)
+
+
+def enlarged(colours: Tensor) -> Tensor:
+    return F.interpolate(colours, scale_factor=COLOURS, mode="bilinear")
+
+
 def nothing(convolution: Convolution) -> Convolution:
     """Return a convolution that gives 0 to begin with."""
     nn.init.zeros_(convolution.weight)
@@ -148,7 +161,7 @@ def decoders() -> nn.ModuleList:
                     conv(64, 64), nn.ReLU(), Residual(64), conv(64, 48), nn.ReLU(), Up(), nothing(conv(48, 32))
                 ),
             ),
-            Decoder(
+            Painter(
                 nn.ConvTranspose2d(32, 3, 6, 2, 2),
                 nn.Sequential(
                     conv(32, 32), nn.ReLU(), Residual(32), nn.ReLU(), nothing(nn.ConvTranspose2d(32, 3, 6, 2, 2))
@@ -225,12 +238,12 @@ def transform(features: Tensor, styles: Sequence[Statistics]) -> Tensor:
         return colored.unflatten(2, features.shape[2:]).contiguous(memory_format=torch.channels_last)
 
 
-def decode(network: nn.ModuleList, fine: Tensor, coarse: Tensor, styles: Sequence[Sequence[Statistics]]) -> Tensor:
+def decode(network: nn.ModuleList, found: Sequence[Tensor], styles: Sequence[Sequence[Statistics]]) -> Tensor:
     """Return pictures (N, 3, H, W) in [0, 1], not clipped, of levels that get statistics, fine to coarse, of others."""
     levels = list(zip(*styles, strict=True))  # each of every picture
-    x = network[0](transform(coarse, levels[3]), transform(fine, levels[2]))
-    for decoder, level in zip(network[1:], levels[2:0:-1], strict=True):
-        x = decoder(transform(x, level))
+    x = network[0](transform(found[3], levels[3]), transform(found[2], levels[2]))
+    x = network[1](transform(x, levels[2]))
+    x = network[2](transform(x, levels[1]), transform(found[4], levels[4]))
     return 0.5 + 0.25 * transform(x, levels[0])
 
 
@@ -261,17 +274,17 @@ def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
 def export(encoder: Encoder, network: nn.ModuleList, folder: Path) -> None:
     """Write the graphs that `AnyPainting` runs."""
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = torch.zeros(1, 3, 64, 80, dtype=torch.uint8)
+    pixels = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
     graphs: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
         "encoder": (Encoding(encoder), (pixels,)),
         "decoder_4": (network[0], (torch.zeros(1, 48, 8, 10), torch.zeros(1, 64, 16, 20))),
         "decoder_3": (network[1], (torch.zeros(1, 64, 16, 20),)),
-        "decoder_2": (network[2], (torch.zeros(1, 32, 32, 40),)),
+        "decoder_2": (network[2], (torch.zeros(1, 32, 32, 48), torch.zeros(1, 3, 4, 6))),
     }
     for name, (module, example) in graphs.items():
         buffer = io.BytesIO()
         inputs = [f"input_{i}" for i in range(len(example))]
-        outputs = [f"output_{i}" for i in range(4 if name == "encoder" else 1)]
+        outputs = [f"output_{i}" for i in range(5 if name == "encoder" else 1)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
@@ -328,9 +341,9 @@ def prepare(encoder: Encoder, network: nn.ModuleList, images: Sequence[Tensor]) 
         matrix = (directions * np.maximum(variances, 1e-3 * variances.mean()) ** -0.5).T
         tap.weight.copy_(torch.from_numpy(matrix)[:, :, None, None])
         tap.bias.copy_(torch.from_numpy(-matrix @ mean))
-    found = [encoder(image[..., : image.shape[2] // 8 * 8, : image.shape[3] // 8 * 8]) for image in images]
-    for decoder, level in zip(network[1:], (2, 1), strict=True):
-        fit(decoder, [(levels[level], levels[level - 1]) for levels in found])
+    found = [encoder(image[..., : image.shape[2] // 16 * 16, : image.shape[3] // 16 * 16]) for image in images]
+    fit(network[1], [(levels[2], levels[1]) for levels in found])
+    fit(network[2], [(levels[1], levels[0] - enlarged(levels[4])) for levels in found])
 
 
 def main() -> None:
@@ -398,7 +411,7 @@ def main() -> None:
                 found = encoder(image)
                 contents = loss.content_targets(image[:-1])
             own = [statistics(level[-1:])[0] for level in found]
-            made = decode(network, found[2], found[3], [*(styles for styles, _ in chosen), own])
+            made = decode(network, found, [*(styles for styles, _ in chosen), own])
             terms = loss(made[:-1], contents, gather([targets for _, targets in chosen], torch.arange(len(chosen))))
             given_back = (made[-1] - image[-1]).abs().mean()
             out = (made - made.clamp(0, 1)).square().mean()

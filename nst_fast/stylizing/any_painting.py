@@ -26,7 +26,7 @@ FOLDER = ASSETS / "any_painting"
 PAINTING_SIZE = 512  # px, short side at which a painting is seen
 LONGEST_PAINTING = 16  # of a painting; at its short side a thread would be endless
 TILE = 1024  # px, side of what is kept of a tile
-STRIDE = 8  # px that a position of the coarsest level stands for
+STRIDE = 16  # px that a position of the coarsest level stands for
 BORDER = 16  # px that a picture is continued by: convolutions that see its end give features that no picture has
 Features = NDArray[np.float32]
 Transform = Callable[[Statistics, Statistics], Affine]
@@ -35,7 +35,8 @@ Transform = Callable[[Statistics, Statistics], Affine]
 class Stage(NamedTuple):
     """A graph from some levels to others.
 
-    Levels are counted from fine to coarse: 0 is the picture, a position of level n stands for 2ⁿ px both ways.
+    Levels are counted from fine to coarse: 0 is the picture, the last one its mean colours; a position of
+    level n stands for 2ⁿ px both ways.
 
     Attributes:
         name: of its file.
@@ -48,9 +49,8 @@ class Stage(NamedTuple):
     halo: int
 
 
-ENCODER = Stage("encoder", (0, 1, 2, 3), 40)
-COARSE = (3, 2)  # levels at which a photograph is encoded
-DECODERS = (Stage("decoder_4", (2,), 40), Stage("decoder_3", (1,), 24), Stage("decoder_2", (0,), 16))
+ENCODER = Stage("encoder", (0, 1, 2, 3, 4), 48)
+DECODERS = (Stage("decoder_4", (2,), 48), Stage("decoder_3", (1,), 32), Stage("decoder_2", (0,), 16))
 
 
 class Box(NamedTuple):
@@ -166,9 +166,9 @@ class AnyPainting:
             made.append(moments.statistics())
         return made
 
-    def change(self, content: Statistics, own: Statistics, level: int, strength: float) -> Affine:
+    def change(self, content: Statistics, own: Sequence[Statistics], level: int, strength: float) -> Affine:
         """Return what gives features the paintings' statistics at a level, mixed with the photograph's own there."""
-        maps = [self.transform(content, target) for target in (*(style[level] for style in self.styles), own)]
+        maps = [self.transform(content, style[level]) for style in (*self.styles, own)]
         return mixed(maps, [*(strength * weight for weight in self.weights), 1 - strength])
 
     def advance(
@@ -195,12 +195,13 @@ class AnyPainting:
 
     def decode(self, pixels: NDArray[np.uint8], strength: float) -> NDArray[np.uint8]:
         """Return the picture (3, H, W) that the decoders make of another's features, changed on the way."""
-        levels, own = self.advance(ENCODER, [Level(pixels, 0)], COARSE)
-        levels = [e._replace(change=self.change(own[e.number], own[e.number], e.number, strength)) for e in levels]
+        found, own = self.advance(ENCODER, [Level(pixels, 0)], (4, 3, 2))
+        colours, *levels = (e._replace(change=self.change(own[e.number], own, e.number, strength)) for e in found)
         for stage in DECODERS:
             (level,) = stage.gives
-            (made,), (content,) = self.advance(stage, levels, stage.gives)
-            levels = [made._replace(change=self.change(content, own[level], level, strength))]
+            given = [*levels, colours] if level == 0 else levels
+            (made,), (content,) = self.advance(stage, given, stage.gives)
+            levels = [made._replace(change=self.change(content, own, level, strength))]
         result = np.empty_like(pixels)
         for tile in boxes(*levels[0].size, self.tile):
             picture = changed(tile.of(levels[0].features, 0), levels[0].change)
