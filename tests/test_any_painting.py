@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image
 
 from nst_fast.errors import UserError
@@ -117,13 +118,14 @@ def test_tiles_are_the_whole_picture(tmp_path, photograph):
     assert np.abs(whole - tiled).max() <= 1
 
 
-def test_strength_0_is_the_photograph_and_the_reconstruction_is_near(tmp_path, photograph):
+def test_strength_0_is_the_photograph_and_the_reconstruction_is_near(tmp_path):
+    photograph = Image.fromarray(skimage.data.astronaut()).resize((160, 160))
     stylizer = AnyPainting({painting(tmp_path / "a.png"): 1}, strength=0)
     assert np.array_equal(np.asarray(stylizer.stylize(photograph)), np.asarray(photograph))
     given_back = stylizer.decode(padded(photograph), 0.0)
-    kept = given_back[:, BORDER : BORDER + 75, BORDER : BORDER + 101].transpose(1, 2, 0)
+    kept = given_back[:, BORDER : BORDER + 160, BORDER : BORDER + 160].transpose(1, 2, 0)
     error = kept.astype(float) - np.asarray(photograph)
-    assert np.sqrt((error**2).mean()) < 30  # of 255; half the pictures' own deviation
+    assert np.sqrt((error**2).mean()) < 30  # of 255
 
 
 def test_weights_are_shares_and_one_painting_is_its_own_blend(tmp_path, photograph):
