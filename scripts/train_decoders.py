@@ -390,7 +390,7 @@ def main() -> None:
     print(f"{len(photographs)} photographs, {len(paintings)} paintings", flush=True)
     network = decoders().to(memory_format=torch.channels_last)
     if options.init:
-        began = torch.load(options.init)
+        began = torch.load(options.init, weights_only=True)
         encoder.load_state_dict(began["encoder"])
         network.load_state_dict(began["decoders"])
     else:
