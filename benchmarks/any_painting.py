@@ -33,14 +33,12 @@ from PIL import Image, ImageOps
 
 from nst_fast.stylizing.any_painting import AnyPainting
 from nst_fast.stylizing.images import load_image
-from nst_fast.stylizing.whitening import adain, whitening_coloring
 from nst_fast.training.onnx_export import source_commit
 
 HELD_OUT = json.loads((Path(__file__).resolve().parents[1] / "docs" / "held_out.json").read_text())
 # A portrait, an animal, a city, a landscape, a building, water.
 PHOTOGRAPHS = ("cameras_016", "unsplash_008", "popos_004", "sunhays80_014", "cameras_044", "pexels-ocean_007")
 SIZES = (384, 720)
-METHODS = {"whitening": whitening_coloring, "adain": adain}
 FIGURES = ("style_vgg16", "content_vgg16", "palette")
 MEASURED = """
 import resource, sys
@@ -76,19 +74,17 @@ def judge(folder: Path, painting: Path) -> dict[str, float]:
 
 def pictures(options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {}
-    scenes: dict[int, list[Any]] = {size: [] for size in SIZES}
+    scenes: dict[int, list[Any]] = {size: [] for size in options.sizes}
     for name in HELD_OUT["paintings"][: options.paintings]:
         file = SHARED / "paintings" / name
-        for size in SIZES:
+        for size in options.sizes:
             sources = {}
             for stem in PHOTOGRAPHS[: options.photographs]:
                 large = SHARED / "content" / "4k" / f"{stem}.jpg"
                 sources[stem] = large if large.exists() else SHARED / "content" / "large" / f"{stem}.jpg"
             given = [ImageOps.fit(load_image(p), (size, size), Image.Resampling.LANCZOS) for p in sources.values()]
-            made = {
-                method: [AnyPainting({file: 1.0}, transform=transform).stylize(p) for p in given]
-                for method, transform in METHODS.items()
-            }
+            stylizer = AnyPainting({file: 1.0})
+            made = {"nst_fast": [stylizer.stylize(p) for p in given]}
             made["magenta"] = [
                 p.resize((size, size), Image.Resampling.LANCZOS) for p in magenta(load_image(file), given)
             ]
@@ -167,6 +163,7 @@ def main() -> None:
     parser.add_argument("part", choices=("pictures", "speed"))
     parser.add_argument("--output", type=Path, help="folder of the pictures")
     parser.add_argument("--paintings", type=int, default=20)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="px")
     parser.add_argument("--photographs", type=int, default=len(PHOTOGRAPHS))
     parser.add_argument("--no-judge", action="store_false", dest="judge", help="pictures alone")
     parser.add_argument("--rounds", type=int, default=5)

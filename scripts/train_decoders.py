@@ -36,6 +36,7 @@ from nst_fast.loss.loss_networks import VGG, freeze, multiplies_bfloat16
 from nst_fast.loss.perceptual_loss import BalancedLoss, gather, split_name, style_target
 from nst_fast.loss.pretrained import load_slim_vgg
 from nst_fast.loss.tensors import to_tensor
+from nst_fast.loss.terms import pixel_weave
 from nst_fast.stylizing.images import load_image, resize_short_side
 from nst_fast.stylizing.whitening import FLOOR, Moments, Statistics, power
 
@@ -45,6 +46,8 @@ SIZES = (192, 384)  # px, from and to: short sides of paintings
 CHANNELS = (3, 32, 64, 48, 3)  # of the levels; each has half the resolution of the one before
 COLOURS = 16  # px, side of the squares whose mean colours are the coarsest level
 TAPPED = ("2_2", "3_3", "4_1")
+# Weights beside the perceptual loss: of the mean absolute error of what is given back, and of `pixel_weave`.
+GIVEN_BACK, WEAVE = 40.0, 60.0
 Convolution = TypeVar("Convolution", nn.Conv2d, nn.ConvTranspose2d)
 PICTURES = {".jpg", ".jpeg", ".png"}
 
@@ -352,7 +355,7 @@ def main() -> None:
     parser.add_argument("--paintings", nargs="+", default=[str(ROOT / "../shared/paintings")])
     parser.add_argument("--output", type=Path, default=ROOT / "nst_fast/assets/any_painting")
     parser.add_argument("--run", type=Path, default=ROOT / "runs/decoders")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=3)
     parser.add_argument("--style-weight", type=float, default=8.0)
@@ -415,13 +418,14 @@ def main() -> None:
             terms = loss(made[:-1], contents, gather([targets for _, targets in chosen], torch.arange(len(chosen))))
             given_back = (made[-1] - image[-1]).abs().mean()
             out = (made - made.clamp(0, 1)).square().mean()
-            total = terms["total"] + 10 * given_back + 10 * out
+            weave = pixel_weave(made[:-1]).mean()
+            total = terms["total"] + GIVEN_BACK * given_back + WEAVE * weave + 10 * out
         optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         if norm.isfinite():
             optimizer.step()
-        terms |= {"given_back": given_back, "out": out, "norm": norm, "sum": total}
+        terms |= {"given_back": given_back, "weave": weave, "out": out, "norm": norm, "sum": total}
         for name, value in terms.items():
             shown[name] = shown.get(name, float(value.detach())) * 0.95 + float(value.detach()) * 0.05
         if (step + 1) % 20 == 0:
