@@ -161,7 +161,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("pictures", "speed"))
-    parser.add_argument("--output", type=Path, help="folder of the pictures")
+    parser.add_argument("--output", type=lambda given: Path(given).resolve(), help="folder of the pictures")
     parser.add_argument("--paintings", type=int, default=20)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="px")
     parser.add_argument("--photographs", type=int, default=len(PHOTOGRAPHS))
