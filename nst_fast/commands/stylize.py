@@ -19,6 +19,7 @@ from PIL import Image
 from nst_fast.assets import GALLERY, INT8, shipped_models
 from nst_fast.commands import printable, run, say, show_warnings
 from nst_fast.errors import UserError
+from nst_fast.stylizing.any_painting import AnyPainting
 from nst_fast.stylizing.contact_sheet import contact_sheet
 from nst_fast.stylizing.formats import choices
 from nst_fast.stylizing.images import load_image, resize_long_side, save_image
@@ -26,7 +27,7 @@ from nst_fast.stylizing.jobs import Job, Result, Watch, check_targets, find_jobs
 from nst_fast.stylizing.looks import Looks, Saving
 from nst_fast.stylizing.stroke import Stroke
 from nst_fast.stylizing.style_file import SUFFIX
-from nst_fast.stylizing.stylizer import DEVICES, Style, Stylizer
+from nst_fast.stylizing.stylizer import DEVICES, Painter, Style, Stylizer
 
 USAGE = """
 usage: stylize --style NAME INPUT... [-o OUTPUT] [options]
@@ -36,6 +37,7 @@ Stylize pictures and videos, one forward pass a picture.
   --style NAME          a painting of the gallery (--list), or a .style file that `train` made;
                         starry_night=0.7,the_scream=0.3 blends two or more
   --model FILE_OR_NAME  an .onnx file, or the name of a shipped model (--list; default gallery)
+  --painting FILE       any painting, without training; a.jpg=0.6,b.jpg=0.4 mixes two or more
   INPUT                 pictures, videos, folders, quoted globs, or - for standard input
   -o, --output OUTPUT   a picture or a video, a folder, or - for standard output
                         (default: photo.STYLE.jpg beside photo.jpg; FOLDER.STYLE/ beside FOLDER)
@@ -70,6 +72,7 @@ Stylize pictures and videos, one forward pass a picture.
 
 examples:
   stylize --style starry_night photo.jpg
+  stylize --painting my.jpg photo.jpg
   stylize --style starry_night=0.7,the_scream=0.3 holiday/ -o stylized/ --max-side 2000
   stylize --style great_wave --stroke 2 --strength 0.8 photo.png -o out.webp
   stylize --sheet photo.jpg -o styles.jpg
@@ -116,6 +119,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("stylize", usage=usage, add_help=False)
     parser.add_argument("--model", default=GALLERY)
     parser.add_argument("--style", type=style)
+    parser.add_argument("--painting", type=paintings, metavar="FILE")
     parser.add_argument("--outside", type=style)
     parser.add_argument("--mask")
     parser.add_argument("inputs", nargs="*", metavar="INPUT")
@@ -181,6 +185,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise UserError("--outside is what a mask leaves: say --mask FILE")
     if options.sheet and (options.style is not None or len(options.inputs) != 1 or options.output is None):
         raise UserError("--sheet paints one picture in every style: stylize --sheet photo.jpg -o styles.jpg")
+    of_models = ("style", "outside", "sheet", "info", "bgr", "pixel_range", "tile")
+    if options.painting and (given := [name for name in of_models if getattr(options, name)]):
+        raise UserError(f"--{given[0].replace('_', '-')} is of models; leave it or --painting out")
+    if options.painting and options.model != GALLERY:
+        raise UserError("--painting needs no model; leave --model or --painting out")
     return options
 
 
@@ -191,9 +200,9 @@ def chosen_style(options: argparse.Namespace, stylizer: Stylizer) -> Style | Non
     return None if options.style is None else options.style
 
 
-def called(options: argparse.Namespace, stylizer: Stylizer) -> str:
-    """Return what results are called after: the styles, or the model."""
-    return "+".join(Path(name).name.removesuffix(SUFFIX) for name in options.style or [stylizer.path.stem])
+def called(options: argparse.Namespace, stylizer: Painter) -> str:
+    """Return what results are called after: the styles, the model or the paintings."""
+    return "+".join(Path(name).name.removesuffix(SUFFIX) for name in options.style or [stylizer.name])
 
 
 def stylize(arguments: list[str]) -> int:
@@ -205,27 +214,33 @@ def stylize(arguments: list[str]) -> int:
         return 0
     if options.huge:
         Image.MAX_IMAGE_PIXELS = None
-    stylizer = Stylizer(
-        options.model,
-        options.threads,
-        device=options.device,
-        pixel_range=options.pixel_range,
-        bgr=options.bgr,
-        tile=options.tile,
-    )
-    if options.info:
-        for key, value in stylizer.metadata.items():
-            print(printable(f"{key}: {value}"))
-        print(f"device: {stylizer.device}")
-        return 0
+    suffix = None if options.format is None else FORMATS[options.format]
+    stylizer: Stylizer | AnyPainting
+    chosen = None
+    if options.painting:
+        stylizer = AnyPainting(options.painting, options.threads, device=options.device, strength=options.strength)
+        options.strength = 1.0  # features are blended, not pictures
+    else:
+        stylizer = Stylizer(
+            options.model,
+            options.threads,
+            device=options.device,
+            pixel_range=options.pixel_range,
+            bgr=options.bgr,
+            tile=options.tile,
+        )
+        if options.info:
+            for key, value in stylizer.metadata.items():
+                print(printable(f"{key}: {value}"))
+            print(f"device: {stylizer.device}")
+            return 0
+        if options.sheet:
+            return paint_sheet(options, stylizer, suffix)
+        chosen = chosen_style(options, stylizer)
+        stylizer.feeds(chosen)  # refuses what the model has not, before any picture
+        stylizer.feeds(options.outside)
     if options.device != "auto" or stylizer.device != "cpu":
         say(f"on {stylizer.device}")
-    suffix = None if options.format is None else FORMATS[options.format]
-    if options.sheet:
-        return paint_sheet(options, stylizer, suffix)
-    chosen = chosen_style(options, stylizer)
-    stylizer.feeds(chosen)  # refuses what the model has not, before any picture
-    stylizer.feeds(options.outside)
     found = find_jobs(options.inputs, options.output, called(options, stylizer), suffix, options.recursive)
     jobs = check_targets(found, suffix, options.overwrite, options.skip_existing)
     if len(jobs) < len(found) and not options.json:
@@ -365,6 +380,21 @@ def stroke(text: str) -> Stroke:
         return "auto" if text == "auto" else float(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text} is no stroke: a number or auto is needed") from error
+
+
+def paintings(text: str) -> dict[Path, float]:
+    """Return the weights of paintings: of one file, or of FILE=WEIGHT,FILE=WEIGHT."""
+    if os.path.lexists(os.path.expanduser(text)):
+        return {Path(os.path.expanduser(text)): 1.0}
+    found = {}
+    for part in text.split(","):
+        name, _, weight = part.rpartition("=")
+        if not name or os.path.lexists(os.path.expanduser(part)):
+            name, weight = part, "1"
+        if not re.fullmatch(r"\d*\.?\d+", weight, re.ASCII) or not float(weight):
+            raise argparse.ArgumentTypeError(f"{part}: {weight} is no weight above 0; FILE=0.6,FILE=0.4 is needed")
+        found[Path(os.path.expanduser(name))] = float(weight)
+    return found
 
 
 def main() -> None:

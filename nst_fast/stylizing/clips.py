@@ -21,7 +21,7 @@ from nst_fast.errors import UserError, one_line
 from nst_fast.files import replacing
 from nst_fast.stylizing.images import over_white
 from nst_fast.stylizing.looks import Looks, Saving, read_frames
-from nst_fast.stylizing.stylizer import TILED_ABOVE, Stylizer
+from nst_fast.stylizing.stylizer import TILED_ABOVE, Painter
 from nst_fast.stylizing.video import Clip, Encoder, Frame, VideoReader, VideoWriter
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def stylize_clip(
     reader: VideoReader | AnimationReader,
     target: Path,
     encoder: Encoder,
-    stylizer: Stylizer,
+    stylizer: Painter,
     looks: Looks,
     saving: Saving,
     watch: Callable[[int, int], None] = lambda done, expected: None,

@@ -28,7 +28,7 @@ from nst_fast.stylizing.folders import no_pictures, search
 from nst_fast.stylizing.formats import OF_NAME, OF_SUFFIX, PNG, SUFFIXES, VIDEO_SUFFIXES, format_of, written_as
 from nst_fast.stylizing.images import encode_image, is_readable, open_image
 from nst_fast.stylizing.looks import WHOLE, Looks, Saving, reading, stylize_picture
-from nst_fast.stylizing.stylizer import TILED_ABOVE, Stylizer
+from nst_fast.stylizing.stylizer import TILED_ABOVE, Painter
 
 logger = logging.getLogger(__name__)
 
@@ -340,7 +340,7 @@ def write(job: Job, content: bytes, overwrite: bool) -> None:
 
 
 def stylize_video(
-    job: Job, stylizer: Stylizer, looks: Looks, saving: Saving, watch: Watch, stop: threading.Event
+    job: Job, stylizer: Painter, looks: Looks, saving: Saving, watch: Watch, stop: threading.Event
 ) -> Result:
     """Stylize one video, from or to an animation also, and return what became of it."""
     try:
@@ -373,7 +373,7 @@ def stylize_video(
 
 def stylize_job(
     job: Job,
-    stylizer: Stylizer,
+    stylizer: Painter,
     looks: Looks,
     saving: Saving,
     budget: PixelBudget,
@@ -408,7 +408,7 @@ def stylize_job(
 
 def stylize_jobs(
     jobs: Iterable[Job],
-    stylizer: Stylizer,
+    stylizer: Painter,
     looks: Looks | None = None,
     saving: Saving | None = None,
     watch: Watch = lambda name, done, expected: None,

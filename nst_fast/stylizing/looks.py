@@ -25,7 +25,7 @@ from nst_fast.stylizing.images import (
     why_unreadable,
 )
 from nst_fast.stylizing.stroke import Stroke, stroke_size
-from nst_fast.stylizing.stylizer import Style, Stylizer
+from nst_fast.stylizing.stylizer import Painter, Style
 from nst_fast.stylizing.tiff import MORE_PAGES
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Looks:
         """Return of how many pixels the model sees a photograph, or as many as take that memory at full size."""
         return width * height * max(1 / stroke_size(self.stroke, (width, height)) ** 2, FULL_SIZE)
 
-    def apply(self, stylizer: Stylizer, photograph: Image.Image) -> Image.Image:
+    def apply(self, stylizer: Painter, photograph: Image.Image) -> Image.Image:
         """Return a stylized RGB picture of the size of the photograph, once that is no larger than ``max_side``."""
         if self.max_side is not None and max(photograph.size) > self.max_side:
             photograph = resize_long_side(photograph, self.max_side)
@@ -73,7 +73,7 @@ class Looks:
         around = photograph if self.outside is None else self.paint(stylizer, photograph, self.outside)
         return Image.composite(stylized, around, self.mask.resize(photograph.size, Image.Resampling.BICUBIC))
 
-    def paint(self, stylizer: Stylizer, photograph: Image.Image, style: Style | None) -> Image.Image:
+    def paint(self, stylizer: Painter, photograph: Image.Image, style: Style | None) -> Image.Image:
         """Return a whole RGB picture in a style, of the photograph's size."""
         stylized = stylizer.stylize(photograph, style, self.stroke)
         if self.keep_colours:
@@ -162,7 +162,7 @@ def animation(image: Image.Image, frames: list[Image.Image], suffix: str) -> dic
 
 
 def stylize_picture(
-    name: str, image: Image.Image, stylizer: Stylizer, looks: Looks, suffix: str, keep_gps: bool = False
+    name: str, image: Image.Image, stylizer: Painter, looks: Looks, suffix: str, keep_gps: bool = False
 ) -> tuple[Image.Image, dict[str, Any]]:
     """Return the result of a picture and Pillow's options for saving it.
 

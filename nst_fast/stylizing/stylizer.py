@@ -12,7 +12,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -57,6 +57,20 @@ DEVICES: dict[str, tuple[str, dict[str, str]] | None] = {
     "directml": ("DmlExecutionProvider", {}),
     "cpu": ("CPUExecutionProvider", {}),
 }
+
+
+class Painter(Protocol):
+    """What stylizes pictures: a model, or paintings."""
+
+    threads: int
+    runs_at_once: int
+
+    @property
+    def name(self) -> str:
+        """What results are called after."""
+
+    def stylize(self, picture: Image.Image, style: Style | None = None, stroke: Stroke = 1) -> Image.Image:
+        """Return the stylized picture of an RGB picture, of exactly its size, with strokes of a size."""
 
 
 class Stylizer:
@@ -195,7 +209,12 @@ class Stylizer:
     @property
     def device(self) -> str:
         """The name of what computes."""
-        return next(name for name, known in DEVICES.items() if known and known[0] == self.providers[0][0])
+        return device_name(self.providers)
+
+    @property
+    def name(self) -> str:
+        """What results are called after."""
+        return self.path.stem
 
     def start(self, content: bytes, wanted: str) -> Any:
         """Return a session on the first of the providers, or for ``auto`` on the processor where it does not start.
@@ -228,16 +247,7 @@ class Stylizer:
 
     def create_session(self, content: bytes, pool: bool = True) -> Any:
         """Return an onnxruntime session of a model on this stylizer's device and threads."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.enable_cpu_mem_arena = pool  # which keeps what a session once had: too much where there are many
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others use the cores meanwhile
-        options.log_severity_level = 4  # its errors are raised, too
-        options.add_session_config_entry("session.load_model_format", "ONNX")
-        if self.device == "directml":
-            options.enable_mem_pattern = False  # which it cannot do
-        # Its fallback prints on standard output and tries the same again.
-        return onnxruntime.InferenceSession(content, options, providers=self.providers, enable_fallback=0)
+        return create_session(content, self.providers, self.threads, pool)
 
     @functools.cached_property
     def tiled(self) -> TiledModel:
@@ -438,6 +448,27 @@ def choose_providers(device: str) -> list[tuple[str, dict[str, str]]]:
         have = ", ".join(name for name, (provider, _) in known.items() if provider in offered)
         raise UserError(f"this onnxruntime cannot use {device}, only {have}; leave --device out, or install another")
     return list(dict([known[device], known["cpu"]]).items())
+
+
+def device_name(providers: list[tuple[str, dict[str, str]]]) -> str:
+    """Return what people call the device of the first provider."""
+    return next(name for name, known in DEVICES.items() if known and known[0] == providers[0][0])
+
+
+def create_session(
+    content: bytes, providers: list[tuple[str, dict[str, str]]], threads: int = 0, pool: bool = True
+) -> Any:
+    """Return an onnxruntime session of a model on the first of the providers that starts, and so many threads."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = pool  # which keeps what a session once had: too much where there are many
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others use the cores meanwhile
+    options.log_severity_level = 4  # its errors are raised, too
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    if device_name(providers) == "directml":
+        options.enable_mem_pattern = False  # which it cannot do
+    # Its fallback prints on standard output and tries the same again.
+    return onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
 
 
 def free_gpu_memory() -> int | None:
