@@ -205,6 +205,8 @@ def test_without_a_style_one_line_says_which_there_are(stylize):
         (["--style", "a=-1,b=2"], "at least 0"),
         (["--style", "a", "--outside", "b"], "--mask"),
         (["--style", "a", "--mask", "nothing.png"], "nothing.png"),
+        (["--to-style", "b"], "--style where it begins"),
+        (["--style", "a", "--to-style", "nothing"], "no style 'nothing'"),
         (["--sheet"], "-o"),
     ],
 )
@@ -283,3 +285,33 @@ def test_strength_is_a_blend_with_the_photograph(gallery):
         got = painter(photograph, "b", strength)
         assert np.abs(got - (strength * whole + (1 - strength) * photograph)).max() <= 1
     assert np.array_equal(painter(photograph, "b", 0), photograph)
+
+
+def test_a_video_moves_from_one_style_to_another(gallery, monkeypatch, capfd, tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed: the extra video")
+    photograph, clip, out = Image.open(gallery / "photo.png"), tmp_path / "clip.mp4", tmp_path / "out.mp4"
+    with av.open(str(clip), "w") as file:
+        stream = file.add_stream("libx264", rate=10, options={"crf": "0"})
+        stream.width, stream.height = photograph.size
+        for _ in range(5):
+            file.mux(stream.encode(av.VideoFrame.from_image(photograph)))
+        file.mux(stream.encode())
+    styles = ["--style", "starry_night=2,andante=2", "--to-style", "the_scream"]
+    done = command(stylize_module.main, monkeypatch, capfd, "stylize", *styles, clip, "-o", out, "--quality", 100)
+    assert done.code == 0, done.err
+    with av.open(str(out)) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    with av.open(str(clip)) as file:
+        decoded = next(file.decode(video=0)).to_image()
+    begin = {"starry_night": 0.5, "andante": 0.5}
+    shares = [{name: (1 - s) * weight for name, weight in begin.items()} | {"the_scream": s} for s in np.arange(5) / 4]
+    painter = Stylizer("gallery")
+    expected = [painter(decoded, style) for style in shares]
+    apart = [[np.square(frame.astype(float) - np.asarray(e)).mean() for e in expected] for frame in frames]
+    assert [int(np.argmin(row)) for row in apart] == [0, 1, 2, 3, 4]
+
+
+def test_a_picture_does_not_move_to_another_style(stylize):
+    done = stylize("--style", "a", "--to-style", "b", "photo.png")
+    assert done.code != 0
+    assert "--to-style is the end of a video; photo.png becomes a picture" in done.err

@@ -48,6 +48,7 @@ Stylize pictures and videos, one forward pass a picture.
                         (default: the input's; jpg for HEIC, png where its name tells none or it cannot be written)
   --quality N           of JPEG, WebP, AVIF and videos, 1 to 100 (default 95)
   --from T, --to T      the part of a video between two times: seconds, MM:SS or H:MM:SS
+  --to-style NAME       with --style: move from one style to the other over the video
   --steady S            tie frames of a video to the ones before, 0 to 1: strokes stay on things (default 0)
   --keep-gps            keep the position in the metadata, which is dropped otherwise
 
@@ -121,6 +122,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--style", type=style)
     parser.add_argument("--painting", type=paintings, metavar="FILE")
     parser.add_argument("--outside", type=style)
+    parser.add_argument("--to-style", type=style)
     parser.add_argument("--mask")
     parser.add_argument("inputs", nargs="*", metavar="INPUT")
     parser.add_argument("-o", "--output")
@@ -183,9 +185,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error("pictures are needed: stylize --style starry_night photo.jpg (--list shows the styles)")
     if options.outside is not None and options.mask is None:
         raise UserError("--outside is what a mask leaves: say --mask FILE")
+    if options.to_style is not None and options.style is None:
+        raise UserError("--to-style is where a video ends: say with --style where it begins")
     if options.sheet and (options.style is not None or len(options.inputs) != 1 or options.output is None):
         raise UserError("--sheet paints one picture in every style: stylize --sheet photo.jpg -o styles.jpg")
-    of_models = ("style", "outside", "sheet", "info", "bgr", "pixel_range", "tile")
+    of_models = ("style", "to_style", "outside", "sheet", "info", "bgr", "pixel_range", "tile")
     if options.painting and (given := [name for name in of_models if getattr(options, name)]):
         raise UserError(f"--{given[0].replace('_', '-')} is of models; leave it or --painting out")
     if options.painting and options.model != GALLERY:
@@ -239,6 +243,7 @@ def stylize(arguments: list[str]) -> int:
         chosen = chosen_style(options, stylizer)
         stylizer.feeds(chosen)  # refuses what the model has not, before any picture
         stylizer.feeds(options.outside)
+        stylizer.feeds(options.to_style)
     if options.device != "auto" or stylizer.device != "cpu":
         say(f"on {stylizer.device}")
     found = find_jobs(options.inputs, options.output, called(options, stylizer), suffix, options.recursive)
@@ -255,6 +260,7 @@ def stylize(arguments: list[str]) -> int:
         mask=mask,
         outside=options.outside,
         steady=options.steady,
+        to_style=options.to_style,
     )
     saving = Saving(suffix, options.quality, options.keep_gps, options.overwrite, (options.first, options.last))
     with progress(jobs, suffix) as (advance, watch):

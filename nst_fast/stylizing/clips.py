@@ -34,6 +34,9 @@ class AnimationReader:
         name: what messages call it.
         image: opened; raises UserError where it is of one frame.
         span: its first and last second.
+
+    Attributes:
+        length: s, of the span, if all frames are shown as long as the first.
     """
 
     damaged = 0
@@ -45,6 +48,7 @@ class AnimationReader:
             image.close()
             raise UserError(f"{name} is a single picture; only a video or an animation becomes a video")
         self.clip = Clip(Fraction(1, 1000), 1000 / Fraction(image.info.get("duration") or 100).limit_denominator(1000))
+        self.length = min(span[1], float(self.expected / self.clip.rate)) - span[0]
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames of the span, which begins at 0."""
@@ -116,8 +120,13 @@ def stylize_clip(
     if not saving.keep_gps:
         reader.clip.metadata = {k: v for k, v in reader.clip.metadata.items() if "location" not in k.lower()}
 
+    if looks.to_style is not None and not reader.length:
+        raise UserError(f"{reader.name} does not say how long it is, which --to-style needs: give --to, its end")
+    end = reader.length - 1 / float(reader.clip.rate)  # when its last frame begins
+
     def apply(frame: Frame) -> Image.Image:
-        stylized = looks.apply(stylizer, frame.picture)
+        share = min(1.0, float(frame.time) / end) if end > 0 else 1.0
+        stylized = looks.at(share).apply(stylizer, frame.picture)
         return stylized if frame.alpha is None else over_white(stylized, frame.alpha.resize(stylized.size))
 
     try:

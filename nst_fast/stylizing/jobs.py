@@ -391,6 +391,8 @@ def stylize_job(
             raise UserError(f"--from and --to cut videos; {job.name} becomes a picture")
         if looks.steady:
             raise UserError(f"--steady ties frames of a video; {job.name} becomes a picture")
+        if looks.to_style is not None:
+            raise UserError(f"--to-style is the end of a video; {job.name} becomes a picture")
         with open_picture(job) as image, budget.spend(looks.pixels(*image.size)):
             began = time.perf_counter()
             known = OF_NAME.get(image.format or "")  # "-" has no name that tells it

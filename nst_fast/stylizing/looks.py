@@ -7,7 +7,7 @@ import io
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Looks:
         mask: "L", of any size: where it is white the picture is painted, where it is black it is not.
         outside: the style that it is painted in there; None: the photograph stays.
         steady: how far frames of a video are tied to the ones before, 0 to 1.
+        to_style: the style that a video ends in, where ``style`` is that in which it begins; None: the same.
     """
 
     strength: float = 1.0
@@ -58,6 +59,18 @@ class Looks:
     mask: Image.Image | None = None
     outside: Style | None = None
     steady: float = 0.0
+    to_style: Style | None = None
+
+    def at(self, share: float) -> Looks:
+        """Return the looks of a video's frame after a share of its length, 0 to 1."""
+        if self.style is None or self.to_style is None:
+            return self
+        mixed: dict[str, float] = {}
+        for style, part in ((self.style, 1 - share), (self.to_style, share)):
+            weights = {style: 1.0} if isinstance(style, str) else style
+            for name, weight in weights.items():
+                mixed[name] = mixed.get(name, 0.0) + part * weight / sum(weights.values())
+        return replace(self, style=mixed)
 
     def pixels(self, width: int, height: int) -> float:
         """Return of how many pixels the model sees a photograph, or as many as take that memory at full size."""

@@ -171,6 +171,7 @@ class VideoReader:
         size: width and height of its frames as they are stored, px.
         clip: what its result has as it has it; aspect and colours are known from the first frame on.
         expected: how many frames there are, as far as the file says.
+        length: s, of the span, as far as the file says; 0 where it does not.
         damaged: how many could not be decoded, or not fully.
 
     Raises UserError where it cannot be read, or has no video.
@@ -195,6 +196,7 @@ class VideoReader:
         length = (self.container.duration or 0) / av.time_base
         shown = max(0, min(span[1], length) - span[0]) if length else 0
         self.expected = round(shown * rate) if shown < length else stream.frames or round(length * rate)
+        self.length = shown or (span[1] - span[0] if span[1] < math.inf else 0.0)
         self.reformatter = VideoReformatter()
         self.begun, self.turn = False, (1, 0, 0, 1)
 
