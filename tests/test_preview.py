@@ -1,4 +1,4 @@
-"""`nst-preview`: a sheet of content distances and brush sizes, and the short training behind it."""
+"""`nst-preview`: a sheet of content distances, and the short training behind it."""
 
 import itertools
 import sys
@@ -48,6 +48,18 @@ def test_a_rehearsal_brings_a_network_to_a_content_distance_and_is_the_same_each
     assert weights[0] < 0.5 * weights[2]
 
 
+def test_the_vector_alone_leaves_the_rest_of_the_network_as_it_was():
+    loss, style_targets = small_loss(BundledImages(128, 1, 1.0)[0][None] / 255)
+    batches = torch.stack([BundledImages(48, 0, 0.0)[number] for number in range(4)]).split(2)
+    torch.manual_seed(0)
+    network = create_network("fast", 8, 1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    given = {"loss": loss, "style_targets": style_targets, "batches": itertools.cycle(batches)}
+    rehearse(network, 0.6, 7.0, 3, vector=True, **given)
+    moved = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {"vectors"}
+
+
 def test_sheet_shows_every_picture_untouched():
     rng = np.random.default_rng(0)
     pictures = [[Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)) for _ in range(3)] for _ in "ab"]
@@ -78,14 +90,14 @@ def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
         "style=custom",
         "style.image=painting.png",
         "content_distances=[strong,0.2]",
-        "brushes=[40,60]",
+        "style.size=40",
         "size=48",
     ]
-    options += ["settling_steps=2", "steps=2"]
+    options += ["vector_steps=2", "steps=2"]
     code, told = run([*options, "loss_network=vgg16_slim", "device=cpu"], monkeypatch, capsys)
     assert code == 0, told.err
     assert told.out.strip() == "painting.preview.jpg"
-    assert told.err.count("style.size=") == 2
+    assert "style weights strong: " in told.err
     with Image.open("painting.preview.jpg") as sheet:
         assert sheet.width > 2 * 48
         assert sheet.height > 2 * 32
@@ -97,7 +109,7 @@ def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
         ("content_distances=medium", "a list is needed"),
         ("content_distances=[]", "1 to 16"),
         ("content_distances=[huge]", "content_distances is 'huge'"),
-        ("brushes=[1]", "brushes is 1"),
+        ("vector_steps=0", "vector_steps is 0"),
         ("style.content_distance=medium", "content_distances="),
         ("output=sheet.xyz", "xyz"),
         ("loss=gatys", "loss.name"),
@@ -124,5 +136,4 @@ def test_every_default_of_the_sheet_is_shipped():
     """Offline, without the paintings."""
     cfg = load_config("preview", ["style=starry_night"])
     assert cfg.loss.name == "balanced"
-    sizes = StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").sizes
-    assert set(cfg.brushes) == set(sizes)
+    assert cfg.style.size in StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").sizes

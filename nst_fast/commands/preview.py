@@ -1,4 +1,4 @@
-"""The command `nst-preview`: a sheet of content distances and brush sizes, to choose from before training."""
+"""The command `nst-preview`: a painting that is new to the gallery, at several content distances, before training."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from nst_fast.files import refuse_existing
 USAGE = """
 usage: nst-preview style=NAME [key=value ...]
 
-Show what a style comes to at several content distances and brush sizes: one sheet, a minute or two on a CPU. Each
-picture is that of a network which goes on from a shipped model for seconds; `train style=NAME style.size=…
-style.content_distance=…` trains one for minutes on what you like.
+Show on one sheet what a style comes to at several content distances, a minute or two on a CPU: after the gallery has
+learned the painting's vector alone, and after its whole network has learned for seconds more. `train style=NAME
+style.content_distance=…` trains for minutes on what you like.
 
   style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
   style.image=FILE         with style=custom: your own picture
   content=FILE             a photograph of yours (default: a cup of coffee)
   content_distances='[medium, 1.6]'  how far pictures may go from the photograph: subtle, medium, strong, or numbers
-  brushes='[362, 724]'     px, short side of the painting (style.size of `train`)
+  style.size=PX            short side of the painting; smaller means smaller strokes (default 512)
   size=PX                  long side of each picture (default 384)
   loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers
   output=FILE              (default: <style>.preview.jpg)
@@ -37,32 +37,28 @@ examples:
   nst-preview style=custom style.image=my.jpg content=photo.jpg
 """
 
-STARTS_FROM = "starry_night"  # shipped model, where there is none of the style
-
 
 def resolve(cfg: Any, console: Console) -> None:
     """Check a config's values and replace what is automatic by what this machine gets."""
     from omegaconf import ListConfig
 
-    from nst_fast.commands.configuration import check_number, require_choice, require_number
+    from nst_fast.commands.configuration import require_choice, require_number
     from nst_fast.commands.perceptual_loss import check_content_distance, resolve_device, resolve_perceptual_loss
     from nst_fast.stylizing.formats import format_of
 
     require_number(cfg, "size", 16, 4096)
-    for key in ("settling_steps", "steps"):
+    for key in ("vector_steps", "steps"):
         require_number(cfg, key, 1)
     require_number(cfg, "seed", 0, 2**32 - 1)
     require_choice(cfg, "loss.name", ("balanced",))
     require_choice(cfg, "overwrite", (True, False))
     if cfg.style.content_distance is not None:
         raise UserError("style.content_distance is one; here say content_distances='[…]'")
-    for key in ("content_distances", "brushes"):
-        if not isinstance(cfg[key], ListConfig):
-            raise UserError(f"{key} is {cfg[key]!r}; a list is needed, as in {key}='[…]'")
-        if not 1 <= len(cfg[key]) <= 16:
-            raise UserError(f"{key} has {len(cfg[key])} values; 1 to 16 are needed")
-    for brush in cfg.brushes:
-        check_number("brushes", brush, 16, 16384)
+    if not isinstance(cfg.content_distances, ListConfig):
+        got = cfg.content_distances
+        raise UserError(f"content_distances is {got!r}; a list is needed, as in content_distances='[…]'")
+    if not 1 <= len(cfg.content_distances) <= 16:
+        raise UserError(f"content_distances has {len(cfg.content_distances)} values; 1 to 16 are needed")
     for distance in cfg.content_distances:
         check_content_distance("content_distances", distance)
     if cfg.output is not None:
@@ -83,12 +79,14 @@ def preview_sheet(cfg: Any) -> Path:
     from PIL import Image
     from rich.progress import Progress
 
-    from nst_fast.assets import find_model, shipped_models
+    from nst_fast.assets import GALLERY, find_model
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
     from nst_fast.commands.progress import download_progress
     from nst_fast.loss.style_weight import content_distance
     from nst_fast.loss.tensors import to_tensor
     from nst_fast.stylizing.images import load_image, resize_long_side, save_image
+    from nst_fast.stylizing.stylizer import Stylizer
+    from nst_fast.training.networks import mean_of_others
     from nst_fast.training.onnx_export import import_network
     from nst_fast.training.photographs import bundled_photographs
     from nst_fast.training.preview import preview
@@ -100,38 +98,40 @@ def preview_sheet(cfg: Any) -> Path:
     content = to_tensor(resize_long_side(photograph, cfg.size)).to(cfg.device)
     with download_progress(console) as fetching:
         loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
-        brushes = [find_style(cfg.style, loss, size, fetching)[0] for size in cfg.brushes]
+        style_targets, _ = find_style(cfg.style, loss, progress=fetching)
     with torch.no_grad():  # a photograph too small ends the command here
         loss.loss_network(content, loss.layers)
     began = time.perf_counter()
-    start = cfg.style.name if cfg.style.name in shipped_models() else STARTS_FROM
-    network = import_network(find_model(start)).to(cfg.device).to(memory_format=torch.channels_last)
+    network = import_network(find_model(GALLERY))
+    names = list(Stylizer(GALLERY, device="cpu").paintings)
+    network.vectors = torch.nn.Parameter(mean_of_others(network.vectors.detach(), names, cfg.style.name))
+    network.to(cfg.device).to(memory_format=torch.channels_last)
     distances = {name: content_distance(name, cfg.loss_network.name) for name in cfg.content_distances}
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("preview", total=cfg.settling_steps + cfg.steps * len(distances) * len(brushes))
-        rows = preview(
+        task = bar.add_task("preview", total=(cfg.vector_steps + cfg.steps) * len(set(distances.values())))
+        made = preview(
             content,
             network,
             loss,
-            brushes,
-            list(distances.values()),
-            settling_steps=cfg.settling_steps,
+            style_targets,
+            list(set(distances.values())),
+            vector_steps=cfg.vector_steps,
             steps=cfg.steps,
             seed=cfg.seed,
             on_step=lambda: bar.advance(task),
         )
-    for size, row in zip(cfg.brushes, rows, strict=True):
-        told = ", ".join(f"{name}: {row.style_weights[distance]:.3g}" for name, distance in distances.items())
-        console.print(f"style.size={size}, style weights {told}", soft_wrap=True)
+    rows = {name: made[distance] for name, distance in distances.items()}
+    told = ", ".join(f"{name}: {row.style_weight:.3g}" for name, row in rows.items())
+    console.print(f"style weights {told}", soft_wrap=True)
     sheet = draw_sheet(
-        [[row.pictures[distances[name]] for name in cfg.content_distances] for row in rows],
-        [f"style.size={size}" for size in cfg.brushes],
-        [f"style.content_distance={name}" for name in cfg.content_distances],
+        [[row.vector, row.everything] for row in rows.values()],
+        [f"style.content_distance={name}" for name in rows],
+        [f"the vector alone, {cfg.vector_steps} steps", f"everything, {cfg.steps} more"],
         str(cfg.style.title),
     )
     path = Path(cfg.output or f"{cfg.style.name}.preview.jpg")
     save_image(sheet, path)
-    console.print(f"{len(rows) * len(cfg.content_distances)} pictures in {time.perf_counter() - began:.0f} s")
+    console.print(f"{2 * len(rows)} pictures in {time.perf_counter() - began:.0f} s")
     return path
 
 

@@ -189,7 +189,7 @@ def warm_start(network: Any, path: str, style: str) -> str | None:
     from nst_fast.assets import find_model, is_model
     from nst_fast.stylizing.stylizer import Stylizer
     from nst_fast.training.checkpoints import CHECKPOINT_KEY, read_checkpoint, trained_network
-    from nst_fast.training.networks import in_words
+    from nst_fast.training.networks import in_words, mean_of_others
     from nst_fast.training.onnx_export import import_network
 
     trunk = None
@@ -203,8 +203,8 @@ def warm_start(network: Any, path: str, style: str) -> str | None:
         theirs = in_words(ours["config"]["network"])
         names = [painting["name"] for painting in ours.get("paintings", [])]
     if len(weights["vectors"]) != len(network.vectors):
-        others = [number for number in range(len(weights["vectors"])) if names[number : number + 1] != [style]]
-        weights["vectors"] = weights["vectors"][others].mean(0, keepdim=True).repeat(len(network.vectors), 1)
+        start = mean_of_others(weights["vectors"], names, style)
+        weights["vectors"] = start.repeat(len(network.vectors), 1)
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in network.state_dict().items()}:
         raise UserError(f"init_from={path} is of another network, {theirs}; the options of network must agree")
     network.load_state_dict(weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -415,6 +415,12 @@ def unfolded(network: nn.Module, inference_weights: Mapping[str, Tensor]) -> dic
             split = module.unfold(weights[f"{name}.weight"], weights[f"{name}.bias"])
             weights |= {f"{name}.{key}": tensor for key, tensor in split.items()}
     return weights
+
+
+def mean_of_others(vectors: Tensor, names: Sequence[str], style: str) -> Tensor:
+    """Return where a painting starts that a network is to learn: the mean (1, V) of those (S, V) of other names."""
+    others = [number for number in range(len(vectors)) if list(names[number : number + 1]) != [style]]
+    return vectors[others].mean(0, keepdim=True)
 
 
 def with_vectors(network: TransformationNetwork, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

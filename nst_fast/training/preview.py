@@ -1,12 +1,11 @@
-"""What a style comes to at several content distances and brush sizes, by networks that learn for seconds."""
+"""What a new style comes to at several content distances, by the gallery's network that learns for seconds."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -17,73 +16,85 @@ from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
 from nst_fast.loss.style_weight import StyleWeightControl
 from nst_fast.loss.tensors import to_image
 from nst_fast.training.content_images import BundledImages
+from nst_fast.training.networks import TransformationNetwork
 
 PICTURES, PICTURE_SIZE = 128, 160  # that networks learn on in turn; px
 BATCH = 4  # pictures a step
-RATE = 2e-3  # Adam's at the first step, a tenth of it at the last
+VECTOR_RATE, RATE = 1e-2, 2e-3  # Adam's at the first step, of the vector alone and of everything; a tenth at the last
 CONTROL_RATE = 0.1  # of the style weight's logarithm a step
 
 
 @dataclass(frozen=True)
 class Preview:
-    """Pictures {content distance: picture} at one brush size, and the style weights that they took."""
+    """A photograph at one content distance, after the vector alone and after everything, and the last style weight."""
 
-    pictures: Mapping[float, Image.Image]
-    style_weights: Mapping[float, float]
+    vector: Image.Image
+    everything: Image.Image
+    style_weight: float
 
 
 def preview(
     content: Tensor,
-    network: nn.Module,
+    network: TransformationNetwork,
     loss: PerceptualLoss,
-    brushes: Sequence[Targets],
+    style_targets: Targets,
     distances: Sequence[float],
     *,
-    settling_steps: int,
+    vector_steps: int,
     steps: int,
     seed: int = 0,
     on_step: Callable[[], object] = lambda: None,
-) -> list[Preview]:
-    """Return for each brush size the photograph as networks paint it at each content distance.
+) -> dict[float, Preview]:
+    """Return the photograph as networks paint it at each content distance, in rising order.
 
     Args:
         content: the photograph, (1, 3, H, W) in [0, 1].
-        network: a trained one, on the photograph's device, to go on from; it is trained.
+        network: a trained one, on the photograph's device, whose only vector is to become the painting's; trained.
         loss: there too; its style weight is where networks start, and is moved.
-        brushes: style targets of the painting at each size.
+        style_targets: of the painting.
         distances: content distances to aim for.
-        settling_steps: from the network to the style, at the middle of brushes and distances.
-        steps: from there, for each picture.
+        vector_steps: of the vector alone, for each distance.
+        steps: of everything, from there.
         seed: of the pictures that networks learn on.
         on_step: called after each step.
     """
     images = BundledImages(PICTURE_SIZE, seed, 0.0)
     pictures = torch.stack([images[number] for number in range(PICTURES)]).to(content.device)
-    batches, rising = itertools.cycle(pictures.split(BATCH)), sorted(distances)
+    batches = itertools.cycle(pictures.split(BATCH))
 
-    def learn(network: nn.Module, brush: Targets, distance: float, weight: float, steps: int) -> float:
-        given: dict[str, Any] = {"loss": loss, "style_targets": brush, "batches": batches, "on_step": on_step}
-        return rehearse(network, distance, weight, steps, **given)
+    def learn(network: TransformationNetwork, distance: float, weight: float, steps: int, vector: bool) -> float:
+        return rehearse(
+            network,
+            distance,
+            weight,
+            steps,
+            vector=vector,
+            loss=loss,
+            style_targets=style_targets,
+            batches=batches,
+            on_step=on_step,
+        )
 
-    middle = brushes[len(brushes) // 2], rising[len(rising) // 2]
-    settled = learn(network, *middle, float(loss.style_weight), settling_steps)
-    made = []
-    for brush in brushes:
-        own, weight, weights, shown = copy.deepcopy(network), settled, {}, {}
-        for distance in rising:  # so that networks go on from each other, whatever order they are shown in
-            weight = weights[distance] = learn(own, brush, distance, weight, steps)
-            with torch.no_grad():
-                shown[distance] = to_image(own(content).clamp(0, 1))
-        made.append(Preview(shown, weights))
+    @torch.no_grad()
+    def paint(network: TransformationNetwork) -> Image.Image:
+        return to_image(network(content).clamp(0, 1))
+
+    made, weight = {}, float(loss.style_weight)
+    for distance in sorted(distances):  # so that vectors go on from each other, whatever order they are shown in
+        weight = learn(network, distance, weight, vector_steps, True)
+        whole = copy.deepcopy(network)
+        first, last = paint(network), learn(whole, distance, weight, steps, False)
+        made[distance] = Preview(first, paint(whole), last)
     return made
 
 
 def rehearse(
-    network: nn.Module,
+    network: TransformationNetwork,
     distance: float,
     style_weight: float,
     steps: int,
     *,
+    vector: bool = False,
     loss: PerceptualLoss,
     style_targets: Targets,
     batches: Iterator[Tensor],
@@ -96,14 +107,16 @@ def rehearse(
         distance: content distance to aim for.
         style_weight: where to start.
         steps: one a batch.
+        vector: whether the painting's vector alone learns.
         loss: on the network's device; its style weight is moved.
         style_targets: of the painting, there too.
         batches: content images (N, 3, H, W) uint8.
         on_step: called after each step.
     """
-    device = next(network.parameters()).device
+    device = network.vectors.device
     control = StyleWeightControl(distance, style_weight, CONTROL_RATE).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), RATE)
+    learning: list[nn.Parameter] = [network.vectors] if vector else list(network.parameters())
+    optimizer = torch.optim.Adam(learning, VECTOR_RATE if vector else RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
     network.train()
     for batch in itertools.islice(batches, steps):
@@ -111,9 +124,9 @@ def rehearse(
         loss.style_weight = control.style_weight
         with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device.type)):
             terms = loss(network(content).float(), loss.content_targets(content), style_targets)
-        optimizer.zero_grad()
+        network.zero_grad()
         terms["total"].backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         schedule.step()
         control.update(terms["content"].detach())
