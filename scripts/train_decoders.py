@@ -3,8 +3,8 @@
     python scripts/train_decoders.py
 
 The encoder is the first convolutions of vgg16_slim, its taps scaled so that an average picture's features have the
-identity for covariance. Each decoder learns to give the next finer level back, of photographs and paintings (Li et al.
-2017, Universal style transfer via feature transforms, equation 1 there). No style takes part.
+identity for covariance. Each decoder learns to give photographs and paintings back from the features of one level (Li
+et al. 2017, Universal style transfer via feature transforms, equation 1). No style takes part.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from nst_fast.assets import VGG16_SLIM
 from nst_fast.files import write_atomically
-from nst_fast.loss.loss_networks import VGG, multiplies_bfloat16
+from nst_fast.loss.loss_networks import VGG, freeze, multiplies_bfloat16
 from nst_fast.loss.pretrained import load_slim_vgg
 from nst_fast.loss.tensors import to_tensor
 from nst_fast.stylizing.images import load_image, resize_short_side
@@ -37,16 +37,16 @@ from nst_fast.stylizing.whitening import Moments
 
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = json.loads((ROOT / "docs" / "held_out.json").read_text())
-CHANNELS = (3, 32, 64, 48)  # of the levels, fine to coarse; each has half the resolution of the one before
-TAPPED = ("2_2", "3_3", "4_1")
+CHANNELS = (32, 64)  # of levels 1 and 2, which have a half and a quarter of a picture's height and width
+TAPPED = ("2_2", "3_3")
+LAYERS = ("relu1_2", "relu2_2", "relu3_3")  # of vgg16_slim, whose features a picture that is given back has to have
 PICTURES = {".jpg", ".jpeg", ".png"}
 
 
 class Encoder(nn.Module):
-    """A picture (N, 3, H, W) in [0, 1] in, features of four levels out, fine to coarse.
+    """A picture (N, 3, H, W) in [0, 1] in, features of two levels out, fine to coarse.
 
-    The finest is the picture, its values scaled. The others are what the trunk's convolutions give before their
-    rectification, in as few channels as they compute it in.
+    They are what the trunk's convolutions give before their rectification, in as few channels as they compute it in.
     """
 
     def __init__(self, trunk: VGG) -> None:
@@ -54,11 +54,11 @@ class Encoder(nn.Module):
         self.preprocess, self.convolutions = trunk.preprocess, trunk.convolutions
         self.cores = [core_of(self.convolutions[name]) for name in TAPPED]
         self.taps = nn.ModuleList(
-            nn.Conv2d(core.out_channels, count, 1) for core, count in zip(self.cores, CHANNELS[1:], strict=True)
+            nn.Conv2d(core.out_channels, count, 1) for core, count in zip(self.cores, CHANNELS, strict=True)
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        found, x = [(image - 0.5) / 0.25], self.preprocess(image)
+        found, x = list[Tensor](), self.preprocess(image)
         names = list(self.convolutions)
         for name, following in zip(names, [*names[1:], ""], strict=True):
             convolution = self.convolutions[name]
@@ -88,13 +88,13 @@ def conv(channels_in: int, channels_out: int) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, padding=1, padding_mode="reflect")
 
 
-def decoder(before: Sequence[int], after: Sequence[int]) -> nn.Sequential:
-    """Return a network from a level to the next finer one: convolutions of these channels before and after enlarging.
+def decoder(*stages: Sequence[int]) -> nn.Sequential:
+    """Return a network from features to a picture: convolutions of so many channels, twice as large after each stage.
 
     Nearest neighbours enlarge: what is interpolated or transposed leaves a weave that strokes are then made of.
     """
     layers: list[nn.Module] = []
-    for channels in (before, after):
+    for channels in stages:
         for pair in pairwise(channels):
             layers += [conv(*pair), nn.ReLU()]
         layers.append(nn.Upsample(scale_factor=2, mode="nearest"))
@@ -102,9 +102,18 @@ def decoder(before: Sequence[int], after: Sequence[int]) -> nn.Sequential:
 
 
 def decoders() -> nn.ModuleList:
-    return nn.ModuleList(
-        [decoder((48, 128, 128), (128, 96, 64)), decoder((64, 96, 96), (96, 64, 32)), decoder((32, 64), (64, 32, 3))]
-    )
+    return nn.ModuleList([decoder((32, 48, 48), (48, 24, 3)), decoder((64, 96, 96), (96, 64, 48), (48, 24, 3))])
+
+
+class Decoding(nn.Module):
+    """The picture (N, 3, H, W) in [0, 1], not clipped, of features."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor) -> Tensor:
+        return 0.5 + 0.25 * self.network(features)
 
 
 class Encoding(nn.Module):
@@ -135,20 +144,18 @@ def export(encoder: Encoder, network: nn.ModuleList, folder: Path) -> None:
     """Write the graphs that `AnyPainting` runs."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
-    graphs: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
-        "encoder": (Encoding(encoder), (pixels,)),
-        "decoder_3": (network[0], (torch.zeros(1, 48, 8, 10),)),
-        "decoder_2": (network[1], (torch.zeros(1, 64, 16, 20),)),
-        "decoder_1": (network[2], (torch.zeros(1, 32, 32, 48),)),
+    graphs: dict[str, tuple[nn.Module, Tensor, list[str]]] = {
+        "encoder": (Encoding(encoder), pixels, ["level_1", "level_2"]),
+        "decoder_1": (Decoding(network[0]), torch.zeros(1, 32, 32, 48), ["picture"]),
+        "decoder_2": (Decoding(network[1]), torch.zeros(1, 64, 16, 24), ["picture"]),
     }
-    for name, (module, example) in graphs.items():
+    for name, (module, example, outputs) in graphs.items():
         buffer = io.BytesIO()
-        outputs = [f"output_{i}" for i in range(4 if name == "encoder" else 1)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module.to(memory_format=torch.contiguous_format).eval(),
-                example,
+                (example,),
                 buffer,
                 input_names=["input"],
                 output_names=outputs,
@@ -202,23 +209,17 @@ def prepare(encoder: Encoder, images: Sequence[Tensor]) -> None:
         tap.bias.copy_(torch.from_numpy(-matrix @ mean))
 
 
-def losses(encoder: Encoder, network: nn.ModuleList, image: Tensor) -> dict[str, Tensor]:
-    """Return what decoders lose of a picture (N, 3, H, W) in [0, 1]: of each level from the next, and from the last.
-
-    Squared differences of features, whose variance is 1, and of the picture in the same measure; and of features of
-    the picture that comes out.
-    """
+def losses(encoder: Encoder, network: nn.ModuleList, loss_network: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    """Return what decoders lose of a picture (N, 3, H, W) in [0, 1]: shares of its variance, and of its features."""
     with torch.no_grad():
-        found = encoder(image)
-    made, terms = found[-1], {}
-    for level, decode in zip((2, 1, 0), network, strict=True):
-        terms[f"level_{level}"] = F.mse_loss(decode(found[level + 1]).float(), found[level].float())
-        made = decode(made)
-        terms[f"chain_{level}"] = F.mse_loss(made.float(), found[level].float())
-    again = encoder(0.5 + 0.25 * made)
-    terms["again"] = torch.stack(
-        [F.mse_loss(a.float(), b.float()) for a, b in zip(again[1:], found[1:], strict=True)]
-    ).sum()
+        found, wanted = encoder(image), loss_network(image, LAYERS)
+    terms = {}
+    for level, (features, decode) in enumerate(zip(found, network, strict=True), 1):
+        made = Decoding(decode)(features).float()
+        seen = loss_network(made, LAYERS)
+        lost = [F.mse_loss(seen[name], wanted[name]) / wanted[name].square().mean() for name in LAYERS]
+        terms[f"pixels_{level}"] = F.mse_loss(made, image) / 0.0625
+        terms[f"features_{level}"] = torch.stack(lost).sum()
     return terms
 
 
@@ -228,7 +229,7 @@ def main() -> None:
     parser.add_argument("--paintings", nargs="+", default=[str(ROOT / "../shared/paintings")])
     parser.add_argument("--output", type=Path, default=ROOT / "nst_fast/assets/any_painting")
     parser.add_argument("--run", type=Path, default=ROOT / "runs/decoders")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--size", type=int, default=160, help="px")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -238,6 +239,7 @@ def main() -> None:
     options.run.mkdir(parents=True, exist_ok=True)
     photographs, paintings = pictures(options.photographs), pictures(options.paintings)
     print(f"{len(photographs)} photographs, {len(paintings)} paintings", flush=True)
+    loss_network = freeze(load_slim_vgg(VGG16_SLIM))
     encoder = Encoder(load_slim_vgg(VGG16_SLIM).trunk).requires_grad_(False).to(memory_format=torch.channels_last)
     mixture = [*rng.sample(photographs, 40), *rng.sample(paintings, 40)]
     prepare(encoder, [to_tensor(resize_short_side(load_image(path), 160)) for path in mixture])
@@ -250,7 +252,7 @@ def main() -> None:
         given = [rng.choice(paintings if i % 4 == 0 else photographs) for i in range(options.batch)]
         image = torch.cat([crop(p, options.size, rng) for p in given]).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16("cpu")):
-            terms = losses(encoder, network, image)
+            terms = losses(encoder, network, loss_network, image)
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)

@@ -7,7 +7,7 @@ ship with the package; docs/any_painting.md says what they are.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,33 +24,17 @@ from nst_fast.stylizing.stylizer import RUNS_AT_ONCE, Style, choose_providers, c
 from nst_fast.stylizing.whitening import Affine, Moments, Statistics, mixed, whitening_coloring
 
 FOLDER = ASSETS / "any_painting"
+LEVELS = (1, 2)  # of features, fine to coarse; a position of level n stands for 2ⁿ px both ways. Level 0 is the picture
 PAINTING_SIZE = 512  # px, short side at which a painting is seen
 LONGEST_PAINTING = 16  # of a painting; at its short side a thread would be endless
 TILE = 1024  # px, side of what is kept of a tile
-STRIDE = 8  # px that a position of the coarsest level stands for
+STRIDE = 4  # px that a position of the coarsest level stands for
+HALO = 32  # px around what is kept of a tile that encoder and decoders look at
 BORDER = 16  # px that a picture is continued by: convolutions that see its end give features that no picture has
+UNIT = np.float32(63.75)  # of 255, in which the picture itself is level 0: an average one has a variance of about 1
 Features = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 Transform = Callable[[Statistics, Statistics], Affine]
-
-
-class Stage(NamedTuple):
-    """A graph from some levels to others.
-
-    Levels are counted from fine to coarse: 0 is the picture; a position of level n stands for 2ⁿ px both ways.
-
-    Attributes:
-        name: of its file.
-        gives: the levels that its outputs are.
-        halo: px around what is kept of its outputs that it looks at.
-    """
-
-    name: str
-    gives: tuple[int, ...]
-    halo: int
-
-
-ENCODER = Stage("encoder", (0, 1, 2, 3), 48)
-DECODERS = (Stage("decoder_3", (2,), 32), Stage("decoder_2", (1,), 16), Stage("decoder_1", (0,), 8))
 
 
 class Box(NamedTuple):
@@ -66,47 +50,35 @@ class Box(NamedTuple):
         top, left = max(0, self.top - by), max(0, self.left - by)
         return Box(top, left, min(height, self.bottom + by), min(width, self.right + by))
 
-    def of(self, features: NDArray[Any], level: int, origin: tuple[int, int] = (0, 0)) -> NDArray[Any]:
+    def of(self, features: NDArray[Any], level: int = 0, origin: tuple[int, int] = (0, 0)) -> NDArray[Any]:
         """Return the view of a level's features (C, H, W), which begin at an origin in px, in this box."""
         top, left, bottom, right = (edge >> level for edge in self)
         row, column = (edge >> level for edge in origin)
         return features[:, top - row : bottom - row, left - column : right - column]
 
 
-class Level(NamedTuple):
-    """Features (C, H, W) of a whole picture at a level, and how they are changed when they are read."""
-
-    features: NDArray[Any]
-    number: int
-    change: Affine | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the picture, px."""
-        return self.features.shape[1] << self.number, self.features.shape[2] << self.number
+def colours(pixels: Pixels) -> Features:
+    """Return level 0 of pixels (3, H, W)."""
+    return pixels.astype(np.float32) / UNIT
 
 
-def changed(features: Features, change: Affine | None) -> Features:
+def changed(features: NDArray[Any], change: Affine) -> Features:
     """Return features (C, H, W) through a map."""
-    if change is None:
-        return features
     flat = change.matrix.astype(np.float32) @ features.reshape(len(features), -1)
     flat += change.offset.astype(np.float32)[:, None]
     return flat.reshape(features.shape)
 
 
-def boxes(height: int, width: int, side: int) -> list[Box]:
-    """Return boxes of about the same size that cover a picture, row by row."""
+def boxes(pixels: Pixels, side: int) -> Iterator[Box]:
+    """Yield boxes of about the same size that cover pixels (3, H, W), row by row."""
 
     def edges(length: int) -> list[int]:
         count = -(-length // side)
         return [round(i * length / count / STRIDE) * STRIDE for i in range(count)] + [length]
 
-    return [
-        Box(top, left, bottom, right)
-        for top, bottom in pairwise(edges(height))
-        for left, right in pairwise(edges(width))
-    ]
+    for top, bottom in pairwise(edges(pixels.shape[1])):
+        for left, right in pairwise(edges(pixels.shape[2])):
+            yield Box(top, left, bottom, right)
 
 
 class AnyPainting:
@@ -140,65 +112,69 @@ class AnyPainting:
         self.runs_at_once = 1 if self.device == "directml" else min(RUNS_AT_ONCE, threads or os.cpu_count() or 1)
         total = sum(paintings.values())
         self.weights = [weight / total for weight in paintings.values()]
-        self.sessions = {
-            stage: create_session((FOLDER / f"{stage.name}.onnx").read_bytes(), self.providers, threads, pool=False)
-            for stage in (ENCODER, *DECODERS)
-        }
-        self.styles = [self.statistics(path) for path in paintings]
+        self.encoder, *self.decoders = (
+            create_session((FOLDER / f"{name}.onnx").read_bytes(), self.providers, threads, pool=False)
+            for name in ("encoder", *(f"decoder_{level}" for level in LEVELS))
+        )
+        self.styles = [self.read(path) for path in paintings]
 
-    def run(self, stage: Stage, given: NDArray[Any]) -> list[Features]:
-        """Return the outputs (C, H, W) of a graph for an input of the same kind."""
-        return [output[0] for output in self.sessions[stage].run(None, {"input": np.ascontiguousarray(given)[None]})]
-
-    def statistics(self, path: Path) -> list[Statistics]:
-        """Return the statistics of a painting's features, fine to coarse."""
+    def read(self, path: Path) -> list[Statistics]:
+        """Return the statistics of a painting's levels, the picture's own first."""
         painting = load_image(path)
         if max(painting.size) > LONGEST_PAINTING * min(painting.size):
             got = "×".join(map(str, painting.size))
             raise UserError(f"{path} is {got} px; one side may be {LONGEST_PAINTING} times the other: crop it")
-        made = []
-        for features in self.run(ENCODER, padded(resize_short_side(painting, PAINTING_SIZE))):
-            moments = Moments(len(features))
-            moments.add(features)
-            made.append(moments.statistics())
-        return made
+        return self.statistics(padded(resize_short_side(painting, PAINTING_SIZE)))
 
-    def change(self, content: Statistics, own: Sequence[Statistics], level: int, strength: float) -> Affine:
+    def encode(self, pixels: Pixels, levels: Sequence[int]) -> Iterator[tuple[Box, list[Features]]]:
+        """Yield tiles of pixels (3, H, W) and the features of some levels in each."""
+        for tile in boxes(pixels, self.tile):
+            seen = tile.grown(HALO, *pixels.shape[1:])
+            given = np.ascontiguousarray(seen.of(pixels))[None]
+            found = self.encoder.run([f"level_{level}" for level in levels], {"input": given})
+            yield tile, [tile.of(f[0], level, seen[:2]) for f, level in zip(found, levels, strict=True)]
+
+    def statistics(self, pixels: Pixels) -> list[Statistics]:
+        """Return the statistics of the levels of pixels (3, H, W), the picture's own first."""
+        moments = [Moments(3), *(Moments(shape.shape[1]) for shape in self.encoder.get_outputs())]
+        for tile, features in self.encode(pixels, LEVELS):
+            for level, found in zip(moments, [colours(tile.of(pixels)), *features], strict=True):
+                level.add(found)
+        return [level.statistics() for level in moments]
+
+    def change(self, content: Statistics, own: Statistics, level: int, strength: float) -> Affine:
         """Return what gives features the paintings' statistics at a level, mixed with the photograph's own there."""
-        maps = [self.transform(content, style[level]) for style in (*self.styles, own)]
+        maps = [self.transform(content, style) for style in (*(style[level] for style in self.styles), own)]
         return mixed(maps, [*(strength * weight for weight in self.weights), 1 - strength])
 
-    def advance(self, stage: Stage, given: Level) -> tuple[Level, list[Statistics]]:
-        """Return the coarsest level that a graph makes of one, tile by tile, and the statistics of all of them."""
-        height, width = given.size
-        moments: dict[int, Moments] = {}
-        coarsest, made = stage.gives[-1], None
-        for tile in boxes(height, width, self.tile):
-            for level, features in zip(stage.gives, self.pass_through(stage, given, tile), strict=True):
-                moments.setdefault(level, Moments(len(features))).add(features)
-            if made is None:
-                made = np.empty((len(features), height >> coarsest, width >> coarsest), np.float32)
-            tile.of(made, coarsest)[:] = features
-        assert made is not None
-        return Level(made, coarsest), [moments[level].statistics() for level in stage.gives]
-
-    def pass_through(self, stage: Stage, given: Level, area: Box) -> list[Features]:
-        """Return what a graph makes of a level, in an area."""
-        seen = area.grown(stage.halo, *given.size)
-        outputs = self.run(stage, changed(seen.of(given.features, given.number), given.change))
-        return [area.of(output, level, seen[:2]) for output, level in zip(outputs, stage.gives, strict=True)]
-
-    def decode(self, pixels: NDArray[np.uint8], strength: float) -> NDArray[np.uint8]:
+    def decode(self, pixels: Pixels, strength: float) -> Pixels:
         """Return the picture (3, H, W) that the decoders make of another's features, changed on the way."""
-        made, own = self.advance(ENCODER, Level(pixels, 0))
-        made = made._replace(change=self.change(own[made.number], own, made.number, strength))
-        for stage in DECODERS:
-            made, (content,) = self.advance(stage, made)
-            made = made._replace(change=self.change(content, own, made.number, strength))
-        result = np.empty_like(pixels)
-        for tile in boxes(*made.size, self.tile):
-            picture = changed(tile.of(made.features, 0), made.change)
-            tile.of(result, 0)[:] = (127.5 + 63.75 * picture).clip(0, 255).round()
+        own = self.statistics(pixels)
+        for level in reversed(LEVELS):
+            pixels = self.repaint(pixels, level, own[level], strength)
+        moments = Moments(3)
+        for tile in boxes(pixels, self.tile):
+            moments.add(colours(tile.of(pixels)))
+        change, result = self.change(moments.statistics(), own[0], 0, strength), np.empty_like(pixels)
+        for tile in boxes(pixels, self.tile):
+            tile.of(result)[:] = (UNIT * changed(colours(tile.of(pixels)), change)).clip(0, 255).round()
+        return result
+
+    def repaint(self, pixels: Pixels, level: int, own: Statistics, strength: float) -> Pixels:
+        """Return pixels (3, H, W) encoded at a level, changed there, and decoded."""
+        features: Features | None = None
+        moments = Moments(len(own.mean))
+        for tile, (found,) in self.encode(pixels, [level]):
+            if features is None:
+                features = np.empty((len(found), pixels.shape[1] >> level, pixels.shape[2] >> level), np.float32)
+            moments.add(found)
+            tile.of(features, level)[:] = found
+        assert features is not None
+        change, result = self.change(moments.statistics(), own, level, strength), np.empty_like(pixels)
+        for tile in boxes(pixels, self.tile):
+            seen = tile.grown(HALO, *pixels.shape[1:])
+            (picture,) = self.decoders[level - 1].run(None, {"input": changed(seen.of(features, level), change)[None]})
+            tile.of(result)[:] = (255 * tile.of(picture[0], origin=seen[:2])).clip(0, 255).round()
         return result
 
     def stylize(self, picture: Image.Image, style: Style | None = None, stroke: Stroke = 1) -> Image.Image:
@@ -224,7 +200,7 @@ class AnyPainting:
         return Image.fromarray(np.ascontiguousarray(kept.transpose(1, 2, 0)))
 
 
-def padded(picture: Image.Image) -> NDArray[np.uint8]:
+def padded(picture: Image.Image) -> Pixels:
     """Return the pixels (3, H, W) of an RGB picture, mirrored around it, by `BORDER` px or more to whole strides."""
     sides = [(BORDER, BORDER + -length % STRIDE) for length in (picture.height, picture.width)]
     return np.pad(np.asarray(picture).transpose(2, 0, 1), [(0, 0), *sides], mode="symmetric")
