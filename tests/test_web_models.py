@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+
+from nst_fast import Stylizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,7 +29,7 @@ def load(path: Path) -> ModuleType:
 
 
 web_models = load(ROOT / "scripts" / "web_models.py")
-fixtures = load(ROOT / "web" / "tests" / "browser" / "fixtures.py")
+GALLERY = ROOT / "checkpoints" / "gallery.onnx"
 
 
 def session(content: bytes) -> onnxruntime.InferenceSession:
@@ -42,21 +45,22 @@ def picture() -> np.ndarray:
 
 
 def test_optional_inputs_become_plain_ones_with_the_same_result(picture: np.ndarray) -> None:
-    model = fixtures.gallery()
+    model = onnx.load(GALLERY)
     defaults = web_models.optional_inputs(model)
-    assert set(defaults) == {"style_weights", "style_vector", "strength", "stroke"}
+    assert set(defaults) == {"style_weights", "style_vector"}
     plain = session(web_models.with_plain_inputs(model, defaults).SerializeToString())
-    with pytest.raises(ValueError, match="strength"):
+    with pytest.raises(ValueError, match="style_vector"):
         plain.run(None, {"image": picture})
-    for given in ({}, fixtures.BLEND):
-        inputs = {name: np.array(value, np.float32) for name, value in given.items()}
+    blend = np.zeros_like(defaults["style_weights"])
+    blend[[3, 7]] = 0.75, 0.25
+    for inputs in ({}, {"style_weights": blend}):
         (expected,) = session(model.SerializeToString()).run(None, {"image": picture, **inputs})
         (found,) = plain.run(None, {"image": picture, **defaults, **inputs})
         np.testing.assert_array_equal(found, expected)
 
 
 def test_norms_apart_paint_the_same_picture(picture: np.ndarray) -> None:
-    model = fixtures.gallery()
+    model = onnx.load(GALLERY)
     apart = web_models.with_norms_apart(model)
     (expected,) = session(model.SerializeToString()).run(None, {"image": picture})
     (found,) = session(apart.SerializeToString()).run(None, {"image": picture})
@@ -81,13 +85,13 @@ def test_a_released_model_comes_with_8_bits_stages_and_what_is_known_of_its_pain
 def test_every_style_of_a_gallery_is_listed_with_a_thumbnail_of_its_own(tmp_path: Path) -> None:
     models, output = tmp_path / "models", tmp_path / "output"
     models.mkdir()
-    onnx.save(fixtures.gallery(), models / "gallery.onnx")
+    shutil.copy(GALLERY, models)
     command = [sys.executable, ROOT / "scripts" / "web_models.py", "--models", models, "--output", output]
     subprocess.run(command, check=True)
     (entry,) = json.loads((output / "models.json").read_text())
-    assert [style["name"] for style in entry["styles"]] == ["a", "b", "c"]
-    assert len({(output / style["thumbnail"]).read_bytes() for style in entry["styles"]}) == 3
-    assert entry["inputs"]["strength"] == [1.0]
+    assert [style["name"] for style in entry["styles"]] == list(Stylizer(GALLERY).paintings)
+    assert len({(output / style["thumbnail"]).read_bytes() for style in entry["styles"]}) == len(entry["styles"])
+    assert len(entry["inputs"]["style_weights"]) == len(entry["styles"])
 
 
 def test_a_model_of_other_pixels_is_refused_in_one_line(tmp_path: Path) -> None:

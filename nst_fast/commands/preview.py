@@ -125,9 +125,9 @@ def preview_sheet(cfg: Any) -> Path:
     console.print(f"style weights {told}", soft_wrap=True)
     sheet = draw_sheet(
         [[row.vector, row.everything] for row in rows.values()],
-        [f"style.content_distance={name}" for name in rows],
+        [str(name) for name in rows],
         [f"the vector alone, {cfg.vector_steps} steps", f"everything, {cfg.steps} more"],
-        str(cfg.style.title),
+        f"{cfg.style.title}, by style.content_distance",
     )
     path = Path(cfg.output or f"{cfg.style.name}.preview.jpg")
     save_image(sheet, path)

@@ -142,35 +142,34 @@ class AnyPainting:
                 level.add(found)
         return [level.statistics() for level in moments]
 
-    def change(self, content: Statistics, own: Statistics, level: int, strength: float) -> Affine:
+    def change(self, level: int, found: Statistics, own: Sequence[Statistics], strength: float) -> Affine:
         """Return what gives features the paintings' statistics at a level, mixed with the photograph's own there."""
-        maps = [self.transform(content, style) for style in (*(style[level] for style in self.styles), own)]
-        return mixed(maps, [*(strength * weight for weight in self.weights), 1 - strength])
+        wanted = [style[level] for style in (*self.styles, own)]
+        return mixed(
+            [self.transform(found, one) for one in wanted], [*(strength * w for w in self.weights), 1 - strength]
+        )
 
     def decode(self, pixels: Pixels, strength: float) -> Pixels:
         """Return the picture (3, H, W) that the decoders make of another's features, changed on the way."""
-        own = self.statistics(pixels)
+        own = self.styles[0] if strength == 1 else self.statistics(pixels)  # which then counts for nothing
         for level in reversed(LEVELS):
-            pixels = self.repaint(pixels, level, own[level], strength)
+            pixels = self.repaint(pixels, level, own, strength)
         moments = Moments(3)
         for tile in boxes(pixels, self.tile):
             moments.add(colours(tile.of(pixels)))
-        change, result = self.change(moments.statistics(), own[0], 0, strength), np.empty_like(pixels)
+        change, result = self.change(0, moments.statistics(), own, strength), np.empty_like(pixels)
         for tile in boxes(pixels, self.tile):
             tile.of(result)[:] = (UNIT * changed(colours(tile.of(pixels)), change)).clip(0, 255).round()
         return result
 
-    def repaint(self, pixels: Pixels, level: int, own: Statistics, strength: float) -> Pixels:
+    def repaint(self, pixels: Pixels, level: int, own: Sequence[Statistics], strength: float) -> Pixels:
         """Return pixels (3, H, W) encoded at a level, changed there, and decoded."""
-        features: Features | None = None
-        moments = Moments(len(own.mean))
+        channels, (height, width) = len(self.styles[0][level].mean), (side >> level for side in pixels.shape[1:])
+        features, moments = np.empty((channels, height, width), np.float32), Moments(channels)
         for tile, (found,) in self.encode(pixels, [level]):
-            if features is None:
-                features = np.empty((len(found), pixels.shape[1] >> level, pixels.shape[2] >> level), np.float32)
             moments.add(found)
             tile.of(features, level)[:] = found
-        assert features is not None
-        change, result = self.change(moments.statistics(), own, level, strength), np.empty_like(pixels)
+        change, result = self.change(level, moments.statistics(), own, strength), np.empty_like(pixels)
         for tile in boxes(pixels, self.tile):
             seen = tile.grown(HALO, *pixels.shape[1:])
             (picture,) = self.decoders[level - 1].run(None, {"input": changed(seen.of(features, level), change)[None]})

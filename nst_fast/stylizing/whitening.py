@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 # The least variance that a direction of features is divided by. The encoder's taps give an average picture a variance
 # of 1 in every direction: what has less than a hundredth of that is noise, and would be amplified ten times and more.
-FLOOR = 0.01
+FLOOR = 0.1
 Matrix = NDArray[np.float64]
 
 

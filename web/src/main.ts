@@ -1,10 +1,11 @@
 // The page: what the visitor does, and what the painter answers.
 
-import { lookOf, sized } from "./blend";
+import { lookOf } from "./blend";
 import { Camera, Recording } from "./camera";
 import type { Look, Model } from "./models";
 import { Cancelled, run, type Watch } from "./painter";
 import { fit, steady } from "./pixels";
+import { shownStroke } from "./stroke";
 
 const MOST_THREADS = 8;
 const SHOWN = 1 << 20; // pixels of the photograph on the page, at most
@@ -58,7 +59,7 @@ function show(source: CanvasImageSource, width: number, height: number): void {
   }
 }
 
-/** Draws the painting over the photograph, as strong as is wished where the model does not do it. */
+/** Draws the painting over the photograph, as strong as is wished. */
 function compose(look: Look): void {
   if (!last) return;
   const { width, height } = photograph;
@@ -100,8 +101,10 @@ async function paintOnce(shown: NonNullable<typeof photo>): Promise<void> {
   const key = JSON.stringify(asked);
   if (last?.look !== key || finer) {
     finer = false;
-    const pixels = Math.min(looked, shown.width * shown.height);
-    const { picture, seconds } = await run("paint", { look: sized(asked, pixels), pixels }, { watch });
+    const all = shown.width * shown.height;
+    const pixels = Math.min(looked, all);
+    const stroke = shownStroke(asked.stroke, pixels, all);
+    const { picture, seconds } = await run("paint", { look: { ...asked, stroke }, pixels }, { watch });
     $("work").hidden = !saving;
     if (shown !== photo || camera) return;
     last = { look: key, picture };
@@ -114,10 +117,12 @@ async function paintOnce(shown: NonNullable<typeof photo>): Promise<void> {
 
 const changed = (): void => {
   for (const slider of [strength, stroke]) {
-    const value = slider === stroke ? `${(2 ** (stroke.valueAsNumber / 10)).toFixed(1)}×` : `${slider.value} %`;
+    const value = slider === stroke ? `${look().stroke.toFixed(1)}×` : `${slider.value} %`;
     slider.parentElement!.querySelector("output")!.textContent = value;
     slider.setAttribute("aria-valuetext", value);
   }
+  const all = photo && !camera ? photo.width * photo.height : 0;
+  $("finer").hidden = look().stroke ** 2 * looked >= all;
   if (!camera) void trying(repaint);
 };
 
@@ -159,7 +164,6 @@ function showChoice(): void {
     .join(" · ");
   const blends = "style_weights" in model.inputs && model.styles.length > 1;
   $("several-label").hidden = !blends;
-  stroke.parentElement!.hidden = !("stroke" in model.inputs);
   $("blend").hidden = !blends || styles.length < 2;
   $("blend").replaceChildren(
     ...styles.map(({ name, title }) => {
@@ -195,6 +199,7 @@ async function open(file: Blob, name: string): Promise<void> {
   show(photo.preview, photo.preview.width, photo.preview.height);
   painted.getContext("2d")!.clearRect(0, 0, painted.width, painted.height);
   listSizes(photo);
+  changed();
   [$("photo-tools").hidden, $("camera-tools").hidden] = [false, true];
   await repaint();
 }
@@ -229,7 +234,7 @@ async function download(): Promise<void> {
   const styles = [...chosen.keys()].join("_");
   try {
     const pixels = width * height * share * share;
-    const blob = await run("save", { look: sized(look(), pixels), pixels, type: format.value }, { watch, signal: saving.signal });
+    const blob = await run("save", { look: look(), pixels, type: format.value }, { watch, signal: saving.signal });
     if (blob.type !== format.value) throw new Error("This browser cannot write that format: choose the other one.");
     offer(blob, `${name}.${styles}.${format.value === "image/png" ? "png" : "jpg"}`);
     status.textContent = `Painted: ${size.selectedOptions[0]!.text}.`;

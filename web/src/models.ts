@@ -48,4 +48,5 @@ export interface Look {
   model: string;
   inputs: Record<string, number[]>;
   mix: number; // 1: the painting, 0: the photograph
+  stroke: number; // 1: as trained, 2: strokes twice as large
 }

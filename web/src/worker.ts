@@ -2,8 +2,10 @@
 
 import type { Look, Model } from "./models";
 import { Painting } from "./painting";
-import { fit, overWhite } from "./pixels";
+import { fit, overWhite, type Picture } from "./pixels";
 import { start } from "./runtime";
+import { changeOf, restoreEdges, seenAt } from "./stroke";
+import type { Tile } from "./tiling";
 
 export interface Jobs {
   begin(options: { models: Model[]; folder: string; threads: number }): void;
@@ -19,6 +21,8 @@ export type Answer =
   | { id: number; result: unknown }
   | { id: number; error: string; cancelled: boolean }
   | { id: number; progress: [done: number, all: number, what: string] };
+
+const STRIP = 256; // rows that are put together at a time
 
 type Name = keyof Jobs;
 type Result<N extends Name> = ReturnType<Jobs[N]> | Promise<ReturnType<Jobs[N]>>;
@@ -53,14 +57,64 @@ async function ready(look: Look, id: number): Promise<Painting> {
   return models.get(look.model)!;
 }
 
+function draw(source: CanvasImageSource, width: number, height: number): ImageData {
+  const drawn = context(width, height);
+  drawn.drawImage(source, 0, 0, width, height);
+  return drawn.getImageData(0, 0, width, height);
+}
+
 async function paint(source: ImageBitmap, pixels: number, look: Look, id: number, quick: boolean) {
   const painting = await ready(look, id);
   const [width, height] = fit(source.width, source.height, pixels);
-  const drawn = context(width, height);
-  drawn.drawImage(source, 0, 0, width, height);
-  const picture = drawn.getImageData(0, 0, width, height);
-  const seconds = await painting.paint(picture, look, report(id, "Loading the style"), quick);
+  const [picture, loading] = [draw(source, width, height), report(id, "Loading the style")];
+  if (look.stroke === 1) {
+    const seconds = await painting.paint(picture, look, loading, quick);
+    return { picture: await createImageBitmap(picture), seconds };
+  }
+  const size = seenAt(width, height, look.stroke);
+  const [small, painted] = [draw(source, ...size), draw(source, ...size)];
+  const seconds = await painting.paint(painted, { ...look, mix: 1 }, loading, quick);
+  restoreEdges(picture, { top: 0, height }, changeOf(small, painted), size, look.mix);
   return { picture: await createImageBitmap(picture), seconds };
+}
+
+/** Paints a source at a size, in tiles where that is large, and hands on what is painted of it. */
+async function paintAll(
+  source: ImageBitmap,
+  [width, height]: [number, number],
+  look: Look,
+  id: number,
+  write: (picture: Picture, left: number, top: number) => void,
+): Promise<void> {
+  const painting = await ready(look, id);
+  let part = context(1, 1);
+  const read = (left: number, top: number, columns: number, rows: number): ImageData => {
+    if (part.canvas.width < columns || part.canvas.height < rows) part = context(columns, rows);
+    part.clearRect(0, 0, columns, rows);
+    part.drawImage(source, -left, -top, width, height);
+    return part.getImageData(0, 0, columns, rows);
+  };
+  if (look.stroke === 1) {
+    const canvas = {
+      width,
+      height,
+      read: ({ left, top, right, bottom }: Tile["seen"]) => read(left, top, right - left, bottom - top),
+      write: ({ left, top }: Tile["core"], picture: Picture) => write(picture, left, top),
+    };
+    return painting.paintAll(canvas, look, report(id, "Painting"), turn(id));
+  }
+  const size = seenAt(width, height, look.stroke);
+  const coarse = context(...size);
+  await paintAll(source, size, { ...look, mix: 1, stroke: 1 }, id, (picture, left, top) => {
+    coarse.putImageData(picture as ImageData, left, top);
+  });
+  const change = changeOf(draw(source, ...size), coarse.getImageData(0, 0, ...size));
+  for (let top = 0; top < height; top += STRIP) {
+    const rows = read(0, top, width, Math.min(STRIP, height - top));
+    restoreEdges(rows, { top, height }, change, size, look.mix);
+    write(rows, 0, top);
+    await turn(id)();
+  }
 }
 
 const jobs: { [N in Name]: (options: Parameters<Jobs[N]>[0], id: number) => Result<N> } = {
@@ -89,31 +143,12 @@ const jobs: { [N in Name]: (options: Parameters<Jobs[N]>[0], id: number) => Resu
   },
 
   async save({ look, pixels, type }, id) {
-    const painting = await ready(look, id);
-    const source = photograph!;
-    const [width, height] = fit(source.width, source.height, pixels);
-    const result = context(width, height);
-    let part = context(1, 1);
-    await painting.paintAll(
-      {
-        width,
-        height,
-        read({ left, top, right, bottom }) {
-          const [columns, rows] = [right - left, bottom - top];
-          if (part.canvas.width < columns || part.canvas.height < rows) part = context(columns, rows);
-          part.clearRect(0, 0, columns, rows);
-          part.drawImage(source, -left, -top, width, height);
-          return part.getImageData(0, 0, columns, rows);
-        },
-        write({ left, top }, picture) {
-          if (type === "image/jpeg") overWhite(picture.data);
-          result.putImageData(picture as ImageData, left, top);
-        },
-      },
-      look,
-      report(id, "Painting"),
-      turn(id),
-    );
+    const size = fit(photograph!.width, photograph!.height, pixels);
+    const result = context(...size);
+    await paintAll(photograph!, size, look, id, (picture, left, top) => {
+      if (type === "image/jpeg") overWhite(picture.data);
+      result.putImageData(picture as ImageData, left, top);
+    });
     return result.canvas.convertToBlob({ type, quality: 0.95 });
   },
 };

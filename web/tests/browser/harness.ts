@@ -1,7 +1,7 @@
 // A browser, the built page, and pictures with what `stylize` makes of them.
 
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdtempSync, readFileSync } from "node:fs";
+import { existsSync, mkdtempSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Browser, type BrowserContextOptions, chromium, type Page } from "playwright-core";
@@ -16,7 +16,7 @@ export const WAIT = 300_000; // ms: other programs may have the cores
 /** Makes the pictures, once. */
 export function makeFixtures(): string {
   const folder = process.env.WEB_FIXTURES ?? mkdtempSync(join(tmpdir(), "web-fixtures-"));
-  if (!existsSync(join(folder, "models"))) execFileSync(PYTHON, [script("fixtures.py"), folder], { stdio: "inherit" });
+  if (!existsSync(join(folder, "large.stroke.png"))) execFileSync(PYTHON, [script("fixtures.py"), folder], { stdio: "inherit" });
   return folder;
 }
 
@@ -33,20 +33,11 @@ export function launch(...more: string[]): Promise<Browser> {
   return chromium.launch({ executablePath: CHROMIUM!, args: ["--no-sandbox", ...camera, ...more] });
 }
 
-interface Options extends BrowserContextOptions {
-  models?: string; // a folder that takes the place of the page's models
-}
-
 /** Opens the page and waits until it is ready. */
-export async function open(browser: Browser, url: string, { models, ...options }: Options = {}): Promise<Page> {
-  const context = await browser.newContext({ serviceWorkers: models ? "block" : "allow", ...options });
+export async function open(browser: Browser, url: string, options: BrowserContextOptions = {}): Promise<Page> {
+  const context = await browser.newContext(options);
   const page = await context.newPage();
   page.setDefaultTimeout(WAIT);
-  if (models) {
-    await page.route("**/models/*", (route) =>
-      route.fulfill({ body: readFileSync(join(models, route.request().url().split("/").at(-1)!)) }),
-    );
-  }
   await page.goto(url);
   await ready(page);
   return page;

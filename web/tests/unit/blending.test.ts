@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { lookOf, shares, sized } from "../../src/blend";
+import { lookOf, shares } from "../../src/blend";
 import type { Model } from "../../src/models";
 import { fit, fromModel, overWhite, padding, steady, toModel } from "../../src/pixels";
 
@@ -8,7 +8,7 @@ const gallery: Model = {
   name: "gallery",
   file: "gallery.onnx",
   minSize: 16,
-  inputs: { style_weights: [0.5, 0.25, 0.25], style_vector: [0, 0], strength: [1], stroke: [1] },
+  inputs: { style_weights: [0.5, 0.25, 0.25], style_vector: [0, 0] },
   styles: ["a", "b", "c"].map(style),
 };
 const single: Model = { name: "single", file: "single.onnx", minSize: 16, inputs: {}, styles: [style("single")] };
@@ -19,21 +19,10 @@ describe("a blend", () => {
     expect(shares(gallery, new Map([["b", 0], ["c", 0]]))).toEqual([0, 0.5, 0.5]);
   });
 
-  it("asks a model for what it knows, and mixes with the photograph where it knows no strength", () => {
-    expect(lookOf(gallery, new Map([["b", 50]]), 0.4, 2)).toEqual({
-      model: "gallery",
-      inputs: { style_weights: [0, 1, 0], strength: [0.4], stroke: [2] },
-      mix: 1,
-    });
-    expect(lookOf(single, new Map([["single", 50]]), 0.4, 2)).toEqual({ model: "single", inputs: {}, mix: 0.4 });
-  });
-
-  it("keeps strokes relative to a large picture", () => {
-    const look = lookOf(gallery, new Map([["b", 50]]), 1, 1.5);
-    expect(sized(look, 2048 * 2048).inputs.stroke).toEqual([6]);
-    expect(sized(look, 100 * 100).inputs.stroke).toEqual([1.5]);
-    expect(sized(lookOf(single, new Map(), 1, 1.5), 2048 * 2048).inputs).toEqual({});
-    expect(look.inputs.stroke).toEqual([1.5]);
+  it("is asked of a model that has several styles", () => {
+    const chosen = new Map([["b", 50]]);
+    expect(lookOf(gallery, chosen, 0.4, 2)).toEqual({ model: "gallery", inputs: { style_weights: [0, 1, 0] }, mix: 0.4, stroke: 2 });
+    expect(lookOf(single, chosen, 0.4, 2)).toEqual({ model: "single", inputs: {}, mix: 0.4, stroke: 2 });
   });
 });
 
