@@ -168,7 +168,8 @@ def test_a_camera_that_is_not_there_is_one_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def service():
-    pytest.importorskip("fastapi", reason="needs FastAPI")
+    for package in ("fastapi", "httpx2"):
+        pytest.importorskip(package, reason=f"needs {package}")
     from fastapi.testclient import TestClient
 
     return TestClient(runpy.run_path(str(EXAMPLES / "service.py"))["app"])
