@@ -400,8 +400,9 @@ def test_an_error_of_the_model_names_the_picture(stylize, name):
 )
 def test_the_reason_is_the_true_one(folder, content, reason):
     Path("photo.jpg").write_bytes(content)
-    with pytest.raises(UserError, match=reason):
-        load_image("photo.jpg")
+    for source in ("photo.jpg", io.BytesIO(content)):
+        with pytest.raises(UserError, match=reason):
+            load_image(source)
 
 
 def test_heic_by_another_name_is_called_heic(folder, monkeypatch):

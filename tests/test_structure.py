@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "nst_fast").rglob("*.py"))
 EVERYWHERE = sorted(
-    p for folder in ("nst_fast", "scripts", "benchmarks", "tests") for p in (ROOT / folder).rglob("*.py")
+    p for folder in ("nst_fast", "scripts", "benchmarks", "examples", "tests") for p in (ROOT / folder).rglob("*.py")
 )
 
 POSIX_MODULES = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}

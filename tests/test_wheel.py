@@ -7,8 +7,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,6 +59,10 @@ def test_the_wheel_carries_the_package_its_assets_configs_and_models(wheel):
     assert "nst_fast/assets/vgg16_slim.safetensors" in names
 
 
+def test_the_wheel_is_no_larger_than_12_mb(wheel):
+    assert wheel.stat().st_size <= 12e6
+
+
 def test_the_wheel_carries_licence_and_notice(wheel):
     with zipfile.ZipFile(wheel) as archive:
         for name in ("LICENSE", "NOTICE"):
@@ -90,3 +96,11 @@ def test_the_installed_wheel_prints_a_config(installed, tmp_path):
 def test_the_installed_wheel_stylizes_without_importing_torch(installed, tmp_path):
     script = "import sys, nst_fast.commands.stylize; print(sorted({'torch', 'pytorch_lightning'} & set(sys.modules)))"
     assert python(installed, tmp_path, "-c", script) == "[]\n"
+
+
+def test_the_installed_wheel_paints_in_a_style_of_the_gallery(installed, tmp_path):
+    Image.radial_gradient("L").convert("RGB").save(tmp_path / "photo.png")
+    python(installed, tmp_path, "-m", "nst_fast.commands.stylize", "--style", "starry_night", "photo.png")
+    painted, photo = (np.asarray(Image.open(tmp_path / f"photo{end}.png"), int) for end in (".starry_night", ""))
+    assert painted.shape == photo.shape
+    assert np.abs(painted - photo).mean() > 5

@@ -221,10 +221,9 @@ def why_unreadable(path: str | Path | io.BytesIO, error: Exception) -> str:
         return told or type(error).__name__
     start = b""
     with contextlib.suppress(OSError, ValueError):
-        if isinstance(path, io.BytesIO):
-            start = path.getvalue()[:32]
-        elif os.path.isfile(path):
-            with Path(path).open("rb") as file:
+        if isinstance(path, io.BytesIO) or os.path.isfile(path):
+            with contextlib.nullcontext(path) if isinstance(path, io.BytesIO) else Path(path).open("rb") as file:
+                file.seek(0)
                 start = file.read(32)
             if not start:
                 return "it is empty"
@@ -259,21 +258,21 @@ def accepted_as(start: bytes) -> str | None:
     return None
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """Read a picture as 8-bit sRGB.
+def load_image(source: str | Path | io.BytesIO) -> Image.Image:
+    """Read a picture as 8-bit sRGB, from a file or from memory.
 
     Raises UserError where it is missing or cannot be decoded.
     """
-    path = Path(path)
-    if not is_readable(path):
-        raise UserError(f"no picture at {path}")
+    name = "the picture" if isinstance(source, io.BytesIO) else str(source)
+    if not isinstance(source, io.BytesIO) and not is_readable(source):
+        raise UserError(f"no picture at {name}")
     try:
-        with open_image(path) as image:
+        with open_image(source) as image:
             return to_rgb(image)
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path} is too large to be opened safely: {error}") from error
+        raise UserError(f"{name} is too large to be opened safely: {error}") from error
     except Exception as error:  # decoders of damaged files raise whatever they please
-        raise UserError(f"{path} cannot be read as a picture: {why_unreadable(path, error)}") from error
+        raise UserError(f"{name} cannot be read as a picture: {why_unreadable(source, error)}") from error
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
