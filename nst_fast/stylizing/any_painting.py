@@ -24,6 +24,7 @@ from nst_fast.stylizing.stylizer import RUNS_AT_ONCE, Style, choose_providers, c
 from nst_fast.stylizing.whitening import Affine, Moments, Statistics, mixed, whitening_coloring
 
 FOLDER = ASSETS / "any_painting"
+COARSE = 2.0  # stroke with which a picture is painted before it is painted once more: broad strokes, then fine ones
 LEVELS = (1, 2)  # of features, fine to coarse; a position of level n stands for 2ⁿ px both ways. Level 0 is the picture
 PAINTING_SIZE = 512  # px, short side at which a painting is seen
 LONGEST_PAINTING = 16  # of a painting; at its short side a thread would be endless
@@ -185,6 +186,10 @@ class AnyPainting:
             raise ValueError(f"got the style {style}; paintings are all that there is")
         if stroke != 1:
             return paint(self.stylize, picture, stroke_size(stroke, picture.size))
+        return self.paint_once(paint(self.paint_once, picture, COARSE))
+
+    def paint_once(self, picture: Image.Image) -> Image.Image:
+        """Return what an RGB picture's features come to once they are changed, of exactly its size."""
         pixels = padded(picture)
         try:
             stylized = self.decode(pixels, self.strength)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # The least variance that a direction of features is divided by. The encoder's taps give an average picture a variance
-# of 1 in every direction: what has less than a hundredth of that is noise, and would be amplified ten times and more.
+# of 1 in every direction: what has less than a tenth of that is mostly noise, amplified three times and more.
 FLOOR = 0.1
 Matrix = NDArray[np.float64]
 
