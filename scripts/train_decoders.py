@@ -117,14 +117,14 @@ class Decoding(nn.Module):
 
 
 class Encoding(nn.Module):
-    """The levels of a picture, uint8 (N, 3, H, W)."""
+    """The levels of a picture (N, 3, H, W) in [0, 255]."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        return self.encoder(image.float() / 255)
+        return self.encoder(image / 255)
 
 
 def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -143,7 +143,7 @@ def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
 def export(encoder: Encoder, network: nn.ModuleList, folder: Path) -> None:
     """Write the graphs that `AnyPainting` runs."""
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
+    pixels = torch.zeros(1, 3, 64, 96)
     graphs: dict[str, tuple[nn.Module, Tensor, list[str]]] = {
         "encoder": (Encoding(encoder), pixels, ["level_1", "level_2"]),
         "decoder_1": (Decoding(network[0]), torch.zeros(1, 32, 32, 48), ["picture"]),

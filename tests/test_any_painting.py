@@ -115,7 +115,9 @@ def test_tiles_are_the_whole_picture(tmp_path, photograph):
     file = painting(tmp_path / "a.png")
     whole, tiled = (np.asarray(AnyPainting({file: 1}, tile=t).stylize(photograph), int) for t in (1024, 96))
     assert whole.shape == (250, 333, 3)
-    assert np.abs(whole - tiled).max() <= 1
+    apart = np.abs(whole - tiled)
+    assert apart.max() <= 4  # of rounding between the broad strokes and the fine ones
+    assert (apart > 1).mean() < 0.002
 
 
 def test_strength_0_is_the_photograph_and_the_reconstruction_is_near(tmp_path):

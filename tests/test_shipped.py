@@ -24,6 +24,7 @@ from nst_fast.loss.terms import layer_gram_matrix, pixel_weave
 from nst_fast.stylizing.images import resize_short_side
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.checkpoints import upgraded
+from nst_fast.training.onnx_export import import_network, trunk
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 STYLES = ("starry_night", "the_scream", "great_wave", "composition_vii")
@@ -123,6 +124,12 @@ def test_a_released_model_paints_no_weave(name):
     for array in (skimage.data.chelsea(), skimage.data.coffee()):
         photograph = resize_short_side(Image.fromarray(array), 256)
         assert pixel_weave(to_tensor(Stylizer(shipped_models()[name])(photograph))).item() < 4e-3
+
+
+@pytest.mark.parametrize("name", ["gallery", "gallery.int8"])
+def test_the_gallery_takes_vectors_that_were_learned_with_it(name):
+    shipped = shipped_models() | shipped_models(int8=True)
+    assert Stylizer(shipped[name]).metadata["trunk"] == trunk(import_network(shipped["gallery"]))
 
 
 def test_the_gallery_names_its_paintings_and_brings_photographs_to_those_that_ship():

@@ -6,6 +6,7 @@ ship with the package; docs/any_painting.md says what they are.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -34,7 +35,6 @@ HALO = 32  # px around what is kept of a tile that encoder and decoders look at
 BORDER = 16  # px that a picture is continued by: convolutions that see its end give features that no picture has
 UNIT = np.float32(63.75)  # of 255, in which the picture itself is level 0: an average one has a variance of about 1
 Features = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
 Transform = Callable[[Statistics, Statistics], Affine]
 
 
@@ -58,9 +58,9 @@ class Box(NamedTuple):
         return features[:, top - row : bottom - row, left - column : right - column]
 
 
-def colours(pixels: Pixels) -> Features:
-    """Return level 0 of pixels (3, H, W)."""
-    return pixels.astype(np.float32) / UNIT
+def colours(pixels: Features) -> Features:
+    """Return level 0 of pixels (3, H, W), 0 to 255."""
+    return pixels / UNIT
 
 
 def changed(features: NDArray[Any], change: Affine) -> Features:
@@ -70,7 +70,7 @@ def changed(features: NDArray[Any], change: Affine) -> Features:
     return flat.reshape(features.shape)
 
 
-def boxes(pixels: Pixels, side: int) -> Iterator[Box]:
+def boxes(pixels: Features, side: int) -> Iterator[Box]:
     """Yield boxes of about the same size that cover pixels (3, H, W), row by row."""
 
     def edges(length: int) -> list[int]:
@@ -127,7 +127,7 @@ class AnyPainting:
             raise UserError(f"{path} is {got} px; one side may be {LONGEST_PAINTING} times the other: crop it")
         return self.statistics(padded(resize_short_side(painting, PAINTING_SIZE)))
 
-    def encode(self, pixels: Pixels, levels: Sequence[int]) -> Iterator[tuple[Box, list[Features]]]:
+    def encode(self, pixels: Features, levels: Sequence[int]) -> Iterator[tuple[Box, list[Features]]]:
         """Yield tiles of pixels (3, H, W) and the features of some levels in each."""
         for tile in boxes(pixels, self.tile):
             seen = tile.grown(HALO, *pixels.shape[1:])
@@ -135,7 +135,7 @@ class AnyPainting:
             found = self.encoder.run([f"level_{level}" for level in levels], {"input": given})
             yield tile, [tile.of(f[0], level, seen[:2]) for f, level in zip(found, levels, strict=True)]
 
-    def statistics(self, pixels: Pixels) -> list[Statistics]:
+    def statistics(self, pixels: Features) -> list[Statistics]:
         """Return the statistics of the levels of pixels (3, H, W), the picture's own first."""
         moments = [Moments(3), *(Moments(shape.shape[1]) for shape in self.encoder.get_outputs())]
         for tile, features in self.encode(pixels, LEVELS):
@@ -150,7 +150,7 @@ class AnyPainting:
             [self.transform(found, one) for one in wanted], [*(strength * w for w in self.weights), 1 - strength]
         )
 
-    def decode(self, pixels: Pixels, strength: float) -> Pixels:
+    def decode(self, pixels: Features, strength: float) -> Features:
         """Return the picture (3, H, W) that the decoders make of another's features, changed on the way."""
         own = self.styles[0] if strength == 1 else self.statistics(pixels)  # which then counts for nothing
         for level in reversed(LEVELS):
@@ -160,10 +160,10 @@ class AnyPainting:
             moments.add(colours(tile.of(pixels)))
         change, result = self.change(0, moments.statistics(), own, strength), np.empty_like(pixels)
         for tile in boxes(pixels, self.tile):
-            tile.of(result)[:] = (UNIT * changed(colours(tile.of(pixels)), change)).clip(0, 255).round()
+            tile.of(result)[:] = (UNIT * changed(colours(tile.of(pixels)), change)).clip(0, 255)
         return result
 
-    def repaint(self, pixels: Pixels, level: int, own: Sequence[Statistics], strength: float) -> Pixels:
+    def repaint(self, pixels: Features, level: int, own: Sequence[Statistics], strength: float) -> Features:
         """Return pixels (3, H, W) encoded at a level, changed there, and decoded."""
         channels, (height, width) = len(self.styles[0][level].mean), (side >> level for side in pixels.shape[1:])
         features, moments = np.empty((channels, height, width), np.float32), Moments(channels)
@@ -174,7 +174,7 @@ class AnyPainting:
         for tile in boxes(pixels, self.tile):
             seen = tile.grown(HALO, *pixels.shape[1:])
             (picture,) = self.decoders[level - 1].run(None, {"input": changed(seen.of(features, level), change)[None]})
-            tile.of(result)[:] = (255 * tile.of(picture[0], origin=seen[:2])).clip(0, 255).round()
+            tile.of(result)[:] = (255 * tile.of(picture[0], origin=seen[:2])).clip(0, 255)
         return result
 
     def stylize(self, picture: Image.Image, style: Style | None = None, stroke: Stroke = 1) -> Image.Image:
@@ -186,25 +186,25 @@ class AnyPainting:
             raise ValueError(f"got the style {style}; paintings are all that there is")
         if stroke != 1:
             return paint(self.stylize, picture, stroke_size(stroke, picture.size))
-        return self.paint_once(paint(self.paint_once, picture, COARSE))
+        broad = paint(functools.partial(self.paint_once, strength=1.0), picture, COARSE)
+        return self.paint_once(Image.blend(picture, broad, self.strength), self.strength)
 
-    def paint_once(self, picture: Image.Image) -> Image.Image:
-        """Return what an RGB picture's features come to once they are changed, of exactly its size."""
+    def paint_once(self, picture: Image.Image, strength: float) -> Image.Image:
+        """Return the picture that an RGB picture's features are, once they are changed, of exactly its size."""
         pixels = padded(picture)
         try:
-            stylized = self.decode(pixels, self.strength)
-            if self.strength < 1:
+            stylized = self.decode(pixels, strength)
+            if strength < 1:
                 # What the decoders lose of the photograph comes back in the measure in which it is one.
-                lost = pixels.astype(np.float32) - self.decode(pixels, 0.0)
-                stylized = (stylized + (1 - self.strength) * lost).clip(0, 255).round().astype(np.uint8)
+                stylized += (1 - strength) * (pixels - self.decode(pixels, 0.0))
         except Exception as error:  # onnxruntime's share no base class
             size = f"{picture.width}×{picture.height}"
             raise UserError(f"{self.name} cannot stylize a picture of {size}: {one_line(error)}") from error
         kept = stylized[:, BORDER : BORDER + picture.height, BORDER : BORDER + picture.width]
-        return Image.fromarray(np.ascontiguousarray(kept.transpose(1, 2, 0)))
+        return Image.fromarray(np.ascontiguousarray(kept.transpose(1, 2, 0).clip(0, 255).round().astype(np.uint8)))
 
 
-def padded(picture: Image.Image) -> Pixels:
-    """Return the pixels (3, H, W) of an RGB picture, mirrored around it, by `BORDER` px or more to whole strides."""
+def padded(picture: Image.Image) -> Features:
+    """Return pixels (3, H, W), 0 to 255, of an RGB picture, mirrored by `BORDER` px or more to whole strides."""
     sides = [(BORDER, BORDER + -length % STRIDE) for length in (picture.height, picture.width)]
-    return np.pad(np.asarray(picture).transpose(2, 0, 1), [(0, 0), *sides], mode="symmetric")
+    return np.pad(np.asarray(picture, np.float32).transpose(2, 0, 1), [(0, 0), *sides], mode="symmetric")
