@@ -338,7 +338,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("prepare", help="make blind pairs of pictures")
-    one.add_argument("methods", type=Path, nargs="+", help="folders of methods, or one JSON of scenes (docs/research/votes.md)")
+    one.add_argument("methods", type=Path, nargs="+", help="folders of methods, or a JSON (docs/research/votes.md)")
     one.add_argument("--photographs", type=Path, nargs="+", metavar="FILE")
     one.add_argument("--painting", type=Path, metavar="FILE")
     one.add_argument("--against", metavar="METHOD", help="pairs of this method with every other; without: all pairs")

@@ -693,8 +693,8 @@ The table:
 - R²: a 1×1 map with bias by least squares on 200 training photographs at 256², scored on the validation photographs,
   pooled over channels and positions.
 - Feature error: ‖F − T‖² / ‖T‖². Gram error: ‖G − A‖² / ‖A‖². Both near the end of training.
-- *Adversaries'* pictures are made against the student, by style networks and by pictures being optimised on it. *Others*
-  are photographs, paintings, noise and perturbations.
+- *Adversaries'* pictures are made against the student, by style networks and by pictures being optimised on it.
+  *Others* are photographs, paintings, noise and perturbations.
 
 | layer | R² | features, others | features, adversaries' | Gram, others | Gram, adversaries' |
 |---|---|---|---|---|---|
