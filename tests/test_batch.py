@@ -252,7 +252,7 @@ def test_a_store_in_memory_gives_the_same(folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "two.onnx", "photos"], ["holds the results of other options", "one ", "two "]),
+        (["--model", "two.onnx", "photos"], ["holds results of other options", "one ", "two "]),
         (["--model", "one.onnx", "--strength", "0.5", "photos"], ["strength: 1.0 there, 0.5 now"]),
         (["--model", "one.onnx", "--strength", "0.5:1.5", "photos"], ["--strength is 1.5; 0 to 1 is needed"]),
         (["--model", "one.onnx", "missing"], ["nothing at", "missing"]),

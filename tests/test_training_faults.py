@@ -107,7 +107,7 @@ def test_bad_pictures_are_counted_and_named_and_the_run_ends(train, tmp_path):
     result = train(STYLE, *FIRST, "data=folder", "data.root=pictures", "data.num_workers=0", "output=run")
     assert result.code == 0, result.err
     assert "Traceback" not in result.err
-    assert f"{len(unreadable)} pictures could not be read" in result.err
+    assert f"{len(unreadable)} pictures cannot be read" in result.err
     skipped = json.loads((tmp_path / "run" / "summary.json").read_text())["skipped_pictures"]
     assert {Path(p).name for p in skipped} == unreadable
     for name in unreadable:
