@@ -2,7 +2,8 @@
 
 Every design is trained on the same paintings, photographs, loss, steps, schedule and seed; its validation loss and the
 figures of an outside judge (a script that prints JSON for --model and --style) stand beside its time on onnxruntime,
-where all take turns. Few steps weed out; the finalists get many. Writes JSON, docs/designs.md, a plot and pictures.
+where all take turns. Few steps weed out; the finalists get many. Writes JSON, docs/research/designs.md, a plot and
+pictures.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def table(names: list[str], rows: list[list[str]]) -> str:
 
 
 def page(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
-    """Return docs/designs.md."""
+    """Return docs/research/designs.md."""
     slowest = max(f["seconds_720p"] for f in found.values())
     short, long = str(options.steps), str(options.long_steps)
     figures = ("validation_loss", "judge_content", "judge_style_vgg19")
@@ -115,23 +116,22 @@ def page(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> str:
     losses = [[n, *(f"{each[s][loss]:.4f}" for s in each for loss in both)] for n, each in finalists.items()]
     return f"""# Designs of the transformation network
 
-Written by `python benchmarks/designs.py`; the figures are in `../benchmarks/designs.json`. {short} and {long} steps
+Written by `python benchmarks/designs.py`; the figures are in `../../benchmarks/designs.json`. {short} and {long} steps
 of 4 at 256 px on {" and ".join(options.styles)}, means of both: the validation loss, and an outside judge's content
-and style_vgg19 on {options.photographs} photographs. Same photographs, loss (`balanced`,
-on vgg16_slim), schedule and seed. Seconds
-of the exported file on onnxruntime, in sessions as `stylize` makes them, {options.threads} threads, CPU
-{torch.backends.cpu.get_cpu_capability()}, the fastest of {options.rounds} turns. `johnson 32` is the field's standard;
-a number is the width, with 5 residual blocks
-(`tiny` 3) unless it says otherwise. Weights are those of the exported file, folded.
+and style_vgg19 on {options.photographs} photographs. Photographs, loss (`balanced`, on vgg16_slim), schedule and seed
+are the same for all. Seconds are of the exported file on onnxruntime, {options.threads} threads, CPU
+{torch.backends.cpu.get_cpu_capability()}, the fastest of {options.rounds} turns. `johnson 32` is the field's standard.
+A number is the width, with 5 residual blocks (`tiny` 3) unless it says otherwise. Weights are those of the exported
+file, folded.
 
-![validation loss against time](images/designs.svg)
+![validation loss against time](../images/designs.svg)
 
-![a photograph and the finalists](images/designs.jpg)
+![a photograph and the finalists](../images/designs.jpg)
 
 {table(columns, rows)}
 
-The validation loss after {long} steps, by painting, and what of it is perceptual: content, style and total variation
-without the term against a lattice of the network's own sampling period.
+The validation loss after {long} steps, by painting. *Perceptual* is content, style and total variation, without the
+term against a lattice of the network's sampling period.
 
 {table(["design", *(f"{style}, {what}" for style in options.styles for what in ("all", "perceptual"))], losses)}
 """
@@ -204,7 +204,7 @@ def main() -> None:
         "designs": found,
     }
     options.output.write_text(json.dumps(report, indent=1) + "\n")
-    (DOCS / "designs.md").write_text(page(found, options))
+    (DOCS / "research" / "designs.md").write_text(page(found, options))
     plot(found, options)
     show(finalists)
 

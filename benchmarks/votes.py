@@ -1,4 +1,4 @@
-"""Blind votes on pictures by several methods: which of two, and a ranking. docs/votes.md has the rules.
+"""Blind votes on pictures by several methods: which of two, and a ranking. docs/research/votes.md has the rules.
 
 python benchmarks/votes.py prepare METHOD_FOLDER... --photographs FILE... --painting FILE --output FOLDER
 python benchmarks/votes.py count FOLDER/key.json ANSWERS.json... --output VOTES.json
@@ -338,7 +338,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("prepare", help="make blind pairs of pictures")
-    one.add_argument("methods", type=Path, nargs="+", help="a folder a method, or one JSON of scenes (docs/votes.md)")
+    one.add_argument("methods", type=Path, nargs="+", help="folders of methods, or a JSON (docs/research/votes.md)")
     one.add_argument("--photographs", type=Path, nargs="+", metavar="FILE")
     one.add_argument("--painting", type=Path, metavar="FILE")
     one.add_argument("--against", metavar="METHOD", help="pairs of this method with every other; without: all pairs")

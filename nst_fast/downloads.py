@@ -108,7 +108,7 @@ def fetch(
                     reason = type(error).__name__ if answer is None else f"{answer.status_code} {answer.reason}"
                     failures = 0 if size(part) > before else failures + 1
                     if failures == TRIES or (answer is not None and answer.status_code not in PASSING):
-                        kept = f"; {part} is gone on from next time" if size(part) else ""
+                        kept = f"; the next try continues {part}" if size(part) else ""
                         raise UserError(f"{url} cannot be fetched ({reason}){kept}; {advice}") from error
                     time.sleep(PAUSE * 2**failures / 2)
     except OSError as error:

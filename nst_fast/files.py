@@ -54,7 +54,7 @@ def replacing(path: Path, replace: bool = True, unfinished: Path | None = None) 
         else:
             place_new(temporary, path)
     except FileExistsError as error:
-        raise UserError(f"{path} is there by now; another command has written it") from error
+        raise UserError(f"another command has written {path} meanwhile") from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     finally:  # Ctrl-C leaves no half file either
@@ -89,7 +89,7 @@ def refuse_existing(paths: Iterable[Path], option: str) -> None:
     """Raise UserError, which names the option that replaces it, where a path is there already."""
     for path in paths:
         if os.path.lexists(path):
-            raise UserError(f"{path} is there already; {option} replaces it")
+            raise UserError(f"{path} exists already; {option} replaces it")
 
 
 def new_folder(path: Path) -> Path:

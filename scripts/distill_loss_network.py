@@ -679,19 +679,22 @@ the figures are in `{path.name}`.
 
 A VGG of 3×3 convolutions {trunk} with max pooling between. Three numbers are a convolution of low
 rank: 1×1 to the first, 3×3 to the second, 1×1 to the third. At first each filter imitated one of VGG-16 by least
-squares; then all were trained together. 1×1 heads estimate VGG-16's features, which are
-not normalised. Loading makes a metric of the trunk's own channels of them, which leaves every content and Gram distance
-as it is and makes the loss cheap.
+squares. Then all were trained together. 1×1 heads estimate VGG-16's features, without normalising them. When the file
+is loaded, the heads become a metric of the trunk's own channels. Content and Gram distances stay the same, and the
+loss becomes cheap.
 
 - {report["bytes"] / 1e6:.2f} MB as float16; {slim:.1f} k multiply-adds a pixel against
   {full:.0f} k of VGG-16 to conv5_1.
 - {report["steps"]} steps of {report["pixels_a_step"] / 1e3:.0f} k pixels (mean) in {report["seconds"] / 60:.0f} minutes
   on {report["device"]}, {report["processes"]} processes of {report["threads"]} threads.
 
-R²: a 1×1 map with bias by least squares on 200 training photographs at 256², scored on the validation photographs,
-pooled over channels and positions. Feature error: ‖F − T‖² / ‖T‖², Gram error: ‖G − A‖² / ‖A‖², both near the end of
-training, on pictures that no adversary made (photographs, paintings, noise, perturbations) and on pictures made against
-the student: by style networks in training on it and by pictures being optimised on it.
+The table:
+
+- R²: a 1×1 map with bias by least squares on 200 training photographs at 256², scored on the validation photographs,
+  pooled over channels and positions.
+- Feature error: ‖F − T‖² / ‖T‖². Gram error: ‖G − A‖² / ‖A‖². Both near the end of training.
+- *Adversaries'* pictures are made against the student, by style networks and by pictures being optimised on it.
+  *Others* are photographs, paintings, noise and perturbations.
 
 | layer | R² | features, others | features, adversaries' | Gram, others | Gram, adversaries' |
 |---|---|---|---|---|---|

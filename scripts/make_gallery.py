@@ -1,4 +1,4 @@
-"""Make the README's pictures: CC0 photographs, what a shipped model makes of them, what the slow optimiser does.
+"""Make the pictures of README and cards: CC0 photographs, what a shipped model makes of them, what the optimiser does.
 
 python scripts/make_gallery.py                    # every shipped model → docs/images/<style>.jpg, and gallery.jpg
 python scripts/make_gallery.py loss_network=vgg16 loss_network.weights=FILE

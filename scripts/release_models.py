@@ -144,7 +144,10 @@ def command_of(config: dict[str, Any]) -> str:
         if leaves(config).get(key)
     ]
     default = leaves(OmegaConf.to_container(load_config("train", [*chosen, *placeholders]), resolve=True))
-    automatic = ("trainer.accelerator", "trainer.precision", "loss_network.name", "data.num_workers")
+    automatic = (
+        *("trainer.accelerator", "trainer.precision", "loss_network.name"),
+        *("data.num_workers", "network.paintings"),
+    )
     differ = {k: v for k, v in leaves(config).items() if k not in automatic and default.get(k) != v}
     return " ".join(
         [

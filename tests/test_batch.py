@@ -252,18 +252,18 @@ def test_a_store_in_memory_gives_the_same(folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model", "two.onnx", "photos"], ["holds the results of other options", "one ", "two "]),
+        (["--model", "two.onnx", "photos"], ["holds results of other options", "one ", "two "]),
         (["--model", "one.onnx", "--strength", "0.5", "photos"], ["strength: 1.0 there, 0.5 now"]),
         (["--model", "one.onnx", "--strength", "0.5:1.5", "photos"], ["--strength is 1.5; 0 to 1 is needed"]),
         (["--model", "one.onnx", "missing"], ["nothing at", "missing"]),
         (["--model", "one.onnx", "missing/*.jpg"], ["nothing matches"]),
-        (["--model", "one.onnx", "photos", "other/photos"], ["called alike"]),
+        (["--model", "one.onnx", "photos", "other/photos"], ["have one name"]),
         (["--model", "one.onnx", "nowhere://x"], ["nowhere"]),
         (["--model", "one.onnx", "http://127.0.0.1:9/x.csv"], ["127.0.0.1:9"]),
         (["--model", "one.onnx", "one.tar"], ["one.tar"]),
         (["--model", "one.onnx", "photos", "--actors", "2"], ["--address"]),
         (["--model", "one.onnx", "late", "--address", "127.0.0.1:9"], ["no Ray cluster at 127.0.0.1:9"]),
-        (["--model", "one.onnx", "--model", "./one.onnx", "photos"], ["called alike"]),
+        (["--model", "one.onnx", "--model", "./one.onnx", "photos"], ["have one name"]),
     ],
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_half(folder, arguments, words):

@@ -120,8 +120,8 @@ def test_what_cannot_be_written_says_so(suffix):
     assert written_as(suffix) == (".mp4" if suffix == ".mp4" else ".png")
 
 
-def test_help_and_readme_have_the_table():
-    assert described() in (ROOT / "README.md").read_text()
+def test_help_and_guide_have_the_table():
+    assert described() in (ROOT / "docs" / "guide" / "stylize.md").read_text()
     for suffix in FORMATS.values():
         assert suffix[1:] in USAGE
     assert {"jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif"} <= FORMATS.keys()

@@ -70,7 +70,7 @@ def assert_refused(told: tuple[int, str, str], name: str, option: str) -> None:
     code, out, err = told
     assert (code, out) == (1, "")
     assert err.count("\n") == 1
-    assert f"{name} is there already; {option}" in err
+    assert f"{name} exists already; {option}" in err
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "trace.json", "photo.starry_night.png"])

@@ -149,7 +149,7 @@ def test_a_folder_is_gone_on_with(stylize):
     before = Path("out/1.png").stat().st_mtime_ns
     done = stylize("album", "-o", "out", "--skip-existing")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "2 of 5 pictures are there already" in done.stdout
+    assert "2 of 5 pictures exist already" in done.stdout
     assert files("out") == {f"{number}.png" for number in range(5)}
     assert Path("out/1.png").stat().st_mtime_ns == before
     done = stylize("album", "-o", "out", "--skip-existing")
@@ -249,7 +249,7 @@ def test_what_another_command_writes_meanwhile_is_not_replaced(folder, monkeypat
     Path("out/a.png").write_text("another's")
     first, second = jobs.stylize_jobs(todo, Stylizer("m.onnx", 1), saving=Saving(overwrite=overwrite))
     assert (first.error is None, second.error) == (overwrite, None)
-    assert overwrite or "out/a.png is there by now; another command has written it" in first.error
+    assert overwrite or "another command has written out/a.png meanwhile" in first.error
     assert (Path("out/a.png").read_bytes() == b"another's") != overwrite
     np.testing.assert_array_equal(np.asarray(Image.open("out/b.png")), PIXELS)
     assert files("out") == {"a.png", "b.png"}

@@ -313,7 +313,7 @@ def test_a_transposed_convolution_that_computes_is_refused(tmp_path):
 
 
 def test_training_cannot_go_on_from_integers(pair):
-    with pytest.raises(UserError, match="nothing can be trained from"):
+    with pytest.raises(UserError, match="training cannot start from"):
         import_network(pair[1])
 
 

@@ -164,7 +164,7 @@ def test_the_gallery_names_its_paintings_and_brings_photographs_to_those_that_sh
 @pytest.mark.skipif(not SHARED.exists(), reason="the judge and its photographs are in ../shared")
 @pytest.mark.parametrize("name", STYLES)
 def test_the_judge_finds_a_released_model_within_its_bounds(name):
-    """At 720 px: near enough to the painting by the whole VGG-16, and its colours (docs/training.md)."""
+    """At 720 px: near enough to the painting by the whole VGG-16, and its colours (docs/research/recipe.md)."""
     command = [sys.executable, SHARED / "judge.py", "--model", shipped_models()[name], "--limit", "3", "--size", "720"]
     painting = SHARED / "styles" / Path(load_config("train", [f"style={name}"]).style.url).name
     done = subprocess.run([*command, "--style", painting], capture_output=True, check=True)

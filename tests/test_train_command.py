@@ -298,7 +298,7 @@ def test_nst_export_takes_a_run_and_puts_a_float_model_beside_the_other(finished
         assert nst_export(monkeypatch, capsys, str(finished.folder), *more) == (0, f"{name}\n")
     assert float(metadata_of(Path("pic.int8.onnx"))["int8_psnr"]) > 30
     code, told = nst_export(monkeypatch, capsys, str(finished.folder))
-    assert (code, told.count("\n"), "pic.onnx is there already; --overwrite" in told) == (1, 1, True)
+    assert (code, told.count("\n"), "pic.onnx exists already; --overwrite" in told) == (1, 1, True)
     assert nst_export(monkeypatch, capsys, str(finished.folder), "--overwrite") == (0, "pic.onnx\n")
     inputs = [onnxruntime.InferenceSession(name).get_inputs()[0].type for name in ("pic.onnx", "pic.float.onnx")]
     assert inputs == ["tensor(uint8)", "tensor(float)"]
@@ -451,7 +451,7 @@ def test_another_picture_under_a_styles_name_is_said(train):
     draw_picture(Path("pic.jpg"))
     done = train("style=starry_night", "style.image=pic.jpg", *SMOKE)
     assert done.code == 0
-    assert "not the one that style=starry_night names" in done.err
+    assert "not the one of style=starry_night" in done.err
 
 
 def test_a_warm_start_is_the_other_network(finished, train):

@@ -107,7 +107,7 @@ def test_bad_pictures_are_counted_and_named_and_the_run_ends(train, tmp_path):
     result = train(STYLE, *FIRST, "data=folder", "data.root=pictures", "data.num_workers=0", "output=run")
     assert result.code == 0, result.err
     assert "Traceback" not in result.err
-    assert f"{len(unreadable)} pictures could not be read" in result.err
+    assert f"{len(unreadable)} pictures cannot be read" in result.err
     skipped = json.loads((tmp_path / "run" / "summary.json").read_text())["skipped_pictures"]
     assert {Path(p).name for p in skipped} == unreadable
     for name in unreadable:
@@ -155,7 +155,7 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_told(train, tmp_path, 
     inject(monkeypatch, range(3, 5))
     result = train(STYLE, *FIRST, "output=run")
     assert result.code == 0
-    assert "2 steps were not finite and were skipped" in result.err
+    assert "2 steps had no finite gradient and were skipped" in result.err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["steps"], summary["skipped_steps"]) == (STEPS, 2)
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import sys
 import zipfile
@@ -337,7 +338,7 @@ def test_what_the_engine_keeps_of_itself_may_be_tampered_with(call):
         result = call("train", *SMALL, "trainer.max_steps=6", "resume=last.ckpt", f"output={number}")
         lines = [line for line in result.err.splitlines() if not line.startswith("style ")]
         assert (result.code, result.out, len(lines)) == (1, "", 1), (kind, result)
-        assert "last.ckpt cannot be gone on from" in lines[0]
+        assert re.search(r"cannot go on from \S*last\.ckpt \(", lines[0])
 
 
 # ONNX files

@@ -389,7 +389,7 @@ def test_folders_and_globs_have_videos(stylize):
     assert (done.returncode, done.stdout) == (0, "3 of 3 files stylized into out\n")
     assert {path.name for path in Path("out").iterdir()} == {"a.mp4", "b.avi", "c.png"}
     assert stylize("holiday/*.mp4").stdout == f"{Path('holiday/a.m.mp4')}\n"
-    assert "2 of 2 pictures are there" not in stylize("holiday", "-o", "out", "--skip-existing").stdout
+    assert "2 of 2 pictures exist" not in stylize("holiday", "-o", "out", "--skip-existing").stdout
 
 
 def test_options_of_pictures_count_for_videos(stylize):

@@ -130,7 +130,7 @@ def locate_inputs(addresses: Sequence[str]) -> list[Input]:
         place = address_of(file_system, found.root)
         known = roots.setdefault(PurePosixPath(found.root).name, place)
         if known != place:
-            raise UserError(f"{known} and {place} are called alike, and ids begin with that: rename one of them")
+            raise UserError(f"{known} and {place} have one name, and ids begin with it: rename one of them")
         inputs.append(found)
     return inputs
 

@@ -163,7 +163,7 @@ def settle(store: Store, plan: Plan) -> None:
         raise UserError(f"{store.address}/{OF_A_BATCH} is damaged; name another output with -o") from error
     if differ:
         what = ", ".join(f"{name}: {tell(before.get(name))} there, {tell(now.get(name))} now" for name in differ[:3])
-        raise UserError(f"{store.address} holds the results of other options ({what}); name another with -o")
+        raise UserError(f"{store.address} holds results of other options ({what}); name another output with -o")
 
 
 def tell(value: Any) -> str:

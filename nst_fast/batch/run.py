@@ -103,7 +103,7 @@ def stylize_batch(
                     workers.add(row.worker)
                     if not store.exists(row.output.rpartition("/")[0] if plan.tar else row.output):
                         raise UserError(
-                            f"{store.address} of {row.worker} is another place than here; nodes must share it"
+                            f"{store.address} of {row.worker} is not the same folder as here; nodes must share it"
                         )
                 manifest.add(row)
                 progress.done += 1
@@ -115,7 +115,7 @@ def stylize_batch(
     finally:
         manifest.write()
     if under_way:
-        raise UserError(f"{len(under_way)} tasks came to nothing; the same command does them")
+        raise UserError(f"{len(under_way)} tasks gave no result; the same command does them")
     manifest.remove_tars_without_rows()
     store.clear_unfinished()
     take_stock(progress, manifest, began)

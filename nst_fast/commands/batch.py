@@ -24,30 +24,31 @@ if TYPE_CHECKING:
 USAGE = """
 usage: nst-batch --style NAME INPUT... -o OUTPUT [options]
 
-Stylize very many pictures. What is done is on record; the same command again does what is missing.
+Stylize very many pictures. The same command again does what is missing.
 
-  --style NAME          a painting of the gallery; given several times, each picture gets one, drawn by its id
-  --model FILE_OR_NAME  an .onnx file or a shipped model; without --style it may be given several times, likewise
-  --each                each picture gets all of them
+  --style NAME          a painting of the gallery. Given several times, each picture gets one, drawn by its id
+  --model FILE_OR_NAME  an .onnx file or a shipped model. Without --style it may be given several times, too
+  --each                paint each picture in all of them
   INPUT                 folders, quoted globs, .parquet or .csv tables, .tar files, pictures; paths, s3://, gs:// …
-  --column NAME         of the tables, with paths or addresses (default path)
-  -o, --output OUTPUT   a folder, a path or an address: pictures/, manifest/, failures/, summary.json
-  --tar N               tars of N results, for WebDataset, in place of a file each
+  --column NAME         column of the tables with paths or addresses (default path)
+  -o, --output OUTPUT   a folder or an address, for pictures/, manifest/, failures/ and summary.json
+  --tar N               write tars of N results, for WebDataset, instead of one file a result
 
   --retry-failed        try again what failed
-  --max-failed SHARE    exit code 1 where more of the pictures fail, 0 to 1 (default 0)
-  --address ADDRESS     a Ray cluster's, auto, or local, which starts one here (default: no Ray)
+  --max-failed SHARE    end with exit code 1 if a larger share of the pictures fails, 0 to 1 (default 0)
+  --address ADDRESS     of a Ray cluster: auto, or local, which starts one here (default: no Ray)
   --actors N            on the cluster (default: as many as it has cores for)
-  --threads N           to use (default: all cores; with --address 1 for each actor)
+  --threads N           threads to use (default: all cores; with --address 1 for each actor)
 
-  --strength S or S:S   as of stylize; or between two, drawn for each picture by its id
+  --strength S or S:S   as of stylize; a range draws a strength for each picture by its id
   --keep-colours, --max-side, --stroke, --format, --quality, --keep-gps, --tile, --huge, --device,
   --pixel-range, --bgr  as of stylize
 
   --json                print the summary as one JSON object
   --version             print the version
 
-One command at a time writes to an output. With --address all nodes reach the inputs and the output by the same name.
+Only one command at a time may write to an output. With --address all nodes must reach the inputs and the output by the
+same name.
 
 examples:
   nst-batch --style starry_night photos/ -o stylized/
@@ -86,9 +87,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.style is not None and len(options.model or ()) > 1:
         raise UserError(f"--style chooses from one model, got {len(options.model)}: say --model once, or leave it out")
     if options.style is None and options.model is None:
-        parser.error("styles are needed: nst-batch --style starry_night photos/ -o stylized/ (stylize --list)")
+        parser.error("a style is needed: nst-batch --style starry_night photos/ -o stylized/ (stylize --list)")
     if options.actors and not options.address:
-        raise UserError("--actors are a Ray cluster's; --address local starts one here")
+        raise UserError("--actors needs a Ray cluster; --address local starts one here")
     return options
 
 
@@ -146,7 +147,7 @@ def batch(arguments: list[str]) -> int:
     styles = tuple(style for model in options.model or [GALLERY] for style in Style.load(model, paintings))
     names = [style.name for style in styles]
     if len(set(names)) < len(names):
-        raise UserError(f"two models are called alike ({', '.join(names)}); rename one, or leave it out")
+        raise UserError(f"two models have one name ({', '.join(names)}); rename one, or leave it out")
     threads = options.threads or int(options.address is not None)
     plan = Plan(
         options.output,

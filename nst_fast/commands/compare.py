@@ -26,23 +26,24 @@ from nst_fast.stylizing.stylizer import Stylizer
 USAGE = """
 usage: nst-compare --model FILE_OR_NAME [--model ...] --content FOLDER [options] [key=value ...]
 
-Compare models with the per-image optimiser on the very same loss: at how many iterations does it pass them? A model
-that a small loss network trained is compared on VGG-19 or VGG-16 where one of them is on this machine.
+Compare models with the per-image optimiser on one loss: after how many iterations does it pass them?
 
-  --model FILE_OR_NAME  an .onnx file or the name of a shipped model; several may be given. Models of one style are
-                        compared by loss; those of another style, or of a peer, only by picture and time
+  --model FILE_OR_NAME  an .onnx file or the name of a shipped model; may be given several times. Models of one style
+                        are compared by loss, others by picture and time only
   --content FOLDER      photographs that the model was not trained on
   --style NAME          the style (default: the first model's)
   --size PX             long side of the photographs (default 256)
-  --count N             at most so many photographs, spread over the folder (default 8)
+  --count N             at most N photographs, spread over the folder (default 8)
   --iterations N        of each optimisation (default 200)
   --methods M [M ...]   lbfgs adam (default: both)
   --starts S [S ...]    content noise (default: both)
-  --pixel-range 1|255   of peers' models with float NCHW input; --bgr where their channels are BGR
+  --pixel-range 1|255   for another project's model with float input: what it calls white; --bgr for its channel order
   -o, --output FOLDER   for report.html and report.json (default: comparison)
-  --overwrite           replace those that are there
-  key=value             of the loss, where it is not the model's own: style.size=362 loss.style_weight=5 …
+  --overwrite           replace an earlier report
+  key=value             of the loss, to differ from the model's own: style.size=362 loss.style_weight=5 …
   --version             print the version
+
+The loss is computed on VGG-19 or VGG-16 if one of them is on this machine and the model was trained on a small network.
 
 examples:
   nst-compare --model starry_night --content holiday/
@@ -146,9 +147,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for override in overrides:
         key = override.partition("=")[0]
         if key == "style":
-            raise UserError(f"{override} is written --style {override.partition('=')[2]} here")
+            raise UserError(f"{override}: here say --style {override.partition('=')[2]}")
         if "=" in override and key.partition(".")[0] not in OF_THE_LOSS:
-            raise UserError(f"{override} is no option of the loss; --help has the others, with dashes")
+            raise UserError(f"{override} is no option of the loss; the other options have dashes, see --help")
     for name, least, most in (("size", 32, 32768), ("count", 1, 10**6), ("iterations", 1, 10**6)):
         if not least <= getattr(options, name) <= most:
             raise UserError(f"--{name} is {getattr(options, name)}; at least {least} and at most {most} is needed")
@@ -164,7 +165,7 @@ def load_models(options: argparse.Namespace, device: str = "auto") -> tuple[dict
         models[name] = Stylizer(path, device=device, pixel_range=options.pixel_range, bgr=options.bgr)
     style = options.style or next((m.metadata["style"] for m in models.values() if "style" in m.metadata), None)
     if style is None:
-        raise UserError("no model says what its style is: give --style NAME")
+        raise UserError("no model names its style: give --style NAME")
     return models, style, [name for name, model in models.items() if model.metadata.get("style") == style]
 
 
@@ -252,7 +253,9 @@ def compare_command(arguments: list[str]) -> int:
         models, *_ = load_models(options, "cpu")  # both sides are timed on one device
     models_on = next(iter(models.values())).device
     if models_on != cfg.device:
-        console.print(f"models run on {models_on}, the optimiser on {cfg.device}: compare no times", style="yellow")
+        console.print(
+            f"models ran on {models_on}, the optimiser on {cfg.device}: their times do not compare", style="yellow"
+        )
     with download_progress(console) as fetching:
         perceptual_loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
         style_targets, sha256 = find_style(cfg.style, perceptual_loss, progress=fetching)
@@ -298,7 +301,7 @@ def compare_command(arguments: list[str]) -> int:
     trained_on = first.metadata.get("loss_network") if judged else None
     if trained_on not in (None, report["loss_network"]):
         used = report["loss_network"].partition("@")[0]
-        console.print(f"compared on {used}, not on the loss network that {judged[0]} was trained on", style="yellow")
+        console.print(f"compared on {used}; {judged[0]} was trained on another loss network", style="yellow")
     tell(report)
     print(options.output / "report.html")
     return 0 if len(comparisons) == len(paths) else 1

@@ -143,7 +143,9 @@ def compose_choices(root: str, choices: list[str], values: list[str]) -> DictCon
     if experiment is not None:
         foreign = set(cfg) - set(composed(root, *(choice for choice in choices if choice != experiment)))
         if foreign:
-            raise UserError(f"{experiment} is no experiment of this command, which has no {', '.join(sorted(foreign))}")
+            raise UserError(
+                f"{experiment} is no experiment for this command: it has no option {', '.join(sorted(foreign))}"
+            )
     return cfg
 
 
@@ -170,7 +172,7 @@ def stored(config: Any) -> DictConfig:
         return OmegaConf.create(dict(plain(config)))
     except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"the config that was kept cannot be read: {reason}") from error
+        raise UserError(f"the recorded config cannot be read: {reason}") from error
 
 
 def require_choice(cfg: DictConfig, key: str, known: Iterable[Any]) -> None:
@@ -205,7 +207,7 @@ def require_text(cfg: DictConfig, key: str) -> None:
     """Raise UserError unless an option is a text, a number or null."""
     value = OmegaConf.select(cfg, key)
     if not isinstance(value, (str, int, float, type(None))):
-        raise UserError(f"{key} is {value!r}; a text is needed")
+        raise UserError(f"{key} is {value!r}; text is needed")
 
 
 def require_weights(cfg: DictConfig, key: str, optional: bool = False) -> None:

@@ -14,15 +14,14 @@ from nst_fast.files import refuse_existing
 USAGE = """
 usage: nst-export CHECKPOINT_OR_RUN [-o FILE] [--float-nchw | --int8] [--overwrite]
 
-Export a checkpoint that `train` wrote to one self-describing ONNX file.
+Export a checkpoint of `train` to one ONNX file that describes itself.
 
-  CHECKPOINT_OR_RUN  for example runs/train/starry_night/<time>, or checkpoints/last.ckpt in it; for --int8 also a
-                     model, an .onnx file or the name of a shipped one
-  -o, --output FILE  (default: <style>.onnx, <style>.float.onnx or <style>.int8.onnx, <model>.int8.onnx for a model,
-                     in the folder where you are)
-  --float-nchw       float32 (N, 3, H, W) RGB in [0, 1] in and out, in place of uint8 (N, H, W, 3)
-  --int8             convolutions in 8-bit integers: faster on a processor, and the pictures look alike
-  --overwrite        replace the file where it is there
+  CHECKPOINT_OR_RUN  a run's folder, such as runs/train/starry_night/<time>, or a checkpoint in it. --int8 also takes a
+                     model: an .onnx file or the name of a shipped one
+  -o, --output FILE  (default: <style>.onnx, <style>.float.onnx or <style>.int8.onnx in the folder where you are)
+  --float-nchw       float32 (N, 3, H, W) RGB in [0, 1] in and out, instead of uint8 (N, H, W, 3)
+  --int8             8-bit integers: faster on a CPU, and the pictures look alike
+  --overwrite        replace a file that exists
   --version          print the version
 
 examples:

@@ -29,28 +29,28 @@ LONGEST_NAME = 240  # bytes of a file's name without its suffix: it has more whi
 USAGE = """
 usage: nst-optimize content=PHOTO style=NAME [key=value ...]
 
-Optimise the pixels of one picture on the perceptual loss: the slow path that the networks approximate.
+Optimise the pixels of one picture on the perceptual loss (Gatys et al.): the slow way, which the networks imitate.
 
   content=FILE             the photograph
   style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
   style.image=FILE         with style=custom: your own picture
-  style.size=PX            short side of the painting; smaller means smaller strokes (default 512)
-  size=PX                  long side of the result (default 512; null: as the photograph is)
-  scales=N                 coarse to fine: start at size/2^(N-1) and double (default: from a short side of 80 px or
-                           more; on vgg16_slim 1, as its style targets ship for few sizes)
-  start=content|noise      or start_image=FILE
+  style.size=PX            short side of the painting; smaller gives smaller strokes (default 512)
+  size=PX                  long side of the result (default 512; null: the photograph's)
+  scales=N                 paint small first: start at size/2^(N-1) and double (default: from a short side of 80 px;
+                           1 on vgg16_slim)
+  start=content|noise      where to start; start_image=FILE starts from a picture
   method=lbfgs|adam
   iterations=N             at most, at each scale (default 300)
-  blend='{the_scream: 0.5}'  other paintings, by name or file, beside the style with weight 1
+  blend='{the_scream: 0.5}'  more paintings, by name or file, beside the style, which has weight 1
   keep_colours=true         luminance of the result, colours of the photograph
   snapshot_every=N         write the picture every N iterations
   format=png|jpg
   loss=NAME                balanced, gatys or johnson; loss.style_weight=W, loss.style_layers='{relu1_1: 1}', …
-  loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers (default: vgg19 or vgg16 where it is on this
-                           machine, else vgg16_slim, or on a GPU vgg19 where it can be fetched)
-  experiment=NAME          the presets of the paper: gatys2016, gatys2016_figure1_content, gatys2016_figure1_style
+  loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers (default: vgg19 or vgg16 if it is on this
+                           machine or, on a GPU, can be fetched; else vgg16_slim)
+  experiment=NAME          presets of the paper: gatys2016, gatys2016_figure1_content, gatys2016_figure1_style
   output=FOLDER            (default: runs/optimize/<style>/<time>)
-  overwrite=true           replace what an earlier run left in it
+  overwrite=true           replace an earlier result in it
   --cfg                    print the resolved config and stop
   --version                print the version
 
@@ -72,7 +72,7 @@ def resolve(cfg: Any) -> str:
     from nst_fast.reference.image_optimizer import METHODS, STARTS
 
     if cfg.content is None:
-        raise UserError("content is null; the photograph is needed: content=FILE")
+        raise UserError("content is null; give the photograph: content=FILE")
     require_number(cfg, "size", 16, 32768, optional=True)  # px
     require_number(cfg, "scales", 1, 16, optional=True)
     require_number(cfg, "iterations", 1)
@@ -116,7 +116,7 @@ def optimize(cfg: Any) -> Path:
     name = f"{Path(cfg.content).stem}.{cfg.style.name}"
     picture = f"{name}.{cfg.format}"
     if len(os.fsencode(name)) > LONGEST_NAME:  # before minutes of work
-        raise UserError(f"the picture would be called {name}, which is too long; rename the photograph")
+        raise UserError(f"the picture's name {name} would be too long; rename the photograph")
     output = start_folder(cfg, ("config.yaml", "trace.json", "snapshots", picture))
 
     def finish(image: Tensor, path: Path) -> Path:

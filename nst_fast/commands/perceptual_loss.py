@@ -89,7 +89,7 @@ def style_name(style: Any) -> str:
     name = Path(style.image or style.targets).stem if style.name is None else str(style.name)
     if Path(name).name != name or name in ("", "..", "???") or len(os.fsencode(name)) > LONGEST_NAME:
         raise UserError(
-            f"style.name is {name!r}; a name without slashes and of at most {LONGEST_NAME} bytes is needed, files are "
+            f"style.name is {name!r}; a name without slashes, of at most {LONGEST_NAME} bytes, is needed: files are "
             "called after it: style.name=NAME"
         )
     return name

@@ -72,7 +72,7 @@ def resume_run(arguments: list[str]) -> DictConfig:
             continue
         if value != was and str(value) != str(was):
             if name not in MAY_CHANGE:
-                raise UserError(f"the run of {run} has {name}={was}, this command {value}")
+                raise UserError(f"{run} was trained with {name}={was}, this command has {value}")
             notes.append(f"{name} was {was} and is now {value}")
             OmegaConf.update(recorded, name, literal(value) if isinstance(value, str) else value)
     for name, value in options(usual):  # an option that came after the run takes its default
@@ -90,7 +90,7 @@ def read_config(path: Path) -> DictConfig:
     try:
         return stored(upgraded(yaml.safe_load(path.read_text("utf-8"))))
     except Exception as error:  # a damaged file can fail in any way
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); put it right, or start anew") from error
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); mend it, or start a new run") from error
 
 
 def take_over_edits(recorded: DictConfig, path: Path) -> list[str]:
@@ -106,7 +106,9 @@ def take_over_edits(recorded: DictConfig, path: Path) -> list[str]:
         if name in ("resume", "output") or value == was:
             continue
         if name not in MAY_CHANGE:
-            raise UserError(f"{path} has been edited: {name} is {value}, the run has {was}; put it back, or start anew")
+            raise UserError(
+                f"{path} has been edited: {name} is {value}, the run has {was}; undo it, or start a new run"
+            )
         notes.append(f"{name} was {was} and is now {value}, as {path} has it")
         OmegaConf.update(recorded, name, literal(value) if isinstance(value, str) else value)
     return notes

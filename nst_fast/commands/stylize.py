@@ -41,16 +41,16 @@ Stylize pictures and videos, one forward pass a picture.
   INPUT                 pictures, videos, folders, quoted globs, or - for standard input
   -o, --output OUTPUT   a picture or a video, a folder, or - for standard output
                         (default: photo.STYLE.jpg beside photo.jpg; FOLDER.STYLE/ beside FOLDER)
-  -r, --recursive       folders with what is below them
+  -r, --recursive       folders with their subfolders
   --overwrite           replace files that exist
-  --skip-existing       leave pictures whose result is there: go on with a folder
+  --skip-existing       leave out pictures whose result exists: go on with a folder
   --format FORMAT       FORMATS
-                        (default: the input's; jpg for HEIC, png where its name tells none or it cannot be written)
+                        (default: the input's; jpg for HEIC, png for formats that cannot be written)
   --quality N           of JPEG, WebP, AVIF and videos, 1 to 100 (default 95)
   --from T, --to T      the part of a video between two times: seconds, MM:SS or H:MM:SS
   --to-style NAME       with --style: move from one style to the other over the video
-  --steady S            tie frames of a video to the ones before, 0 to 1: strokes stay on things (default 0)
-  --keep-gps            keep the position in the metadata, which is dropped otherwise
+  --steady S            0 to 1: less flicker in videos, strokes move along with things (default 0)
+  --keep-gps            keep the GPS position in the metadata; by default it is dropped
 
   --strength S          0 is the photograph, 1 the stylized picture (default 1)
   --mask FILE           a picture: white is painted, black stays as it is, grey is in between
@@ -58,17 +58,17 @@ Stylize pictures and videos, one forward pass a picture.
   --sheet               one picture in every style of the model, on one sheet
   --keep-colours        luminance of the stylized picture, colours of the photograph
   --max-side PX         make larger pictures smaller first
-  --stroke F|auto       strokes F times as large (default 1); auto: the same part of every picture, whatever its size
+  --stroke F|auto       strokes F times as large (default 1); auto: the same part of every picture
 
-  --tile                run in tiles, as pictures of more than 4 megapixels are: bounded memory, the same result
-  --huge                open pictures and videos of more than 179 megapixels, which may be decompression bombs
+  --tile                run small pictures in tiles too: less memory, the same result. Above 4 megapixels always
+  --huge                open pictures and videos of more than 179 megapixels; they may be decompression bombs
   --device NAME         auto, cpu, cuda, coreml or directml (default auto)
   --threads N           threads to use (default: all cores)
   --pixel-range 1|255   for another project's model with float input: what it calls white; --bgr for its channel order
 
   --json                print one JSON object a picture
   --list                show the shipped models and the gallery's styles
-  --info                show what the model says of itself
+  --info                show the model's metadata
   --version             print the version
 
 examples:
@@ -184,11 +184,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parse_looks(parser, arguments)
     check_limits(("--strength", options.strength, 0, 1), ("--steady", options.steady, 0, 1))
     if options.first >= options.last:
-        raise UserError(f"--from is {options.first:g} s and --to {options.last:g} s; --from has to come first")
+        raise UserError(f"--from is {options.first:g} s and --to {options.last:g} s; --from must be earlier")
     if not options.list and not options.inputs and not options.info:
         parser.error("pictures are needed: stylize --style starry_night photo.jpg (--list shows the styles)")
     if options.outside is not None and options.mask is None:
-        raise UserError("--outside is what a mask leaves: say --mask FILE")
+        raise UserError("--outside paints what a mask leaves black: say --mask FILE")
     if options.to_style is not None and options.style is None:
         raise UserError("--to-style is where a video ends: say with --style where it begins")
     if options.sheet and (options.style is not None or len(options.inputs) != 1 or options.output is None):
@@ -253,7 +253,7 @@ def stylize(arguments: list[str]) -> int:
     found = find_jobs(options.inputs, options.output, called(options, stylizer), suffix, options.recursive)
     jobs = check_targets(found, suffix, options.overwrite, options.skip_existing)
     if len(jobs) < len(found) and not options.json:
-        say(f"{len(found) - len(jobs)} of {len(found)} pictures are there already and left as they are")
+        say(f"{len(found) - len(jobs)} of {len(found)} pictures exist already and stay as they are")
     mask = None if options.mask is None else load_image(options.mask).convert("L")
     looks = Looks(
         options.strength,

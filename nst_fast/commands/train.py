@@ -30,37 +30,40 @@ CONTROL_RATE = 0.03  # of the style weight's logarithm a step: the network follo
 USAGE = """
 usage: train style=NAME [key=value ...]
 
-Train a transformation network on a style and export it to ONNX.
+Train a network on a style and export it to ONNX.
 
   style=NAME               starry_night, the_scream, great_wave, composition_vii, custom, or gallery
   style.image=FILE         with style=custom: your own picture
-  style.images=FOLDER      with style=gallery: the pictures of a folder, all in one network
-  style.size=PX            short side of the painting; smaller means smaller strokes (default 512)
-  style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 2), or a
-                           number; training finds the style weight that takes them there, with loss=balanced
-  loss.style_weight=W      or the weight itself (default 8; 4 is subtle, 16 strong)
-  loss=NAME                balanced, gatys or johnson
-  loss.content_layers=…    all of them with their weights, '{relu2_2: 0.5, relu3_3: 0.5}'; likewise loss.style_layers;
-                           relu3_1@4 is relu3_1 of the picture at a quarter of its size: larger shapes
-  loss.sliced_layers=…     and those whose distributions count as style too (default '{rgb@4: 0.06}', the colours of
-                           the picture at a quarter of its size); '{rgb@4: 0.06, relu3_3: 0.8}' for closed shapes
-  data=folder data.root=D  train on your own photographs (default: bundled ones)
-  data=coco                train on COCO's: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
-  trainer.max_steps=N      length of training (default: minutes on a CPU, 40,000 steps on a GPU)
-  trainer.minutes=M        or the minutes to train for; the steps that this machine takes in them are printed
+  style.images=FOLDER      with style=gallery: a folder of pictures, all in one network
+  style.size=PX            short side of the painting; smaller gives smaller strokes (default 512)
+  loss.style_weight=W      4 is subtle, 16 strong (default 8)
+  style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 2) or a
+                           number. Training finds the style weight. Needs loss=balanced
+
+  trainer.max_steps=N      length of training (default: 600 steps on a CPU, 40,000 on a GPU)
+  trainer.minutes=M        train for so many minutes; the steps that this machine takes in them are printed
   trainer=smoke            a few steps, to see that everything works
-  loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers (default: chosen by the device)
-  network=NAME             fast, tiny or johnson
-  network.grain=true       strokes grow from a fixed map of noise, where the photograph is flat
-  network.contrast=true    strokes grow from the photograph's own faint contrast
-  experiment=johnson2016   the field's standard recipe
-  init_from=NAME           start from a shipped model's network, or from a .onnx or .ckpt file's (default: gallery,
-                           which saves time); init_from=null starts from nothing and wants more steps
-  trainer.vector_steps=N   the first steps, which change the painting's vector alone; with trainer.max_steps=N they are
-                           all, and leave NAME.style for the gallery
-  resume=last              go on with the newest run of the style, or with the one in output=FOLDER
-  resume=CHECKPOINT        go on from a checkpoint, or a run's folder; its options hold and need not be repeated
+  data=folder data.root=D  train on your own photographs (default: bundled ones)
+  data=coco                train on COCO: data.split=val2017 (778 MB, fetched once) or train2017 (18 GB)
+  init_from=NAME           start from a shipped model, or a .onnx or .ckpt file (default: gallery). init_from=null
+                           starts from nothing and needs more steps
+  resume=last              go on with the newest run of the style, or with the run in output=FOLDER
+  resume=CHECKPOINT        go on from a checkpoint or a run's folder; its options need not be repeated
   output=FOLDER            folder of the run (default: runs/train/<style>/<time>)
+
+  network=NAME             fast, tiny or johnson
+  network.grain=true       strokes grow from a fixed map of noise in flat places
+  network.contrast=true    strokes grow from the photograph's own faint contrast
+  loss=NAME                balanced, gatys or johnson
+  loss.content_layers=…    layers of the content with their weights: '{relu2_2: 0.5, relu3_3: 0.5}'
+  loss.style_layers=…      layers of the style. relu3_1@4 is relu3_1 of the picture at a quarter of its size
+  loss.sliced_layers=…     layers whose distributions count as style too (default '{rgb@4: 0.06}': the colours);
+                           '{rgb@4: 0.06, relu3_3: 0.8}' for closed shapes
+  loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers (default: by the device)
+  experiment=johnson2016   the field's standard recipe
+  trainer.vector_steps=N   the first N steps change the painting's vector alone. If trainer.max_steps is N too, the run
+                           leaves NAME.style, for the gallery
+
   --cfg                    print the resolved config and stop
   --version                print the version
 
@@ -206,7 +209,7 @@ def warm_start(network: Any, path: str, style: str) -> str | None:
         start = mean_of_others(weights["vectors"], names, style)
         weights["vectors"] = start.repeat(len(network.vectors), 1)
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in network.state_dict().items()}:
-        raise UserError(f"init_from={path} is of another network, {theirs}; the options of network must agree")
+        raise UserError(f"init_from={path} has another network, {theirs}; the options of network must agree")
     network.load_state_dict(weights)
     return trunk
 
@@ -294,7 +297,7 @@ def train_command(arguments: list[str]) -> Path | None:
             style_targets = [style_target]
     if cfg.style.sha256 not in (None, sha256):
         logger.warning(
-            "the picture is not the one that style=%s names, whose title, artist and licence the model will have; "
+            "the picture is not the one of style=%s, but the model gets the title, artist and licence of that one; "
             "style=custom has none",
             cfg.style.name,
         )
@@ -349,15 +352,17 @@ def tell(trained: Any, cfg: Any, console: Console) -> None:
             f"style.content_distance={cfg.style.content_distance}: a style weight of "
             f"{trained.summary['style_weight']:.3g} gives "
             f"{trained.summary['validation_losses']['val/content_loss']:.3g} on validation pictures; "
-            f"{content_distance(cfg.style.content_distance, cfg.loss_network.name):.3g} was aimed for in training",
+            f"training aimed for {content_distance(cfg.style.content_distance, cfg.loss_network.name):.3g}",
             soft_wrap=True,
         )
     if trained.skipped_pictures:
-        console.print(f"{len(trained.skipped_pictures)} pictures could not be read and were left out:", style="yellow")
+        console.print(f"{len(trained.skipped_pictures)} pictures cannot be read and were left out:", style="yellow")
         for path, reason in trained.skipped_pictures.items():
             console.print(f"  {path}: {reason}", soft_wrap=True)
     if trained.summary["skipped_steps"]:
-        console.print(f"{trained.summary['skipped_steps']} steps were not finite and were skipped", style="yellow")
+        console.print(
+            f"{trained.summary['skipped_steps']} steps had no finite gradient and were skipped", style="yellow"
+        )
 
 
 def main() -> None:

@@ -194,7 +194,9 @@ def find_paintings(folder: str | Path) -> dict[Path, dict[str, str]]:
     twice = next((name for name in names if names.count(name) > 1), None)
     wrong = next((name for name in names if not name.strip() or set(name) & set("=,/\\")), None)
     if twice is not None or wrong is not None:
-        raise UserError(f"{folder} has {'two paintings' if wrong is None else 'a painting'} called {twice or wrong!r}")
+        raise UserError(
+            f"{folder} has {'two paintings' if wrong is None else 'a painting'} of the name {twice or wrong!r}"
+        )
     if not found:
         raise UserError(f"{folder} has no paintings")
     return found

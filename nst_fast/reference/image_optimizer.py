@@ -105,7 +105,7 @@ def optimize_image(
         iteration = Iteration(number, time.perf_counter() - began, losses, pixels)
         trace.append({"iteration": number, "seconds": iteration.seconds, **losses})
         if not losses["total"] < float("inf"):
-            raise UserError(f"the loss is {losses['total']} at iteration {number}; are the weights extreme?")
+            raise UserError(f"the loss is {losses['total']} at iteration {number}; smaller weights may help")
         if losses["total"] < lowest:
             best, lowest = pixels, losses["total"]
         if (on_iteration is not None and on_iteration(iteration)) or number == iterations:

@@ -35,7 +35,7 @@ def told(iterations: dict[str, Any], count: int) -> str:
 
 
 def stroke_size(comparisons: Sequence[Comparison], model: str) -> dict[str, Any]:
-    """Return how large a model's strokes are, as docs/stroke.md defines it; nothing where no sizes were compared."""
+    """Return how large a model's strokes are (docs/research/stroke.md); nothing where no sizes were compared."""
     results = [c.models[model] for c in comparisons]
     sizes = {size: statistics.mean(r.style_distances[size] for r in results) for size in results[0].style_distances}
     if not sizes:

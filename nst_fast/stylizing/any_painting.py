@@ -1,7 +1,7 @@
 """Stylize pictures after any painting, without training: features whitened and colored level by level, coarse to fine.
 
 Li et al. 2017, Universal style transfer via feature transforms. The encoder and the decoders, one small graph each,
-ship with the package; docs/any_painting.md says what they are.
+ship with the package; docs/research/any_painting.md says what they are.
 """
 
 from __future__ import annotations

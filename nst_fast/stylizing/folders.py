@@ -124,7 +124,7 @@ def search(folder: str | Path, recursive: bool = True, suffixes: frozenset[str] 
 
 def no_pictures(folder: str | Path) -> UserError:
     """Return what a user is told of a folder without pictures."""
-    return UserError(f"no pictures in {folder}; it needs .jpg, .png, .webp, .tif or others that the README names")
+    return UserError(f"no pictures in {folder}; it needs .jpg, .png, .webp, .tif or others that `stylize --help` names")
 
 
 def find_pictures(folder: str | Path) -> list[Path]:

@@ -133,7 +133,7 @@ def written_as(suffix: str) -> str:
 
 
 def described() -> str:
-    """Return the table of formats in Markdown, as the README has it."""
+    """Return the table of formats in Markdown, as docs/guide/stylize.md has it."""
     lines = ["| format | files | alpha | animation | its result is |", "|---|---|---|---|---|"]
     for kind in TABLE:
         if kind.read:

@@ -79,7 +79,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is a checkpoint of another project; one that `train` wrote is needed")
     for key, kind in STORED.items():
         if not isinstance(ours.get(key), kind) or (kind is int and ours[key] < 0):
-            raise UserError(f"{path} is not as `train` wrote it: nothing that can be used for {key}")
+            raise UserError(f"{path} is not as `train` wrote it: its {key} cannot be used")
     if not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} is not as `train` wrote it: it has no weights")
     try:

@@ -285,7 +285,10 @@ class ContentImages(pl.LightningDataModule):
         self.num_workers = num_workers
         if num_workers and len(os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY:
             self.num_workers = 0
-            logger.warning("%s is too long a place for data workers' sockets: none is started", tempfile.gettempdir())
+            logger.warning(
+                "no data workers: the path %s is too long for their sockets; TMPDIR names a shorter one",
+                tempfile.gettempdir(),
+            )
         if validation is None:
             photographs = [Image.fromarray(p) for p in bundled_photographs(held_out=True)]
         else:

@@ -163,7 +163,7 @@ def import_network(path: str | Path) -> TransformationNetwork:
     metadata = Stylizer(path, device="cpu").metadata  # refuses what is no model, or keeps data in other files
     if "int8_psnr" in metadata:
         raise UserError(
-            f"{path} is in 8-bit integers, which nothing can be trained from; the model it was made of is needed"
+            f"{path} has 8-bit integers: training cannot start from them; give the model that it was made of"
         )
     model = onnx.load_from_string(Path(path).read_bytes())
     try:
@@ -234,7 +234,7 @@ def describe(checkpoint: dict[str, Any]) -> dict[str, str]:
 def model_name(style: str, kind: str, source: str | Path) -> str:
     """Return what a style's model of a kind is called; UserError, which names its source, where that is no file's."""
     if Path(style).name != style:
-        raise UserError(f"{source} has a style called {style!r}, which names no file here: say -o FILE")
+        raise UserError(f"the style of {source} is called {style!r}, which cannot be a file name here: say -o FILE")
     return f"{style}{kind}.onnx"
 
 

@@ -226,7 +226,7 @@ def start_folder(output: Path, config: dict[str, Any], own: bool) -> None:
     model = f"{config['style']['name']}.onnx"
     files = ("config.yaml", "summary.json", model, f"checkpoints/{LAST}", f"checkpoints/{PREVIOUS}")
     if not own and any(os.path.lexists(output / name) for name in files):
-        raise UserError(f"{output} holds a run already; resume=last goes on with it, another output=FOLDER does not")
+        raise UserError(f"{output} holds a run already; go on with resume=last, or choose another output=FOLDER")
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
@@ -255,9 +255,7 @@ def earlier_run(resume: Path, recorded: Mapping[str, str], photographs: str) -> 
         if earlier.get(key) != value:
             raise UserError(f"{resume} was trained with {key} {earlier.get(key)}, this command has {value}")
     if earlier.get("photographs", photographs) != photographs:
-        logger.warning(
-            "the photographs are not those that the run began with; it goes on, to another model than without a break"
-        )
+        logger.warning("the photographs are not those that the run began with; its model will be another one, too")
     return earlier
 
 
@@ -325,4 +323,4 @@ def fit(
         if isinstance(error, UserError) or not earlier or trainer.global_step > earlier["step"]:
             raise
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{resume} cannot be gone on from ({reason}); the run starts anew without it") from error
+        raise UserError(f"cannot go on from {resume} ({reason}); without resume= a new run starts") from error
