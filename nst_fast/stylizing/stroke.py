@@ -17,7 +17,7 @@ Stroke: TypeAlias = float | Literal["auto"]
 
 AUTO_SIDE = 512  # px, short side of the picture on which strokes of "auto" are of the size that the model has learned
 STRIP = 1 << 20  # pixels that are put together at a time
-REACH = 3  # px to each side that enlarging looks at
+REACH = 2  # px to each side that bicubic interpolation looks at
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
 
 
@@ -51,7 +51,7 @@ def paint(run: Callable[[Image.Image], Image.Image], photograph: Image.Image, st
 def restore_edges(photograph: Image.Image, small: Image.Image, coarse: Image.Image, strip: int = STRIP) -> Image.Image:
     """Return a coarse stylized picture at the size of the photograph, with the photograph's edges.
 
-    Every channel is ``luminance of photograph + up(coarse − luminance of small)``.
+    Every channel is ``luminance of photograph + up(coarse − luminance of small)``, by bicubic interpolation.
 
     Args:
         photograph: RGB.
@@ -67,7 +67,7 @@ def restore_edges(photograph: Image.Image, small: Image.Image, coarse: Image.Ima
         above, below = max(0, math.floor(first) - REACH), min(rows, math.ceil(last) + REACH)
         box, cut = (0, first - above, columns, min(last - above, below - above)), (0, above, columns, below)
         seen, stylized = (np.asarray(picture.crop(cut), np.float32) for picture in (small, coarse))
-        changed = soften(soften(stylized - (seen @ LUMINANCE)[..., None], 0), 1)
+        changed = stylized - (seen @ LUMINANCE)[..., None]
         values = np.empty((bottom - top, width, 3), np.float32)
         for channel in range(3):
             plane = Image.fromarray(np.ascontiguousarray(changed[..., channel]))
@@ -75,13 +75,3 @@ def restore_edges(photograph: Image.Image, small: Image.Image, coarse: Image.Ima
         values += (np.asarray(photograph.crop((0, top, width, bottom)), np.float32) @ LUMINANCE)[..., None]
         painted.paste(Image.fromarray(values.clip(0, 255).round().astype(np.uint8)), (0, top))
     return painted
-
-
-def soften(values: np.ndarray, axis: int) -> np.ndarray:
-    """Return values with a ninth of their neighbours' mean along an axis in them.
-
-    Bicubic interpolation of these is nearly that of Mitchell and Netravali (SIGGRAPH 1988), which shows no pixels.
-    """
-    padded = np.pad(values, [(1, 1) if number == axis else (0, 0) for number in range(values.ndim)], "edge")
-    before, here, after = (np.moveaxis(padded, axis, 0)[first : first + values.shape[axis]] for first in range(3))
-    return np.moveaxis((before + 16 * here + after) / np.float32(18), 0, axis)
