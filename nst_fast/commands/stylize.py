@@ -19,7 +19,7 @@ from PIL import Image
 from nst_fast.assets import GALLERY, INT8, shipped_models
 from nst_fast.commands import printable, run, say, show_warnings
 from nst_fast.errors import UserError
-from nst_fast.stylizing.any_painting import AnyPainting
+from nst_fast.stylizing.any_painting import METHODS, AnyPainting
 from nst_fast.stylizing.contact_sheet import contact_sheet
 from nst_fast.stylizing.formats import choices
 from nst_fast.stylizing.images import load_image, resize_long_side, save_image
@@ -38,6 +38,7 @@ Stylize pictures and videos, one forward pass a picture.
                         starry_night=0.7,the_scream=0.3 blends two or more
   --model FILE_OR_NAME  an .onnx file, or the name of a shipped model (--list; default gallery)
   --painting FILE       any painting, without training; a.jpg=0.6,b.jpg=0.4 mixes two or more
+  --method NAME         with --painting: adain, or wct, bolder and less like the photograph (default adain)
   INPUT                 pictures, videos, folders, quoted globs, or - for standard input
   -o, --output OUTPUT   a picture or a video, a folder, or - for standard output
                         (default: photo.STYLE.jpg beside photo.jpg; FOLDER.STYLE/ beside FOLDER)
@@ -125,6 +126,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=GALLERY)
     parser.add_argument("--style", type=style)
     parser.add_argument("--painting", type=paintings, metavar="FILE")
+    parser.add_argument("--method", choices=METHODS)
     parser.add_argument("--outside", type=style)
     parser.add_argument("--to-style", type=style)
     parser.add_argument("--mask")
@@ -196,6 +198,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     of_models = ("style", "to_style", "outside", "sheet", "info", "bgr", "pixel_range", "tile")
     if options.painting and (given := [name for name in of_models if getattr(options, name)]):
         raise UserError(f"--{given[0].replace('_', '-')} is of models; leave it or --painting out")
+    if options.method and not options.painting:
+        raise UserError("--method is of --painting: say --painting FILE, or leave --method out")
     if options.painting and options.model != GALLERY:
         raise UserError("--painting needs no model; leave --model or --painting out")
     return options
@@ -226,7 +230,8 @@ def stylize(arguments: list[str]) -> int:
     stylizer: Stylizer | AnyPainting
     chosen = None
     if options.painting:
-        stylizer = AnyPainting(options.painting, options.threads, device=options.device, strength=options.strength)
+        given = {"device": options.device, "strength": options.strength, "method": options.method or "adain"}
+        stylizer = AnyPainting(options.painting, options.threads, **given)
         options.strength = 1.0  # features are blended, not pictures
     else:
         stylizer = Stylizer(

@@ -6,7 +6,6 @@ ship with the package; docs/research/any_painting.md says what they are.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -22,10 +21,9 @@ from nst_fast.errors import UserError, one_line
 from nst_fast.stylizing.images import load_image, resize_short_side
 from nst_fast.stylizing.stroke import Stroke, paint, stroke_size
 from nst_fast.stylizing.stylizer import RUNS_AT_ONCE, Style, choose_providers, create_session, device_name
-from nst_fast.stylizing.whitening import Affine, Moments, Statistics, mixed, whitening_coloring
+from nst_fast.stylizing.whitening import Affine, Moments, Statistics, adain, mixed, whitening_coloring
 
 FOLDER = ASSETS / "any_painting"
-COARSE = 2.0  # stroke with which a picture is painted before it is painted once more: broad strokes, then fine ones
 LEVELS = (1, 2)  # of features, fine to coarse; a position of level n stands for 2ⁿ px both ways. Level 0 is the picture
 PAINTING_SIZE = 512  # px, short side at which a painting is seen
 LONGEST_PAINTING = 16  # of a painting; at its short side a thread would be endless
@@ -35,7 +33,8 @@ HALO = 32  # px around what is kept of a tile that encoder and decoders look at
 BORDER = 16  # px that a picture is continued by: convolutions that see its end give features that no picture has
 UNIT = np.float32(63.75)  # of 255, in which the picture itself is level 0: an average one has a variance of about 1
 Features = NDArray[np.float32]
-Transform = Callable[[Statistics, Statistics], Affine]
+# What gives features the painting's statistics. Colours are whitened and colored whatever the method.
+METHODS: dict[str, Callable[[Statistics, Statistics], Affine]] = {"adain": adain, "wct": whitening_coloring}
 
 
 class Box(NamedTuple):
@@ -90,7 +89,7 @@ class AnyPainting:
         threads: for the sessions; 0 takes every core.
         device: as a `Stylizer` has it.
         strength: α, from 0, the photograph, to 1; features are blended, not pictures.
-        transform: `whitening_coloring`, or its diagonal case `adain`.
+        method: of `METHODS`.
         tile: px, side of what is run in one piece.
 
     Raises UserError where a painting cannot be read, is longer than `LONGEST_PAINTING` times its short side, or the
@@ -104,10 +103,10 @@ class AnyPainting:
         *,
         device: str = "auto",
         strength: float = 1.0,
-        transform: Transform = whitening_coloring,
+        method: str = "adain",
         tile: int = TILE,
     ) -> None:
-        self.threads, self.strength, self.transform, self.tile = threads, strength, transform, tile
+        self.threads, self.strength, self.transform, self.tile = threads, strength, METHODS[method], tile
         self.providers = choose_providers(device)
         self.name, self.device = "+".join(path.stem for path in paintings), device_name(self.providers)
         self.runs_at_once = 1 if self.device == "directml" else min(RUNS_AT_ONCE, threads or os.cpu_count() or 1)
@@ -146,9 +145,8 @@ class AnyPainting:
     def change(self, level: int, found: Statistics, own: Sequence[Statistics], strength: float) -> Affine:
         """Return what gives features the paintings' statistics at a level, mixed with the photograph's own there."""
         wanted = [style[level] for style in (*self.styles, own)]
-        return mixed(
-            [self.transform(found, one) for one in wanted], [*(strength * w for w in self.weights), 1 - strength]
-        )
+        transform = self.transform if level else whitening_coloring
+        return mixed([transform(found, one) for one in wanted], [*(strength * w for w in self.weights), 1 - strength])
 
     def decode(self, pixels: Features, strength: float) -> Features:
         """Return the picture (3, H, W) that the decoders make of another's features, changed on the way."""
@@ -186,17 +184,12 @@ class AnyPainting:
             raise ValueError(f"got the style {style}; paintings are all that there is")
         if stroke != 1:
             return paint(self.stylize, picture, stroke_size(stroke, picture.size))
-        broad = paint(functools.partial(self.paint_once, strength=1.0), picture, COARSE)
-        return self.paint_once(Image.blend(picture, broad, self.strength), self.strength)
-
-    def paint_once(self, picture: Image.Image, strength: float) -> Image.Image:
-        """Return the picture that an RGB picture's features are, once they are changed, of exactly its size."""
         pixels = padded(picture)
         try:
-            stylized = self.decode(pixels, strength)
-            if strength < 1:
+            stylized = self.decode(pixels, self.strength)
+            if self.strength < 1:
                 # What the decoders lose of the photograph comes back in the measure in which it is one.
-                stylized += (1 - strength) * (pixels - self.decode(pixels, 0.0))
+                stylized += (1 - self.strength) * (pixels - self.decode(pixels, 0.0))
         except Exception as error:  # onnxruntime's share no base class
             size = f"{picture.width}×{picture.height}"
             raise UserError(f"{self.name} cannot stylize a picture of {size}: {one_line(error)}") from error
