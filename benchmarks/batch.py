@@ -43,7 +43,7 @@ from nst_fast.training.onnx_export import export, source_commit
 BATCH = [sys.executable, "-m", "nst_fast.commands.batch"]
 STYLIZE = [sys.executable, "-m", "nst_fast.commands.stylize"]
 DRIVER_ROWS = (1_000, 9_000)
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_LOOKS = 1.0  # each takes some hundredths of a second of a core
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 # A command that prints its own peak, kB, and the processor's seconds; getrusage would tell its parent's peak.
 MEASURED = """
