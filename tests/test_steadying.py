@@ -4,9 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -95,19 +93,15 @@ def test_light_that_goes_out_takes_the_strokes_with_it():
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The current folder, with a model that changes nothing and a clip of a camera that moves."""
-    ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", "H", "W", 3]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", ends[:1], ends[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
-    monkeypatch.chdir(tmp_path)
+def folder(folder):
+    """The same with a clip of a camera that moves."""
     with av.open("clip.mp4", "w") as file:
         stream = file.add_stream("libx264", rate=25, options={"crf": "0"})
         stream.width, stream.height = WIDTH, HEIGHT
         for photograph in pan(6, 6):
             file.mux(stream.encode(av.VideoFrame.from_image(photograph)))
         file.mux(stream.encode())
-    return tmp_path
+    return folder
 
 
 def stylize(monkeypatch, *arguments: str) -> int:

@@ -14,9 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 from PIL import Image
 
 from nst_fast.commands import stylize as command
@@ -28,16 +26,6 @@ from nst_fast.stylizing.video import Frame, VideoReader  # noqa: E402
 SHARED = Path(__file__).parents[2] / "shared" / "video"
 WIDTH, HEIGHT, RATE = 48, 32, 25
 WRITTEN = [".mp4", ".mov", ".mkv", ".webm", ".avi"]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The current folder, with a model in it that changes nothing."""
-    ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", "H", "W", 3]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", ends[:1], ends[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
