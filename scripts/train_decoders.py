@@ -228,7 +228,6 @@ def main() -> None:
     parser.add_argument("--photographs", nargs="+", default=[str(ROOT / "../shared/content/train")])
     parser.add_argument("--paintings", nargs="+", default=[str(ROOT / "../shared/paintings")])
     parser.add_argument("--output", type=Path, default=ROOT / "nst_fast/assets/any_painting")
-    parser.add_argument("--run", type=Path, default=ROOT / "runs/decoders")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--size", type=int, default=160, help="px")
     parser.add_argument("--batch", type=int, default=4)
@@ -236,7 +235,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     rng = random.Random(0)
-    options.run.mkdir(parents=True, exist_ok=True)
     photographs, paintings = pictures(options.photographs), pictures(options.paintings)
     print(f"{len(photographs)} photographs, {len(paintings)} paintings", flush=True)
     loss_network = freeze(load_slim_vgg(VGG16_SLIM))
@@ -262,7 +260,6 @@ def main() -> None:
         if (step + 1) % 50 == 0:
             told = " ".join(f"{k} {v:.4f}" for k, v in shown.items())
             print(f"{step + 1} {time.process_time() / 60:.1f} minutes of the processor, {told}", flush=True)
-            torch.save({"encoder": encoder.state_dict(), "decoders": network.state_dict()}, options.run / "last.pt")
     export(encoder, network, options.output)
 
 
