@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import torch
-from judging import SHARED
+from judging import SHARED, Judge
 from PIL import Image, ImageOps
 from scipy.ndimage import map_coordinates
 
@@ -190,14 +190,8 @@ def shifts(method: Method) -> tuple[dict[str, float], list[np.ndarray]]:
 
 
 @cache
-def teacher() -> judge.Teacher:
-    return judge.Teacher("vgg16_features.safetensors")
-
-
-@cache
-def painting_grams(painting: Path, short: int) -> dict[str, torch.Tensor]:
-    features = teacher()(judge.tensor(judge.load(painting, short)), judge.JOHNSON)
-    return {name: judge.gram(feature) for name, feature in features.items()}
+def judge_of(painting: Path) -> Judge:
+    return Judge(painting, judge.SWEEP)
 
 
 @torch.no_grad()
@@ -210,14 +204,8 @@ def looks(pictures: Frames, painting: Path | None) -> dict[str, float | None]:
     }
     if painting is None:
         return figures
-    grams = [{name: judge.gram(f) for name, f in teacher()(image, judge.JOHNSON).items()} for image in images]
-
-    def distance(short: int) -> float:
-        targets = painting_grams(painting, short)
-        relative = [((g[k] - t).square().sum() / t.square().sum()).item() for g in grams for k, t in targets.items()]
-        return statistics.fmean(relative)
-
-    return figures | {"style_vgg16": min(distance(short) for short in judge.SWEEP)}
+    seen = judge_of(painting)
+    return figures | {"style_vgg16": min(seen.style(seen.grams(picture) for picture in pictures).values())}
 
 
 def measured(method: Method) -> dict[str, object]:

@@ -24,9 +24,9 @@ import nst_fast  # noqa: F401  before onnxruntime: it turns its telemetry off
 # isort: split
 import numpy as np
 import onnxruntime
-from judging import SHARED
+from judging import SHARED, Judge
 from PIL import Image
-from stroke import Judge
+from stroke import SWEEP
 
 from nst_fast.stylizing.images import load_image, resize_short_side
 from nst_fast.stylizing.stylizer import Stylizer
@@ -63,7 +63,7 @@ def measure_blends(gallery: Stylizer, pictures: list[Image.Image]) -> Any:
     """Return the distances of blends of two paintings from each."""
     found = {}
     for pair in PAIRS:
-        judges = {name: Judge(SHARED / "styles" / FILES[name]) for name in pair}
+        judges = {name: Judge(SHARED / "styles" / FILES[name], SWEEP) for name in pair}
         distances: dict[str, list[float]] = {name: [] for name in pair}
         for share in SHARES:
             made = [gallery.stylize(p, {pair[0]: 1 - float(share), pair[1]: float(share)}) for p in pictures]
@@ -77,7 +77,7 @@ def measure_strength(gallery: Stylizer, pictures: list[Image.Image]) -> Any:
     """Return style and content distances of strengths from 0 to 1."""
     found, layer = {}, "relu3_3"
     for name in FILES:
-        judge = Judge(SHARED / "styles" / FILES[name])
+        judge = Judge(SHARED / "styles" / FILES[name], SWEEP)
         wanted = [judge.features(p, [layer])[layer] for p in pictures]
         energy, style, content = sum(float((f**2).sum()) for f in wanted), list[float](), list[float]()
         for strength in SHARES:
@@ -112,7 +112,7 @@ PARTS = {"blends": measure_blends, "strength": measure_strength, "seconds": meas
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--count", type=int, default=len(PHOTOGRAPHS), help="photographs")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # importing torch is left to those that ask the judge here
+    import torch
+    from PIL import Image
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DATA = ["data=folder", f"data.root={SHARED / 'content' / 'train'}"]
@@ -43,3 +48,39 @@ def judged(style: Path, run: Path, options: list[str]) -> tuple[Any, Any, Path]:
     """Train as `trained` does and return the judge's figures, the run's summary and the model."""
     summary, model = trained(style, run, options)
     return ask_judge(model, style), summary, model
+
+
+Grams = Mapping[str, "torch.Tensor"]
+
+
+class Judge:
+    """The outside judge's VGG-16 for one painting, at sizes in px of its short side that do not enlarge it."""
+
+    def __init__(self, painting: Path, sizes: Iterable[int]) -> None:
+        sys.path.insert(0, str(SHARED))
+        import judge
+
+        self.judge = judge
+        self.network = judge.Teacher("vgg16_features.safetensors")
+        longest = min(judge.load(painting).size)
+        self.paintings = {size: self.grams(judge.load(painting, size)) for size in sizes if size <= longest}
+
+    def features(self, picture: Image.Image, layers: list[str]) -> Grams:
+        """Return features of a picture by layer."""
+        return self.network(self.judge.tensor(picture), layers)  # type: ignore[no-any-return]
+
+    def grams(self, picture: Image.Image) -> Grams:
+        """Return Gram matrices of a picture by layer."""
+        return {name: self.judge.gram(f) for name, f in self.features(picture, self.judge.JOHNSON).items()}
+
+    def style(self, pictures: Iterable[Grams]) -> dict[int, float]:
+        """Return style_vgg16 of pictures at each size of the painting."""
+        made = list(pictures)
+        return {
+            size: statistics.fmean(
+                float(((gram[name] - wanted) ** 2).sum() / (wanted**2).sum())
+                for gram in made
+                for name, wanted in painting.items()
+            )
+            for size, painting in self.paintings.items()
+        }

@@ -17,13 +17,12 @@ import functools
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ import nst_fast  # noqa: F401  before onnxruntime: it turns its telemetry off
 import numpy as np
 import onnxruntime
 import torch
+from judging import SHARED, Grams, Judge
 from PIL import Image
 
 from nst_fast.loss.painting_size import best_painting_size
@@ -43,7 +43,6 @@ from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.networks import create_network
 from nst_fast.training.onnx_export import export, source_commit
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 PHOTOGRAPHS = sorted((SHARED / "content" / "4k").glob("*.jpg"))
 PAINTINGS = {"starry_night": "starry_night.jpg", "great_wave": "wave.jpg"}
 SHORT_SIDES = (AUTO_SIDE, 1080, 2160)
@@ -53,40 +52,6 @@ SWEEP = (128, 181, 256, 362, 512, 640)  # px, short side of the painting; those 
 KERNELS = (Image.Resampling.LANCZOS, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
 ROUNDS = 5
-Grams = Mapping[str, torch.Tensor]
-
-
-class Judge:
-    """The outside judge's VGG-16 for one painting."""
-
-    def __init__(self, painting: Path) -> None:
-        sys.path.insert(0, str(SHARED))
-        import judge
-
-        self.judge, self.painting = judge, painting
-        self.network = judge.Teacher("vgg16_features.safetensors")
-        sizes = [size for size in SWEEP if size <= min(judge.load(painting).size)]
-        self.paintings = {size: self.grams(judge.load(painting, size)) for size in sizes}
-
-    def features(self, picture: Image.Image, layers: list[str]) -> Grams:
-        """Return features of a picture by layer."""
-        return self.network(self.judge.tensor(picture), layers)  # type: ignore[no-any-return]
-
-    def grams(self, picture: Image.Image) -> Grams:
-        """Return Gram matrices of a picture by layer."""
-        return {name: self.judge.gram(f) for name, f in self.features(picture, self.judge.JOHNSON).items()}
-
-    def style(self, pictures: Iterable[Grams]) -> dict[int, float]:
-        """Return style_vgg16 of pictures at each size of the painting."""
-        made = list(pictures)
-        return {
-            size: statistics.fmean(
-                float(((gram[name] - wanted) ** 2).sum() / (wanted**2).sum())
-                for gram in made
-                for name, wanted in painting.items()
-            )
-            for size, painting in self.paintings.items()
-        }
 
 
 def told(sweep: dict[int, float]) -> dict[str, Any]:
@@ -225,7 +190,7 @@ def main() -> None:
 
     parts = options.parts or PARTS
     for model in options.models:
-        given = (Stylizer(model, torch.get_num_threads()), Judge(SHARED / "styles" / PAINTINGS[model]), chosen)
+        given = (Stylizer(model, torch.get_num_threads()), Judge(SHARED / "styles" / PAINTINGS[model], SWEEP), chosen)
         for part, measure in (("edges", measure_edges), ("sizes", measure_sizes), ("strokes", measure_strokes)):
             if part in parts:
                 names = [path.stem for path in chosen]
