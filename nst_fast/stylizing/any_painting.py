@@ -148,9 +148,11 @@ class AnyPainting:
         transform = self.transform if level else whitening_coloring
         return mixed([transform(found, one) for one in wanted], [*(strength * w for w in self.weights), 1 - strength])
 
-    def decode(self, pixels: Features, strength: float) -> Features:
-        """Return the picture (3, H, W) that the decoders make of another's features, changed on the way."""
-        own = self.styles[0] if strength == 1 else self.statistics(pixels)  # which then counts for nothing
+    def decode(self, pixels: Features, own: Sequence[Statistics], strength: float) -> Features:
+        """Return the picture (3, H, W) that the decoders make of another's features, changed on the way.
+
+        ``own`` are the other's statistics, which at a strength of 1 count for nothing.
+        """
         for level in reversed(LEVELS):
             pixels = self.repaint(pixels, level, own, strength)
         moments = Moments(3)
@@ -186,10 +188,12 @@ class AnyPainting:
             return paint(self.stylize, picture, stroke_size(stroke, picture.size))
         pixels = padded(picture)
         try:
-            stylized = self.decode(pixels, self.strength)
-            if self.strength < 1:
-                # What the decoders lose of the photograph comes back in the measure in which it is one.
-                stylized += (1 - self.strength) * (pixels - self.decode(pixels, 0.0))
+            if self.strength == 1:
+                stylized = self.decode(pixels, self.styles[0], 1.0)
+            else:
+                own = self.statistics(pixels)
+                lost = pixels - self.decode(pixels, own, 0.0)  # by the decoders, of the photograph
+                stylized = self.decode(pixels, own, self.strength) + (1 - self.strength) * lost
         except Exception as error:  # onnxruntime's share no base class
             size = f"{picture.width}×{picture.height}"
             raise UserError(f"{self.name} cannot stylize a picture of {size}: {one_line(error)}") from error
