@@ -28,13 +28,10 @@ class StrokeSize(Callback):
     def on_validation_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Tensor, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Add the style distances of a batch of content images (N, 3, H, W) uint8."""
-        stylized = module.stylize(batch.to(module.dtype) / 255, batch.new_zeros(len(batch), dtype=torch.long)).clamp(
-            0, 1
-        )
+        """Add the style distances of a batch's stylized pictures (N, 3, H, W) in [0, 1]."""
         if not batch_idx:
             self.sums, self.side = dict.fromkeys(self.paintings, 0.0), min(batch.shape[2:])
-        for size, distance in style_distances(module.perceptual_loss, stylized, self.paintings).items():
+        for size, distance in style_distances(module.perceptual_loss, outputs, self.paintings).items():
             self.sums[size] += distance * len(batch)
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:

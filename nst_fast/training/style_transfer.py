@@ -300,10 +300,11 @@ class StyleTransfer(pl.LightningModule):
         self.started = self.clock = time.perf_counter()
         self.first_batch = self.batches_seen
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Log the losses of the clamped pictures, as a viewer sees them, and keep the first ones as a strip.
 
         Every photograph is painted like every painting; of many, each one's own total is logged beside the means.
+        Returns the pictures of the first painting, (N, 3, H, W), for callbacks.
         """
         content = (batch.to(self.dtype) / 255).contiguous(memory_format=torch.channels_last)
         rows, found = [content], list[dict[str, Tensor]]()
@@ -321,6 +322,7 @@ class StyleTransfer(pl.LightningModule):
             self.log(f"val/{name}", value, batch_size=len(batch), logger=False)
         if batch_idx == 0:
             self.save_strip(rows)
+        return rows[1]
 
     def on_validation_epoch_end(self) -> None:
         """Log the newest validation figures and remember the losses for the summary and the model's metadata."""
