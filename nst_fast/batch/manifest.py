@@ -52,7 +52,8 @@ class Keys:
             return False
         self.new.add(wanted)
         if len(self.new) > max(FEWEST_NEW, len(self.sorted) // 16):
-            self.sorted = np.union1d(self.sorted, np.array(list(self.new), KEY))
+            new = np.sort(np.array(list(self.new), KEY))
+            self.sorted = np.insert(self.sorted, np.searchsorted(self.sorted, new), new)
             self.new.clear()
         return True
 
@@ -83,6 +84,7 @@ class Parts:
             pyarrow.parquet.write_table(pyarrow.table(columns, schema=self.schema), made, compression="zstd")
             self.store.write(self.name, made.getvalue())
             self.begin()
+            pyarrow.system_memory_pool().release_unused()  # the heap would keep what pictures and files took
 
     def read(self, column: str) -> Iterator[list[Any]]:
         """Yield a column file by file; raises UserError where one is damaged."""
