@@ -10,7 +10,7 @@ MOST_CARRIED = 0.9  # of a pixel comes from the frame before at the most, so tha
 ROUND_TRIP = 0.01, 0.5  # of the squared lengths of flows there and back, px²; and px² beside it
 FADED = 0.04  # of 1: brightness that may change along the flow; light and shadow do not carry strokes
 CUT = 0.4  # of all pixels: where fewer are found again, another scene begins
-FINE, AROUND, SHARPEST = 1.0, 8.0, 2.0  # px, below which detail is fine; px, of its surroundings; largest gain
+FINE, AROUND, SHARPEST = 1.25, 8.0, 2.0  # px, below which detail is fine; px, of its surroundings; largest gain
 
 
 class Steadying:
