@@ -1,6 +1,6 @@
 """Photographs in, painted pictures out, over HTTP.
 
-pip install nst_fast fastapi uvicorn
+pip install . fastapi uvicorn
 uvicorn service:app
 curl --data-binary @photo.jpg "localhost:8000/stylize?style=great_wave&strength=0.8" -o painted.jpg
 """
@@ -10,11 +10,13 @@ import threading
 from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from PIL import Image
 
 from nst_fast import Stylizer
 from nst_fast.errors import UserError
 from nst_fast.stylizing.images import encode_image, load_image
 
+Image.MAX_IMAGE_PIXELS = 20_000_000  # of an upload; twice as many are refused
 app = FastAPI()
 stylizer = Stylizer("gallery")  # one for all requests; threads may share it
 turns = threading.BoundedSemaphore(stylizer.runs_at_once)  # more at once would take memory and save no time

@@ -202,9 +202,9 @@ def test_command(tmp_path, photograph):
             ["--painting", "photo.png", "--model", "starry_night", "photo.png"],
             "leave --model or --painting out",
         ),
-        (["--painting", "photo.png", "--style", "starry_night", "photo.png"], "--style is of models; leave it"),
+        (["--painting", "photo.png", "--style", "starry_night", "photo.png"], "--painting and --style exclude"),
         (["--method", "wct", "--style", "starry_night", "photo.png"], "--method is of --painting"),
-        (["--painting", "photo.png", "--info"], "--info is of models; leave it or --painting out"),
+        (["--painting", "photo.png", "--info"], "--painting and --info exclude each other"),
         (["--painting", "text.png", "photo.png"], "text.png cannot be read as a picture"),
     ],
 )

@@ -208,6 +208,8 @@ def test_without_a_style_one_line_says_which_there_are(stylize):
         (["--to-style", "b"], "--style where it begins"),
         (["--style", "a", "--to-style", "nothing"], "no style 'nothing'"),
         (["--sheet"], "-o"),
+        (["--style", "a,", "b"], "NAME,NAME without a space"),
+        (["--style", "my.jpg"], "--painting my.jpg"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(stylize, given, said):

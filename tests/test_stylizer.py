@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from nst_fast.errors import UserError
+from nst_fast.stylizing.looks import Looks
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.networks import create_network
 from nst_fast.training.onnx_export import export
@@ -186,6 +187,50 @@ def test_orientation_and_alpha_are_resolved_before_stylizing(stylizer, tmp_path)
     with Image.open(tmp_path / "photo.png") as image:
         got = np.asarray(stylizer(image))
     np.testing.assert_array_equal(got, stylizer.stylize_array(upright[None].copy())[0])
+
+
+def test_a_file_and_its_bytes_give_what_the_opened_picture_gives(stylizer, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.effect_noise((50, 40), 60).convert("RGB").save(path)
+    expected = np.asarray(stylizer(Image.open(path)))
+    for given in (path, str(path), path.read_bytes()):
+        np.testing.assert_array_equal(np.asarray(stylizer(given)), expected)
+    with pytest.raises(UserError, match=r"no picture at nowhere\.png"):
+        stylizer("nowhere.png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_looks_take_pictures_of_any_mode_and_orientation(stylizer, mode, tmp_path):
+    picture = Image.effect_noise((60, 40), 60).convert(mode)
+    exif = Image.Exif()
+    exif[274] = 6  # turned by a quarter
+    picture.save(path := tmp_path / f"photo.{'jpg' if mode == 'CMYK' else 'png'}", exif=exif)
+    painted = Looks(strength=0.5).apply(stylizer, Image.open(path))
+    assert (painted.mode, painted.size) == ("RGB", (40, 60))
+    np.testing.assert_array_equal(np.asarray(painted), np.asarray(stylizer(Image.open(path), strength=0.5)))
+
+
+@pytest.mark.parametrize("given", [{"strength": 2}, {"strength": float("nan")}, {"stroke": 0}, {"stroke": -1}])
+def test_what_is_out_of_its_range_is_refused_in_one_line(stylizer, given):
+    picture = Image.new("RGB", (40, 40))
+    ((name, value),) = given.items()
+    for paint in (lambda: stylizer(picture, **given), lambda: Looks(**given).apply(stylizer, picture)):
+        with pytest.raises(UserError, match=f"the {name} is {value}; it must be") as raised:
+            paint()
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("threads", [-1, 1.5])
+def test_threads_are_a_whole_number(model, threads):
+    with pytest.raises(UserError, match=f"threads is {threads}; it must be a whole number"):
+        Stylizer(model, threads)
+
+
+def test_a_picture_that_pillow_would_warn_of_is_read_in_silence(tmp_path):
+    Image.new("1", (10_000, 9_500)).save(path := tmp_path / "large.png")
+    read = f"import nst_fast.stylizing.images as images; print(images.load_image({str(path)!r}).size)"
+    done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(10000, 9500)\n", "")
 
 
 def test_metadata_is_read_without_its_prefix(stylizer):

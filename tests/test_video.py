@@ -210,6 +210,13 @@ def test_times_that_are_none_are_refused(stylize, given):
     assert "--from" in done.stderr or "--to" in done.stderr
 
 
+def test_a_span_that_a_clip_does_not_reach_is_one_line(stylize):
+    make_clip("a.mp4")
+    done = stylize("a.mp4", "--from", "50", "-o", "b.mp4")
+    assert_one_line(done)
+    assert "a.mp4 gives no frame between these times" in done.stderr
+
+
 def test_a_picture_has_no_span(stylize):
     Image.fromarray(picture(1)).save("a.png")
     done = stylize("a.png", "--from", "1")

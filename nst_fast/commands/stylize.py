@@ -21,7 +21,7 @@ from nst_fast.commands import printable, run, say, show_warnings
 from nst_fast.errors import UserError
 from nst_fast.stylizing.any_painting import METHODS, AnyPainting
 from nst_fast.stylizing.contact_sheet import contact_sheet
-from nst_fast.stylizing.formats import choices
+from nst_fast.stylizing.formats import OF_SUFFIX, choices
 from nst_fast.stylizing.images import load_image, resize_long_side, save_image
 from nst_fast.stylizing.jobs import Job, Result, Watch, check_targets, find_jobs, stylize_jobs
 from nst_fast.stylizing.looks import Looks, Saving
@@ -56,10 +56,11 @@ Stylize pictures and videos, one forward pass a picture.
   --strength S          0 is the photograph, 1 the stylized picture (default 1)
   --mask FILE           a picture: white is painted, black stays as it is, grey is in between
   --outside NAME        with --mask: black is painted like this style
-  --sheet               one picture in every style of the model, on one sheet
-  --keep-colours        luminance of the stylized picture, colours of the photograph
+  --sheet               one picture in every style of the model, on one sheet, 320 px each: strokes look large;
+                        --max-side 960 makes all larger
+  --keep-colours        keep the photograph's colours; light and dark are the stylized picture's
   --max-side PX         make larger pictures smaller first
-  --stroke F|auto       strokes F times as large (default 1); auto: the same part of every picture
+  --stroke F|auto       strokes F times as large (default 1); auto: larger in larger pictures
 
   --tile                run small pictures in tiles too: less memory, the same result. Above 4 megapixels always
   --huge                open pictures and videos of more than 179 megapixels; they may be decompression bombs
@@ -194,10 +195,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.to_style is not None and options.style is None:
         raise UserError("--to-style is where a video ends: say with --style where it begins")
     if options.sheet and (options.style is not None or len(options.inputs) != 1 or options.output is None):
-        raise UserError("--sheet paints one picture in every style: stylize --sheet photo.jpg -o styles.jpg")
+        raise UserError("--sheet needs one picture, -o and no --style: stylize --sheet photo.jpg -o styles.jpg")
     of_models = ("style", "to_style", "outside", "sheet", "info", "bgr", "pixel_range", "tile")
     if options.painting and (given := [name for name in of_models if getattr(options, name)]):
-        raise UserError(f"--{given[0].replace('_', '-')} is of models; leave it or --painting out")
+        raise UserError(f"--painting and --{given[0].replace('_', '-')} exclude each other: leave one out")
     if options.method and not options.painting:
         raise UserError("--method is of --painting: say --painting FILE, or leave --method out")
     if options.painting and options.model != GALLERY:
@@ -360,6 +361,10 @@ def style(text: str) -> dict[str, float]:
     weights = {}
     for part in text.split(","):
         name, equals, weight = part.partition("=")
+        if not name.strip():
+            raise argparse.ArgumentTypeError(f"{text!r} is no style: NAME,NAME without a space is needed")
+        if Path(name).suffix.lower() in OF_SUFFIX:
+            raise argparse.ArgumentTypeError(f"{name} is no style but a picture: --painting {name} paints after it")
         try:
             weights[name.strip()] = float(weight) if equals else 1.0
         except ValueError as error:

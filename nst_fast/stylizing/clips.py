@@ -20,7 +20,7 @@ from PIL import Image
 from nst_fast.errors import UserError, one_line
 from nst_fast.files import replacing
 from nst_fast.stylizing.images import over_white
-from nst_fast.stylizing.looks import Looks, Saving, read_frames
+from nst_fast.stylizing.looks import WHOLE, Looks, Saving, read_frames
 from nst_fast.stylizing.stylizer import TILED_ABOVE, Painter
 from nst_fast.stylizing.video import Clip, Encoder, Frame, VideoReader, VideoWriter
 
@@ -145,7 +145,9 @@ def stylize_clip(
                 writer.write(stylized, item.time, item.duration)
                 watch(writer.frames, reader.expected)
             if not writer.frames:
-                raise UserError(f"{reader.name} gives no frame" + (" before the interruption" if halt.is_set() else ""))
+                when = " before the interruption" if halt.is_set() else ""
+                when = when or ("" if saving.span == WHOLE else " between these times")
+                raise UserError(f"{reader.name} gives no frame{when}")
             writer.flush()
     except (av.FFmpegError, UnknownCodecError) as error:
         raise UserError(f"cannot write {target}: {one_line(error)}") from error

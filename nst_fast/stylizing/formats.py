@@ -116,7 +116,8 @@ def format_of(suffix: str, video: bool = False) -> Format:
     """Return the format of pictures, or of videos also, that a suffix is written in; UserError where there is none."""
     kind = OF_SUFFIX.get(suffix.lower())
     if kind is None or (kind.video and not video):
-        raise UserError(f"{suffix or 'no suffix'} is no picture format; use .png or .jpg")
+        what = f"{suffix} is no picture format" if suffix else "the name has no suffix"
+        raise UserError(f"{what}; use .png or .jpg")
     if kind.video and kind.becomes is not None:
         raise UserError(f"{kind.name} ({suffix}) is not written; use {kind.becomes}")
     if not kind.written:

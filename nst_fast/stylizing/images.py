@@ -8,6 +8,7 @@ import logging
 import os
 import stat
 import struct
+import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,8 @@ with contextlib.suppress(ImportError):  # an extra of its own: its wheels hold a
     register_heif_opener()
 
 logger = logging.getLogger(__name__)
+# From 89 megapixels on Pillow warns on standard error, from 179 on it refuses: here it does the latter alone.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 METADATA = ("exif", "dpi")  # Pillow's options
 LARGEST_ICO = 256  # px, of a side
@@ -258,11 +261,12 @@ def accepted_as(start: bytes) -> str | None:
     return None
 
 
-def load_image(source: str | Path | io.BytesIO) -> Image.Image:
+def load_image(source: str | Path | bytes | io.BytesIO) -> Image.Image:
     """Read a picture as 8-bit sRGB, from a file or from memory.
 
     Raises UserError where it is missing or cannot be decoded.
     """
+    source = io.BytesIO(source) if isinstance(source, bytes) else source
     name = "the picture" if isinstance(source, io.BytesIO) else str(source)
     if not isinstance(source, io.BytesIO) and not is_readable(source):
         raise UserError(f"no picture at {name}")
@@ -273,6 +277,13 @@ def load_image(source: str | Path | io.BytesIO) -> Image.Image:
         raise UserError(f"{name} is too large to be opened safely: {error}") from error
     except Exception as error:  # decoders of damaged files raise whatever they please
         raise UserError(f"{name} cannot be read as a picture: {why_unreadable(source, error)}") from error
+
+
+def blend(photograph: Image.Image, stylized: Image.Image, strength: float) -> Image.Image:
+    """Return a blend of two RGB pictures of one size: at 0 the photograph, at 1 the other; UserError outside."""
+    if not 0 <= strength <= 1:
+        raise UserError(f"the strength is {strength}; it must be from 0, the photograph, to 1, the stylized picture")
+    return stylized if strength == 1 else Image.blend(photograph, stylized, strength)
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:

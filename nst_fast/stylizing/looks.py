@@ -17,11 +17,13 @@ from nst_fast.errors import UserError
 from nst_fast.stylizing.exif import LONGEST_IN_JPEG, carried, exif_bytes, fit
 from nst_fast.stylizing.formats import OF_NAME, format_of
 from nst_fast.stylizing.images import (
+    blend,
     fill_hidden,
     keep_colours,
     over_white,
     resize_long_side,
     split_alpha,
+    to_rgb,
     why_unreadable,
 )
 from nst_fast.stylizing.stroke import Stroke, stroke_size
@@ -77,7 +79,8 @@ class Looks:
         return width * height * max(1 / stroke_size(self.stroke, (width, height)) ** 2, FULL_SIZE)
 
     def apply(self, stylizer: Painter, photograph: Image.Image) -> Image.Image:
-        """Return a stylized RGB picture of the size of the photograph, once that is no larger than ``max_side``."""
+        """Return a stylized RGB picture of the photograph upright, once that is no larger than ``max_side``."""
+        photograph = to_rgb(photograph)
         if self.max_side is not None and max(photograph.size) > self.max_side:
             photograph = resize_long_side(photograph, self.max_side)
         stylized = self.paint(stylizer, photograph, self.style)
@@ -91,7 +94,7 @@ class Looks:
         stylized = stylizer.stylize(photograph, style, self.stroke)
         if self.keep_colours:
             stylized = keep_colours(stylized, photograph)
-        return stylized if self.strength == 1 else Image.blend(photograph, stylized, self.strength)
+        return blend(photograph, stylized, self.strength)
 
 
 @dataclass(frozen=True)

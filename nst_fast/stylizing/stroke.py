@@ -13,6 +13,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from PIL import Image
 
+from nst_fast.errors import UserError
+
 Stroke: TypeAlias = float | Literal["auto"]
 
 AUTO_SIDE = 512  # px, short side of the picture on which strokes of "auto" are of the size that the model has learned
@@ -24,8 +26,11 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
 def stroke_size(stroke: Stroke, size: tuple[int, int], side: int = AUTO_SIDE) -> float:
     """Return the stroke of a picture of a size, (width, height) px; 1 is the size that the model has learned.
 
-    "auto" keeps strokes the same part of pictures from a short side of so many pixels upwards; below it is 1.
+    "auto" keeps strokes the same part of pictures from a short side of so many pixels upwards; below it is 1. Raises
+    UserError where the stroke is not above 0.
     """
+    if stroke != "auto" and not 0 < stroke < math.inf:
+        raise UserError(f"the stroke is {stroke}; it must be above 0: 2 is twice as large as learned")
     return max(1.0, min(size) / side) if stroke == "auto" else float(stroke)
 
 

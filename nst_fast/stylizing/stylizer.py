@@ -20,7 +20,7 @@ from PIL import Image
 
 from nst_fast.assets import find_model, nearest
 from nst_fast.errors import UserError, one_line
-from nst_fast.stylizing.images import to_rgb
+from nst_fast.stylizing.images import blend, load_image, to_rgb
 from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout, trial
 from nst_fast.stylizing.stroke import Stroke, paint, stroke_size
 from nst_fast.stylizing.style_file import SUFFIX, StyleFile
@@ -105,6 +105,8 @@ class Stylizer:
         tile: bool = False,
     ) -> None:
         self.path = path = find_model(str(model))
+        if not isinstance(threads, int) or threads < 0:
+            raise UserError(f"threads is {threads!r}; it must be a whole number, 0 for every core")
         self.providers, self.threads = choose_providers(device), threads
         self.session = self.start(read_model(path), device)
         # One run of a session at a time is all that DirectML allows.
@@ -175,7 +177,7 @@ class Stylizer:
             raise UserError(f"{self.path} has one style; a model of many, such as gallery, is needed to choose one")
         files = [name for name in weights if name.endswith(SUFFIX) and name not in self.paintings]
         if unknown := [name for name in weights if name not in self.paintings and name not in files]:
-            raise UserError(f"no style {unknown[0]!r} in {self.path}: {nearest(unknown[0], self.paintings)}")
+            raise UserError(f"no style {unknown[0]!r} in {self.name}: {nearest(unknown[0], self.paintings)}")
         total = sum(weights.values())
         if not all(weight >= 0 for weight in weights.values()) or not 0 < total < math.inf:
             raise UserError(f"the weights of styles are {weights}; they must be at least 0, and one above it")
@@ -399,14 +401,15 @@ class Stylizer:
 
     def __call__(
         self,
-        image: Image.Image | np.ndarray,
+        image: Image.Image | np.ndarray | str | Path | bytes,
         style: Style | None = None,
         strength: float = 1.0,
         stroke: Stroke = 1,
     ) -> Any:
         """Return the stylized picture, of exactly the picture's size after its EXIF orientation is applied.
 
-        A PIL image gives an RGB PIL image, a uint8 array (H, W, 3) gives such an array.
+        A PIL image, a file or its bytes give an RGB PIL image, what is transparent over white; a uint8 array (H, W, 3)
+        gives such an array. Raises UserError where a file is no picture, or an argument is out of its range.
 
         Args:
             image: the picture.
@@ -416,13 +419,10 @@ class Stylizer:
                 picture. "auto": the same part of any picture.
         """
         if isinstance(image, np.ndarray):
-            stylized = self.stylize_array(image[None], style, stroke)[0]
-            if strength == 1:
-                return stylized
-            return np.array(Image.blend(Image.fromarray(image), Image.fromarray(stylized), strength))
-        photograph = to_rgb(image)
-        stylized = self.stylize(photograph, style, stroke)
-        return stylized if strength == 1 else Image.blend(photograph, stylized, strength)
+            stylized = Image.fromarray(self.stylize_array(image[None], style, stroke)[0])
+            return np.array(blend(Image.fromarray(image), stylized, strength))
+        photograph = to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
+        return blend(photograph, self.stylize(photograph, style, stroke), strength)
 
 
 def read_model(path: Path) -> bytes:
