@@ -89,24 +89,21 @@ USAGE = USAGE.replace("FORMATS", ", ".join(dict.fromkeys(suffix[1:] for suffix i
 
 
 def show_models() -> None:
-    """Print the shipped models, the gallery first, with title, artist, licence, size and losses."""
+    """Print the shipped models, the gallery first, with title, artist, licence and size."""
     models = shipped_models() | shipped_models(int8=True)
     for name, path in sorted(models.items(), key=lambda item: (not item[0].startswith(GALLERY), item[0])):
         stylizer = Stylizer(path)
         told = stylizer.metadata
         if name.endswith(INT8):
-            about = f"in 8-bit integers, {told['int8_psnr']} dB from {name.removesuffix(INT8)} on photographs"
+            about = "the same in 8-bit integers, faster on a CPU"
         elif stylizer.paintings:
             about = f"{len(stylizer.paintings)} paintings in one network"
         else:
             about = f"{told.get('title', name)}, {told.get('artist', 'unknown')} ({told.get('licence', 'unknown')})"
-        known = {name: told.get(f"val_{name}_loss") for name in ("total", "content", "style")}
-        losses = "  ".join(f"{name} {float(value):.3g}" for name, value in known.items() if value is not None)
-        size = f"{path.stat().st_size / 1e6:.2f} MB"
-        print(f"{name:<20} {about}, {size}  {'' if name.endswith(INT8) else losses}".rstrip())
+        print(f"{name:<22} {about}, {path.stat().st_size / 1e6:.2f} MB")
         if not name.endswith(INT8):
             for style_name, painting in stylizer.paintings.items():
-                print(f"  {style_name:<20} {painting.get('title', style_name)}, {painting.get('artist', 'unknown')}")
+                print(f"  {style_name:<22} {painting.get('title', style_name)}, {painting.get('artist', 'unknown')}")
 
 
 @dataclass(frozen=True)
