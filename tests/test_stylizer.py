@@ -233,6 +233,34 @@ def test_a_picture_that_pillow_would_warn_of_is_read_in_silence(tmp_path):
     assert (done.stdout, done.stderr) == ("(10000, 9500)\n", "")
 
 
+@pytest.fixture(scope="module")
+def halving(model):
+    """The same network, which says that it sees pictures half as large."""
+    told = onnx.load(model)
+    told.metadata_props.add(key="nst_fast.stroke", value="2")
+    onnx.save(told, path := model.with_name("halving.onnx"))
+    return Stylizer(path)
+
+
+@pytest.mark.parametrize(("stroke", "of_the_other"), [(1, 2), (0.5, 1), (1.5, 3)])
+def test_a_model_says_how_much_smaller_it_sees_pictures(stylizer, halving, stroke, of_the_other):
+    pictures = random_pictures(2, 48, 64)
+    expected = stylizer.stylize_array(pictures, stroke=of_the_other)
+    np.testing.assert_array_equal(halving.stylize_array(pictures, stroke=stroke), expected)
+    picture = Image.fromarray(pictures[0])
+    np.testing.assert_array_equal(np.asarray(halving(picture, stroke=stroke)), expected[0])
+    np.testing.assert_array_equal(np.asarray(Looks(stroke=stroke).apply(halving, picture)), expected[0])
+
+
+@pytest.mark.parametrize("told", ["0", "-1", "nan", "1e9", "", "١"])
+def test_a_model_that_sees_pictures_at_no_size_is_refused_in_one_line(model, tmp_path, told):
+    changed = onnx.load(model)
+    changed.metadata_props.add(key="nst_fast.stroke", value=told)
+    onnx.save(changed, tmp_path / "changed.onnx")
+    with pytest.raises(UserError, match=r"is not as it was exported: nst_fast\.stroke is"):
+        Stylizer(tmp_path / "changed.onnx")
+
+
 def test_metadata_is_read_without_its_prefix(stylizer):
     assert stylizer.metadata == {"style": "tiny", "title": "Ťiny", "min_size": "16"}
 

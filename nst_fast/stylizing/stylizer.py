@@ -90,6 +90,8 @@ class Stylizer:
         metadata: what the model says of itself.
         paintings: what a model of several says of each, by name; of one, nothing.
         min_size: the least height and width that it takes, px.
+        stroke: how many times smaller it sees pictures: it paints large strokes there, and edges come from the full
+            picture.
 
     Raises UserError where the file is missing, is no ONNX model or is not one of ours and nothing says how to feed it.
     """
@@ -120,7 +122,7 @@ class Stylizer:
         self.foreign = "min_size" not in self.metadata
         self.paintings = self.read_paintings()
         shape = self.read_input(pixel_range)
-        self.min_size = self.read_min_size()
+        self.min_size, self.stroke = self.read_min_size(), self.read_stroke()
         self.pixel_range = (pixel_range or (1 if self.floating else 255)) if self.foreign else 1
         self.bgr = bgr and self.foreign
         self.fixed_size = self.read_fixed_size(shape)
@@ -195,6 +197,13 @@ class Stylizer:
         if not least.isdecimal() or len(least) > 9 or not 1 <= int(least) <= LARGEST_MIN_SIZE:
             raise UserError(f"{self.path} is not as it was exported: {METADATA_PREFIX}min_size is {least!r}")
         return int(least)
+
+    def read_stroke(self) -> float:
+        """Return how many times smaller the model sees pictures; raises UserError where it says no such number."""
+        told = self.metadata.get("stroke", "1")
+        if not re.fullmatch(r"\d{1,2}(\.\d{1,9})?", told, re.ASCII) or not float(told):
+            raise UserError(f"{self.path} is not as it was exported: {METADATA_PREFIX}stroke is {told!r}")
+        return float(told)
 
     def read_fixed_size(self, shape: list[Any]) -> tuple[int, int] | None:
         """Return the one size (width, height), px, that a peer's model may be exported for: pictures are resized to it.
@@ -365,9 +374,13 @@ class Stylizer:
         """Return stylized uint8 RGB (N, H, W, 3) of pictures of the same shape and type."""
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape:
             raise ValueError(f"got {pictures.dtype} {pictures.shape}; uint8 (N, H, W, 3), none of them 0, is needed")
-        height, width = pictures.shape[1:3]
-        if stroke != 1:
+        if stroke != 1 or self.stroke != 1:
             return np.stack([np.asarray(self.stylize(Image.fromarray(one), style, stroke)) for one in pictures])
+        return self.as_learned(pictures, style)
+
+    def as_learned(self, pictures: np.ndarray, style: Style | None = None) -> np.ndarray:
+        """Return the stylized pictures of pictures that the model sees as they are, uint8 (N, H, W, 3)."""
+        height, width = pictures.shape[1:3]
         feeds = self.feeds(style)
         if self.needs_tiles(width, height):
             return np.concatenate([self.run_tiles(picture[None], feeds) for picture in pictures])
@@ -387,17 +400,20 @@ class Stylizer:
 
         Raises UserError where the model takes pictures of one size alone, and its strokes are asked for in another.
         """
-        if stroke != 1:
-            run = functools.partial(self.stylize, style=style)
-            if self.fixed_size is None:
-                return paint(run, picture, stroke_size(stroke, picture.size))
-            if stroke != "auto":
-                got = "×".join(map(str, self.fixed_size))
-                raise UserError(f"{self.path} sees every picture at {got}: strokes are of one size; leave stroke out")
-            return paint(run, picture, stroke_size(stroke, picture.size, min(self.fixed_size)))
-        if self.needs_tiles(*picture.size) and not self.foreign:
-            return self.run_tiled(picture, self.feeds(style))  # which takes no second copy of it
-        return Image.fromarray(np.ascontiguousarray(self.stylize_array(np.asarray(picture)[None], style)[0]))
+        if self.fixed_size is None:
+            smaller = self.stroke * stroke_size(stroke, picture.size)
+        elif stroke in (1, "auto"):
+            smaller = stroke_size(stroke, picture.size, min(self.fixed_size))
+        else:
+            got = "×".join(map(str, self.fixed_size))
+            raise UserError(f"{self.path} sees every picture at {got}: strokes are of one size; leave stroke out")
+
+        def run(seen: Image.Image) -> Image.Image:
+            if self.needs_tiles(*seen.size) and not self.foreign:
+                return self.run_tiled(seen, self.feeds(style))  # which takes no second copy of it
+            return Image.fromarray(np.ascontiguousarray(self.as_learned(np.asarray(seen)[None], style)[0]))
+
+        return paint(run, picture, smaller)
 
     def __call__(
         self,
