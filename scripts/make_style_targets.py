@@ -18,7 +18,7 @@ from nst_fast.loss.perceptual_loss import ENERGY, SLICED
 from nst_fast.loss.pretrained import create_loss_network
 from nst_fast.loss.style_targets import fetch_painting, make_style_targets
 
-SIZES = (362, 512, 724)  # px, short side of the painting: style.size as it stands, and half an octave either way
+SIZES = (136, 192, 272, 362, 512, 724)  # px, short side of the painting
 
 
 def main() -> None:

@@ -219,11 +219,11 @@ def gallery_card(name: str, model: Path, figures: dict[str, Any]) -> str:
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
     lines += ["", "The judge's figures are of six photographs at 256 px, each in the painting's style.", ""]
     lines += ["| style | painting | style_vgg16 | palette | content_vgg16 |", "|---|---|---|---|---|"]
-    for name, painting in Stylizer(model).paintings.items():
-        found = figures["judge"][name]
+    for style, painting in Stylizer(model).paintings.items():
+        found = figures["judge"][style]
         about = ", ".join(painting[key] for key in ("title", "artist", "year", "licence") if key in painting)
         shown = " | ".join(f"{found[key]:.2g}" for key in ("style_vgg16", "palette", "content_vgg16"))
-        lines.append(f"| `{name}` | {about} | {shown} |")
+        lines.append(f"| `{style}` | {about} | {shown} |")
     table = "\n".join(lines)
     return f"## {name}\n\n![one photograph in every style](../docs/images/{name}.jpg)\n\n| | |\n|---|---|\n{table}\n"
 

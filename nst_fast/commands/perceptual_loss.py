@@ -27,7 +27,7 @@ from nst_fast.loss.pretrained import LOSS_NETWORKS, TORCHVISION, VGG_WIDTHS, cho
 from nst_fast.loss.style_targets import find_paintings, find_style_targets
 from nst_fast.loss.style_weight import DISTANCES, StyleWeightControl, content_distance
 
-PAINTING_SIZES = (181, 256, 362, 512, 724)  # px, short side: sizes of strokes that are tried
+PAINTING_SIZES = (136, 192, 272, 362, 512, 724)  # px, short side: sizes of strokes that are tried
 LONGEST_NAME = 200  # bytes of a style's name: file systems take 255, suffixes among them
 
 

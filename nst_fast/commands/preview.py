@@ -24,7 +24,7 @@ style.content_distance=…` trains for minutes on what you like.
   style.image=FILE         with style=custom: your own picture
   content=FILE             a photograph of yours (default: a cup of coffee)
   content_distances='[medium, 1.6]'  how far pictures may go from the photograph: subtle, medium, strong, or numbers
-  style.size=PX            short side of the painting; smaller means smaller strokes (default 512)
+  style.size=PX            short side of the painting; smaller means smaller strokes (default 192)
   size=PX                  long side of each picture (default 384)
   loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers
   output=FILE              (default: <style>.preview.jpg)
