@@ -15,7 +15,7 @@ from pathlib import Path
 import skimage.data
 from PIL import Image
 
-from nst_fast.assets import shipped_models
+from nst_fast.assets import GALLERY, shipped_models
 from nst_fast.commands.compare import loss_arguments
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.optimize import optimize
@@ -41,12 +41,13 @@ def main() -> None:
         "coffee": skimage.data.coffee(),
     }
     photographs = [to_image(centre_crop(Image.fromarray(array), SIDE)[None] / 255) for array in arrays.values()]
+    painter = Stylizer(GALLERY)
+    pictures = {name: painter(photographs[0], name) for name in painter.paintings}
+    write_small(contact_sheet({"photograph": photographs[0], **pictures}), OUTPUT / f"{GALLERY}.jpg")
     for name, model in shipped_models().items():
-        stylize = Stylizer(model)
-        if stylize.paintings:
-            pictures = {style: stylize(photographs[0], style) for style in stylize.paintings}
-            write_small(contact_sheet({"photograph": photographs[0], **pictures}), OUTPUT / f"{name}.jpg")
+        if name == GALLERY:
             continue
+        stylize = Stylizer(model)
         rows = []
         with tempfile.TemporaryDirectory() as folder:
             for number, photograph in enumerate(photographs):

@@ -2,7 +2,6 @@
 
 python scripts/release_models.py runs/release/*                      # ship these runs' models, write every card
 python scripts/release_models.py runs/gallery --paintings FOLDER     # likewise of the gallery; its paintings are there
-python scripts/release_models.py runs/bold --paintings FOLDER --name bold
 python scripts/release_models.py                                     # write the cards again
 
 A run is a folder that `train` left behind. The figures are kept in benchmarks/released_models.json, the cards are
@@ -106,15 +105,15 @@ def release(run: Path, count: int) -> dict[str, Any]:
     }
 
 
-def release_gallery(run: Path, folder: Path, name: str) -> dict[str, Any]:
-    """Ship a run's model of many paintings, which lie in a folder, under a name and return its figures."""
+def release_gallery(run: Path, folder: Path) -> dict[str, Any]:
+    """Ship a run's model of many paintings, which lie in a folder, and return its figures."""
     summary = json.loads((run / "summary.json").read_text())
-    model = ROOT / "checkpoints" / f"{name}.onnx"
+    model = ROOT / "checkpoints" / f"{GALLERY}.onnx"
     shutil.copyfile(run / f"{GALLERY}.onnx", model)
     export_in_8_bits(model, model.with_suffix(f"{INT8}.onnx"))
     stylizer = Stylizer(model)
     files = {told["name"]: file for file, told in find_paintings(folder).items()}
-    judged = {style: judge(files[style], 256, partial(stylizer, style=style)) for style in stylizer.paintings}
+    judged = {name: judge(files[name], 256, partial(stylizer, style=name)) for name in stylizer.paintings}
     return {"training": {key: summary[key] for key in TRAINING} | {"machine": platform.machine()}, "judge": judged}
 
 
@@ -200,13 +199,13 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
     return f"## {name}\n\n{picture}\n\n| | |\n|---|---|\n{table}\n"
 
 
-def gallery_card(name: str, model: Path, figures: dict[str, Any]) -> str:
-    """Return the card of a model of many paintings: how it was made, and a row a painting."""
+def gallery_card(model: Path, figures: dict[str, Any]) -> str:
+    """Return the gallery's card: how it was made, and a row a painting."""
     told, training = Stylizer(model).metadata, figures["training"]
-    integers = shipped_models(int8=True)[f"{name}{INT8}"]
+    integers = shipped_models(int8=True)[f"{GALLERY}{INT8}"]
     rows = {
         "file": f"{model.stat().st_size / 1e6:.2f} MB, sha256 `{file_hash(model)}`",
-        "in 8-bit integers": f"`{name}{INT8}`, {integers.stat().st_size / 1e6:.2f} MB, sha256 "
+        "in 8-bit integers": f"`{GALLERY}{INT8}`, {integers.stat().st_size / 1e6:.2f} MB, sha256 "
         f"`{file_hash(integers)}`; at least {Stylizer(integers).metadata['int8_psnr']} dB from the file above on "
         "photographs, in every style and two blends",
         "made by": f"`{command_of(json.loads(told['config']))}`",
@@ -219,34 +218,32 @@ def gallery_card(name: str, model: Path, figures: dict[str, Any]) -> str:
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
     lines += ["", "The judge's figures are of six photographs at 256 px, each in the painting's style.", ""]
     lines += ["| style | painting | style_vgg16 | palette | content_vgg16 |", "|---|---|---|---|---|"]
-    for style, painting in Stylizer(model).paintings.items():
-        found = figures["judge"][style]
+    for name, painting in Stylizer(model).paintings.items():
+        found = figures["judge"][name]
         about = ", ".join(painting[key] for key in ("title", "artist", "year", "licence") if key in painting)
         shown = " | ".join(f"{found[key]:.2g}" for key in ("style_vgg16", "palette", "content_vgg16"))
-        lines.append(f"| `{style}` | {about} | {shown} |")
+        lines.append(f"| `{name}` | {about} | {shown} |")
     table = "\n".join(lines)
-    return f"## {name}\n\n![one photograph in every style](../docs/images/{name}.jpg)\n\n| | |\n|---|---|\n{table}\n"
+    return (
+        f"## {GALLERY}\n\n![one photograph in every style](../docs/images/gallery.jpg)\n\n| | |\n|---|---|\n{table}\n"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders that `train` left behind")
     parser.add_argument("--count", type=int, default=4, help="photographs that the optimiser is run on")
-    parser.add_argument("--paintings", type=Path, help="a gallery's, with their manifest.json")
-    parser.add_argument("--name", help="of the model (default: the style's)")
+    parser.add_argument("--paintings", type=Path, help="the gallery's, with their manifest.json")
     options = parser.parse_args()
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for run in options.runs:
-        style = json.loads((run / "summary.json").read_text())["style"]
-        name = options.name or style
-        many = style == GALLERY
-        figures[name] = release_gallery(run, options.paintings, name) if many else release(run, options.count)
+        name = json.loads((run / "summary.json").read_text())["style"]
+        figures[name] = release_gallery(run, options.paintings) if name == GALLERY else release(run, options.count)
         FIGURES.write_text(json.dumps(dict(sorted(figures.items())), indent=1) + "\n")
         print(name, json.dumps(figures[name]["judge"]), flush=True)
     shipped = {name: model for name, model in shipped_models().items() if name in figures}
-    many = {name: bool(Stylizer(model).paintings) for name, model in shipped.items()}
-    ordered = sorted(shipped.items(), key=lambda item: (not many[item[0]], item[0] != GALLERY, item[0]))
-    cards = [(gallery_card if many[name] else card)(name, model, figures[name]) for name, model in ordered]
+    cards = [gallery_card(model, figures[GALLERY]) for name, model in shipped.items() if name == GALLERY]
+    cards += [card(name, model, figures[name]) for name, model in shipped.items() if name != GALLERY]
     CARDS.write_text(HEAD + "\n" + "\n".join(cards))
     print(CARDS)
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from nst_fast.errors import UserError
 from nst_fast.stylizing.exif import into_tiff
-from nst_fast.stylizing.images import load_image, open_image, split_alpha
+from nst_fast.stylizing.images import load_image, open_image, split_alpha, to_rgb
 
 LIGHT = np.linspace(0, 1, 20 * 30 * 3).reshape(20, 30, 3)
 GREY = LIGHT[..., :1].repeat(3, 2)
@@ -242,6 +242,16 @@ def test_a_profile_counts_for_more_than_exif(tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     save_colours(tmp_path / "a.jpg", exif=exif(65535, "R03"), icc_profile=profile)
     np.testing.assert_allclose(colours_of(tmp_path / "a.jpg"), COLOURS, atol=2)
+
+
+@pytest.mark.parametrize("index", ["R03", "R98"])
+@pytest.mark.parametrize("profile", [False, True])
+def test_what_is_converted_is_not_converted_again(tmp_path, index, profile):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    save_colours(tmp_path / "a.jpg", exif=exif(65535, index), **({"icc_profile": srgb} if profile else {}))
+    once = load_image(tmp_path / "a.jpg")
+    np.testing.assert_array_equal(np.asarray(to_rgb(once)), np.asarray(once))
+    assert "icc_profile" not in once.info
 
 
 def png(*chunks: tuple[bytes, bytes], alpha: bool = False) -> bytes:

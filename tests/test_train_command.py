@@ -190,7 +190,7 @@ def test_tensorboard_has_the_painting_size_of_the_samples(finished, events):
     with Image.open(finished.folder / "samples" / "step_000004.png") as strip:
         pictures = to_tensor(strip.crop((0, 64, 128, 128)))
     distances = style_distances(loss, torch.cat(pictures.chunk(2, 3)), find_sizes(cfg, loss))
-    assert list(distances) == [136, 192, 272, 362, 512, 724]
+    assert list(distances) == [96, 136, 192, 272, 362, 512, 724]
     last = {name: found[-1].value for name, found in logged.items()}
     assert last["painting_size"] == pytest.approx(best_painting_size(distances), rel=0.05)  # the strip is of 8 bits
     assert last["relative_painting_size"] == pytest.approx(last["painting_size"] / 64, rel=1e-5)
@@ -241,7 +241,7 @@ def test_the_model_says_what_it_is_and_how_it_was_made(finished):
     assert float(metadata["val_total_loss"]) == pytest.approx(summary["validation_losses"]["val/total_loss"], rel=1e-4)
     assert finished.day <= date.fromisoformat(metadata["date"]) <= datetime.now(timezone.utc).date()
     assert int(metadata["min_size"]) > 0
-    expected = {"style": "pic", "title": "pic", "artist": "unknown", "licence": "unknown", "steps": "4"}
+    expected = {"style": "pic", "title": "pic", "artist": "unknown", "licence": "unknown", "steps": "4", "stroke": "1"}
     assert {key: metadata[key] for key in expected} == expected
 
 
@@ -491,6 +491,15 @@ def test_a_network_starts_from_the_gallerys_mean_or_the_shipped_model_that_is_na
     assert np.abs(Stylizer("warm/pic.onnx").stylize_array(pixels).astype(int) - expected).max() <= 1
 
 
+def test_a_model_carries_how_much_smaller_it_sees_pictures(train):
+    draw_picture(Path("pic.jpg"))
+    assert train(*CUSTOM, *SMOKE, "trainer.max_steps=1", "style.stroke=1.5", "output=large").code == 0
+    large, picture = Stylizer("large/pic.onnx"), Image.effect_noise((90, 60), 60).convert("RGB")
+    assert large.stroke == 1.5
+    whole = np.asarray(large(picture, stroke=2 / 3))  # which the network sees as it is
+    np.testing.assert_array_equal(whole, large.as_learned(np.asarray(picture)[None])[0])
+
+
 def test_a_warm_start_needs_its_file_no_more_once_there_is_a_checkpoint(finished, train):
     draw_picture(Path("pic.jpg"))
     shutil.copy(finished.folder / "checkpoints" / "last.ckpt", "other.ckpt")
@@ -578,6 +587,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "steps in words": ([*CUSTOM, "trainer.max_steps=abc"], ["trainer.max_steps", "abc"]),
     "half a step": ([*CUSTOM, "trainer.max_steps=2.5"], ["trainer.max_steps", "2.5"]),
     "style of no size": ([*CUSTOM, "style.size=0"], ["style.size", "0"]),
+    "stroke of nothing": ([*CUSTOM, "style.stroke=0"], ["style.stroke", "0"]),
     "empty batches": ([*CUSTOM, "data.batch_size=0"], ["data.batch_size", "0"]),
     "weight that is no number": ([*CUSTOM, "loss.style_weight=nan"], ["loss.style_weight", "nan"]),
     "share in words": ([*CUSTOM, "data.dead_leaves=abc"], ["data.dead_leaves", "abc"]),

@@ -27,7 +27,7 @@ from nst_fast.loss.pretrained import LOSS_NETWORKS, TORCHVISION, VGG_WIDTHS, cho
 from nst_fast.loss.style_targets import find_paintings, find_style_targets
 from nst_fast.loss.style_weight import DISTANCES, StyleWeightControl, content_distance
 
-PAINTING_SIZES = (136, 192, 272, 362, 512, 724)  # px, short side: sizes of strokes that are tried
+PAINTING_SIZES = (96, 136, 192, 272, 362, 512, 724)  # px, short side: sizes of strokes that are tried
 LONGEST_NAME = 200  # bytes of a style's name: file systems take 255, suffixes among them
 
 
@@ -56,7 +56,7 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, reference: bool = False) -> str
     should know of the loss network, or nothing.
     """
     require_number(cfg, "style.size", 16, 16384)  # px
-    require_number(cfg, "style.stroke", 0.1, 64)
+    require_number(cfg, "style.stroke", 0.1, 64, whole=False)
     for key in ("loss.content_weight", "loss.style_weight", "loss.tv_weight"):
         require_number(cfg, key, 0, whole=False)
     require_weights(cfg, "loss.content_layers")

@@ -145,9 +145,10 @@ def stylize_clip(
                 writer.write(stylized, item.time, item.duration)
                 watch(writer.frames, reader.expected)
             if not writer.frames:
-                when = " before the interruption" if halt.is_set() else ""
-                when = when or ("" if saving.span == WHOLE else " between these times")
-                raise UserError(f"{reader.name} gives no frame{when}")
+                within = "" if saving.span == WHOLE else " between these times"
+                raise UserError(
+                    f"{reader.name} gives no frame" + (" before the interruption" if halt.is_set() else within)
+                )
             writer.flush()
     except (av.FFmpegError, UnknownCodecError) as error:
         raise UserError(f"cannot write {target}: {one_line(error)}") from error

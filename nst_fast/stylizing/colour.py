@@ -55,7 +55,9 @@ def to_srgb(image: Image.Image, info: dict, adobe: bool = False) -> Image.Image:
 
 def convert(image: Image.Image, source: ImageCms.ImageCmsProfile) -> Image.Image:
     """Return a picture in sRGB, given the profile of its numbers."""
-    return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
+    converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
+    converted.info.pop("icc_profile", None)  # sRGB's, by which it would be converted once more
+    return converted
 
 
 def of_code_points(info: dict) -> tuple[tuple[float, ...], float | None] | None:

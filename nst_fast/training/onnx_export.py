@@ -216,7 +216,7 @@ def describe(checkpoint: dict[str, Any]) -> dict[str, str]:
         "image_sha256": ours["image_sha256"],
         **({"paintings": json.dumps(ours["paintings"], ensure_ascii=False)} if ours.get("paintings") else {}),
         "style_size": style["size"],
-        "stroke": style.get("stroke", 1),
+        "stroke": f"{style.get('stroke', 1):g}",
         "style_weight": f"{ours['style_weight']:.6g}",
         **({} if style["content_distance"] is None else {"content_distance": style["content_distance"]}),
         "loss": config["loss"]["name"],
