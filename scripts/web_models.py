@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 from nst_fast.assets import INT8
 from nst_fast.errors import UserError
 from nst_fast.stylizing.receptive_field import GRAIN
-from nst_fast.stylizing.stylizer import METADATA_PREFIX
+from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
 from nst_fast.stylizing.tiling import Stage, TiledModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,10 +162,10 @@ def styles_of(name: str, metadata: dict[str, str]) -> list[dict[str, Any]]:
     return [{key: known.get(key, "") for key in keys}]
 
 
-def thumbnail(session: onnxruntime.InferenceSession, photograph: np.ndarray, inputs: dict[str, np.ndarray]) -> bytes:
-    """Return a photograph (1, H, W, 3) as a model paints it: a small WebP file."""
-    painted = Image.fromarray(session.run(None, {"image": photograph, **inputs})[0][0])
-    file = io.BytesIO()
+def thumbnail(stylizer: Stylizer, style: str) -> bytes:
+    """Return the page's photograph as a model paints it in a style: a small WebP file."""
+    photograph, file = ImageOps.fit(Image.open(PHOTOGRAPH).convert("RGB"), (SEEN, SEEN)), io.BytesIO()
+    painted = stylizer(photograph, style if stylizer.paintings else None)
     painted.resize((THUMBNAIL, THUMBNAIL)).save(file, "WEBP", quality=70, method=6)
     return file.getvalue()
 
@@ -186,15 +186,14 @@ def make(path: Path, output: Path) -> dict[str, Any]:
         raise UserError(f"{path} does not take uint8 (N, H, W, 3); `nst-export` writes such models")
     defaults, styles = optional_inputs(model), styles_of(path.stem, metadata)
     content = with_plain_inputs(model, defaults).SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    photograph = np.asarray(ImageOps.fit(Image.open(PHOTOGRAPH).convert("RGB"), (SEEN, SEEN)))[None]
-    for number, style in enumerate(styles):
-        chosen = {"style_weights": np.eye(len(styles), dtype=np.float32)[number]} if "style_weights" in defaults else {}
-        style["thumbnail"] = write(thumbnail(session, photograph, defaults | chosen), f".{style['name']}.webp")
+    stylizer = Stylizer(path, device="cpu")
+    for style in styles:
+        style["thumbnail"] = write(thumbnail(stylizer, style["name"]), f".{style['name']}.webp")
     entry = {
         "name": path.stem,
         "file": write(content, ".onnx"),
         "minSize": int(metadata.get("min_size", 1)),
+        "underpainting": float(metadata.get("underpainting", 0)),
         "inputs": {name: value.ravel().tolist() for name, value in defaults.items()},
         "styles": styles,
     }

@@ -44,16 +44,17 @@ def weights(small, large):
     return found / found.sum(1, keepdims=True)
 
 
+@pytest.mark.parametrize("share", [1, 0.3, 0])
 @pytest.mark.parametrize("size", [(90, 60), (91, 67), (41, 30)])
-def test_what_the_model_changed_is_laid_over_the_full_picture(size):
+def test_what_the_model_changed_is_laid_over_the_full_picture(size, share):
     full = photograph(*size)
     small = full.resize((40, 30), Image.Resampling.LANCZOS)
     coarse = Image.fromarray(RNG.integers(0, 256, (30, 40, 3), np.uint8))
     grey, small_grey = (np.asarray(p).astype(float) @ [0.299, 0.587, 0.114] for p in (full, small))
     rows, columns = weights(30, size[1]), weights(40, size[0])
     channels = [rows @ (np.asarray(coarse)[..., c] - small_grey) @ columns.T + grey for c in range(3)]
-    expected = np.stack(channels, -1).clip(0, 255)
-    np.testing.assert_allclose(np.asarray(restore_edges(full, small, coarse)), expected, rtol=0, atol=0.51)
+    expected = share * np.stack(channels, -1).clip(0, 255) + (1 - share) * np.asarray(full)
+    np.testing.assert_allclose(np.asarray(restore_edges(full, small, coarse, share)), expected, rtol=0, atol=0.51)
 
 
 @pytest.mark.parametrize("strip", [1, 700, 150 * 33])
@@ -62,7 +63,7 @@ def test_strips_are_the_whole_picture(strip, stroke):
     full = photograph()
     small = full.resize((round(150 / stroke), round(100 / stroke)), Image.Resampling.LANCZOS)
     coarse = negative(small)
-    whole, strips = (np.asarray(restore_edges(full, small, coarse, s)).astype(int) for s in (10**9, strip))
+    whole, strips = (np.asarray(restore_edges(full, small, coarse, strip=s)).astype(int) for s in (10**9, strip))
     assert np.abs(whole - strips).max() <= 1  # where rounding takes another turn
     assert (whole != strips).mean() < 0.01
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from nst_fast.errors import UserError
 from nst_fast.stylizing.looks import Looks
+from nst_fast.stylizing.stroke import restore_edges
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.networks import create_network
 from nst_fast.training.onnx_export import export
@@ -234,30 +235,50 @@ def test_a_picture_that_pillow_would_warn_of_is_read_in_silence(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def halving(model):
-    """The same network, which says that it sees pictures half as large."""
+def layering(model):
+    """The same network, which says that it paints over a first layer."""
     told = onnx.load(model)
-    told.metadata_props.add(key="nst_fast.stroke", value="2")
-    onnx.save(told, path := model.with_name("halving.onnx"))
+    told.metadata_props.add(key="nst_fast.underpainting", value="0.25")
+    onnx.save(told, path := model.with_name("layering.onnx"))
     return Stylizer(path)
 
 
-@pytest.mark.parametrize(("stroke", "of_the_other"), [(1, 2), (0.5, 1), (1.5, 3)])
-def test_a_model_says_how_much_smaller_it_sees_pictures(stylizer, halving, stroke, of_the_other):
+def test_a_model_paints_over_what_it_painted_of_the_picture_made_smaller(stylizer, layering):
     pictures = random_pictures(2, 48, 64)
-    expected = stylizer.stylize_array(pictures, stroke=of_the_other)
-    np.testing.assert_array_equal(halving.stylize_array(pictures, stroke=stroke), expected)
-    picture = Image.fromarray(pictures[0])
-    np.testing.assert_array_equal(np.asarray(halving(picture, stroke=stroke)), expected[0])
-    np.testing.assert_array_equal(np.asarray(Looks(stroke=stroke).apply(halving, picture)), expected[0])
+    for picture, painted in zip(pictures, layering.stylize_array(pictures), strict=True):
+        photograph = Image.fromarray(picture)
+        small = (picture.reshape(24, 2, 32, 2, 3).mean((1, 3)) + 0.5).astype(np.uint8)
+        coarse, grey = stylizer.stylize_array(small[None])[0], [0.299, 0.587, 0.114]
+        changed = (coarse - (small @ grey)[..., None]).astype(np.float32)
+        up = [Image.fromarray(changed[..., c]).resize((64, 48), Image.Resampling.BICUBIC) for c in range(3)]
+        layer = (np.stack(up, -1) + (picture @ grey)[..., None]).clip(0, 255)
+        seen = (0.75 * picture + 0.25 * layer).round().astype(np.uint8)
+        expected = stylizer.stylize_array(seen[None])[0].astype(int)
+        assert np.abs(painted - expected).mean() < 0.1  # rounding of halves
+        np.testing.assert_array_equal(np.asarray(layering(photograph)), painted)
+        np.testing.assert_array_equal(np.asarray(Looks().apply(layering, photograph)), painted)
+        assert np.abs(painted - stylizer.stylize_array(picture[None])[0].astype(int)).mean() > 1
 
 
-@pytest.mark.parametrize("told", ["0", "-1", "nan", "1e9", "", "١"])
-def test_a_model_that_sees_pictures_at_no_size_is_refused_in_one_line(model, tmp_path, told):
+def test_a_stroke_makes_both_layers_larger(layering):
+    photograph = Image.fromarray(random_pictures(1, 48, 64)[0])
+    small = photograph.resize((32, 24), Image.Resampling.LANCZOS)
+    expected = restore_edges(photograph, small, layering(small))
+    np.testing.assert_array_equal(np.asarray(layering(photograph, stroke=2)), np.asarray(expected))
+
+
+def test_an_underpainting_can_be_left_out(layering, stylizer):
+    pictures, layering = random_pictures(1, 48, 64), Stylizer(layering.path)
+    layering.underpainting = 0
+    np.testing.assert_array_equal(layering.stylize_array(pictures), stylizer.stylize_array(pictures))
+
+
+@pytest.mark.parametrize("told", ["2", "-1", "nan", "1e9", "", "0.", "١"])
+def test_a_model_that_tells_no_share_of_its_underpainting_is_refused_in_one_line(model, tmp_path, told):
     changed = onnx.load(model)
-    changed.metadata_props.add(key="nst_fast.stroke", value=told)
+    changed.metadata_props.add(key="nst_fast.underpainting", value=told)
     onnx.save(changed, tmp_path / "changed.onnx")
-    with pytest.raises(UserError, match=r"is not as it was exported: nst_fast\.stroke is"):
+    with pytest.raises(UserError, match=r"is not as it was exported: nst_fast\.underpainting is"):
         Stylizer(tmp_path / "changed.onnx")
 
 

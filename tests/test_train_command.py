@@ -487,17 +487,14 @@ def test_a_network_starts_from_the_gallerys_mean_or_the_shipped_model_that_is_na
     assert train(*CUSTOM, *still, "output=warm", *said).code == 0
     pixels = np.random.default_rng(0).integers(0, 256, (1, 50, 70, 3), dtype=np.uint8)
     start = Stylizer(shipped_models()[name])
-    expected = start.stylize_array(pixels, dict.fromkeys(start.paintings, 1) or None)
-    assert np.abs(Stylizer("warm/pic.onnx").stylize_array(pixels).astype(int) - expected).max() <= 1
+    expected = start.at_once(pixels, dict.fromkeys(start.paintings, 1) or None)
+    assert np.abs(Stylizer("warm/pic.onnx").at_once(pixels).astype(int) - expected).max() <= 1
 
 
-def test_a_model_carries_how_much_smaller_it_sees_pictures(train):
+def test_a_model_carries_its_underpainting(train):
     draw_picture(Path("pic.jpg"))
-    assert train(*CUSTOM, *SMOKE, "trainer.max_steps=1", "style.stroke=1.5", "output=large").code == 0
-    large, picture = Stylizer("large/pic.onnx"), Image.effect_noise((90, 60), 60).convert("RGB")
-    assert large.stroke == 1.5
-    whole = np.asarray(large(picture, stroke=2 / 3))  # which the network sees as it is
-    np.testing.assert_array_equal(whole, large.as_learned(np.asarray(picture)[None])[0])
+    assert train(*CUSTOM, *SMOKE, "trainer.max_steps=1", "style.underpainting=0.3", "output=layered").code == 0
+    assert Stylizer("layered/pic.onnx").underpainting == 0.3
 
 
 def test_a_warm_start_needs_its_file_no_more_once_there_is_a_checkpoint(finished, train):
@@ -587,7 +584,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "steps in words": ([*CUSTOM, "trainer.max_steps=abc"], ["trainer.max_steps", "abc"]),
     "half a step": ([*CUSTOM, "trainer.max_steps=2.5"], ["trainer.max_steps", "2.5"]),
     "style of no size": ([*CUSTOM, "style.size=0"], ["style.size", "0"]),
-    "stroke of nothing": ([*CUSTOM, "style.stroke=0"], ["style.stroke", "0"]),
+    "underpainting of more than all": ([*CUSTOM, "style.underpainting=2"], ["style.underpainting", "2"]),
     "empty batches": ([*CUSTOM, "data.batch_size=0"], ["data.batch_size", "0"]),
     "weight that is no number": ([*CUSTOM, "loss.style_weight=nan"], ["loss.style_weight", "nan"]),
     "share in words": ([*CUSTOM, "data.dead_leaves=abc"], ["data.dead_leaves", "abc"]),

@@ -56,7 +56,7 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, reference: bool = False) -> str
     should know of the loss network, or nothing.
     """
     require_number(cfg, "style.size", 16, 16384)  # px
-    require_number(cfg, "style.stroke", 0.1, 64, whole=False)
+    require_number(cfg, "style.underpainting", 0, 1, whole=False)
     for key in ("loss.content_weight", "loss.style_weight", "loss.tv_weight"):
         require_number(cfg, key, 0, whole=False)
     require_weights(cfg, "loss.content_layers")

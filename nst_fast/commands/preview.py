@@ -117,6 +117,7 @@ def preview_sheet(cfg: Any) -> Path:
             list(set(distances.values())),
             vector_steps=cfg.vector_steps,
             steps=cfg.steps,
+            underpainting=cfg.style.underpainting,
             seed=cfg.seed,
             on_step=lambda: bar.advance(task),
         )

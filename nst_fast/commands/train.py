@@ -36,8 +36,7 @@ Train a network on a style and export it to ONNX.
   style.image=FILE         with style=custom: your own picture
   style.images=FOLDER      with style=gallery: a folder of pictures, all in one network
   style.size=PX            short side of the painting; smaller gives smaller strokes (default 192)
-  style.stroke=F           how many times smaller the model sees pictures: 2 gives long, bold
-                           strokes, and less of the scene (default 1)
+  style.underpainting=F    0 to 1: more gives bolder strokes, less keeps more of the scene (default 0.25)
   loss.style_weight=W      4 is subtle, 16 strong (default 8)
   style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 2) or a
                            number. Training finds the style weight. Needs loss=balanced

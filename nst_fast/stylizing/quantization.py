@@ -358,7 +358,7 @@ def export_int8(
     pictures = [smaller(photograph) for photograph in held_out]
     output_name, styles = [model.graph.output[0].name], every_style(before)
     least = min(
-        psnr(before.stylize_array(x, style), after)
+        psnr(before.at_once(x, style), after)
         for x in pictures
         for style, (after,) in zip(styles, run(before, model, output_name, x, styles), strict=True)
     )

@@ -1,7 +1,8 @@
-"""Strokes of the size that is asked for: any model sees the picture made smaller, and edges come from the full picture.
+"""Strokes of the size that is asked for, and underpaintings: a model sees pictures smaller, edges stay those in full.
 
 A model lays strokes of one size in pixels, so they come out larger on a picture that was made smaller. What the model
-changed there is enlarged and laid over the full photograph, whose fine detail thus stays.
+changed there is enlarged and laid over the full photograph, whose fine detail thus stays. As an underpainting, which
+the model then paints over, large strokes guide small ones, coarse to fine as the slow optimiser works.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from nst_fast.errors import UserError
 
 Stroke: TypeAlias = float | Literal["auto"]
 
+COARSE = 2  # times smaller is a picture when its underpainting is made
 AUTO_SIDE = 512  # px, short side of the picture on which strokes of "auto" are of the size that the model has learned
 STRIP = 1 << 20  # pixels that are put together at a time
 REACH = 2  # px to each side that bicubic interpolation looks at
@@ -53,15 +55,31 @@ def paint(run: Callable[[Image.Image], Image.Image], photograph: Image.Image, st
     return restore_edges(photograph, small, coarse)
 
 
-def restore_edges(photograph: Image.Image, small: Image.Image, coarse: Image.Image, strip: int = STRIP) -> Image.Image:
+def underpainted(run: Callable[[Image.Image], Image.Image], photograph: Image.Image, share: float) -> Image.Image:
+    """Return an RGB photograph blended with its stylized picture in large strokes, for the model to paint over.
+
+    Args:
+        run: the model, from RGB picture to RGB picture of the same size.
+        photograph: RGB.
+        share: of the stylized picture, from 0, the photograph, to 1.
+    """
+    small = photograph.reduce(COARSE)
+    return restore_edges(photograph, small, run(small), share)
+
+
+def restore_edges(
+    photograph: Image.Image, small: Image.Image, coarse: Image.Image, share: float = 1, strip: int = STRIP
+) -> Image.Image:
     """Return a coarse stylized picture at the size of the photograph, with the photograph's edges.
 
-    Every channel is ``luminance of photograph + up(coarse − luminance of small)``, by bicubic interpolation.
+    Every channel is ``luminance of photograph + up(coarse − luminance of small)``, by bicubic interpolation, and of
+    that a share, the rest the photograph's.
 
     Args:
         photograph: RGB.
         small: the same, made smaller.
         coarse: the stylized picture of ``small``, of its size.
+        share: from 0, the photograph, to 1.
         strip: pixels that are put together at a time, in rows as long as the photograph's.
     """
     (width, height), (columns, rows) = photograph.size, small.size
@@ -77,6 +95,9 @@ def restore_edges(photograph: Image.Image, small: Image.Image, coarse: Image.Ima
         for channel in range(3):
             plane = Image.fromarray(np.ascontiguousarray(changed[..., channel]))
             values[..., channel] = np.asarray(plane.resize((width, bottom - top), Image.Resampling.BICUBIC, box))
-        values += (np.asarray(photograph.crop((0, top, width, bottom)), np.float32) @ LUMINANCE)[..., None]
+        full = np.asarray(photograph.crop((0, top, width, bottom)), np.float32)
+        values += (full @ LUMINANCE)[..., None]
+        if share != 1:
+            values = full + np.float32(share) * (values.clip(0, 255) - full)
         painted.paste(Image.fromarray(values.clip(0, 255).round().astype(np.uint8)), (0, top))
     return painted

@@ -22,7 +22,7 @@ from nst_fast.assets import find_model, nearest
 from nst_fast.errors import UserError, one_line
 from nst_fast.stylizing.images import blend, load_image, to_rgb
 from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout, trial
-from nst_fast.stylizing.stroke import Stroke, paint, stroke_size
+from nst_fast.stylizing.stroke import Stroke, paint, stroke_size, underpainted
 from nst_fast.stylizing.style_file import SUFFIX, StyleFile
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ class Stylizer:
         metadata: what the model says of itself.
         paintings: what a model of several says of each, by name; of one, nothing.
         min_size: the least height and width that it takes, px.
-        stroke: how many times smaller it sees pictures: it paints large strokes there, and edges come from the full
-            picture.
+        underpainting: how much of a first layer, painted in large strokes, lies under what it paints, 0 to 1. The model
+            says so; set it for more or less.
 
     Raises UserError where the file is missing, is no ONNX model or is not one of ours and nothing says how to feed it.
     """
@@ -122,7 +122,7 @@ class Stylizer:
         self.foreign = "min_size" not in self.metadata
         self.paintings = self.read_paintings()
         shape = self.read_input(pixel_range)
-        self.min_size, self.stroke = self.read_min_size(), self.read_stroke()
+        self.min_size, self.underpainting = self.read_min_size(), self.read_underpainting()
         self.pixel_range = (pixel_range or (1 if self.floating else 255)) if self.foreign else 1
         self.bgr = bgr and self.foreign
         self.fixed_size = self.read_fixed_size(shape)
@@ -198,11 +198,11 @@ class Stylizer:
             raise UserError(f"{self.path} is not as it was exported: {METADATA_PREFIX}min_size is {least!r}")
         return int(least)
 
-    def read_stroke(self) -> float:
-        """Return how many times smaller the model sees pictures; raises UserError where it says no such number."""
-        told = self.metadata.get("stroke", "1")
-        if not re.fullmatch(r"\d{1,2}(\.\d{1,9})?", told, re.ASCII) or not float(told):
-            raise UserError(f"{self.path} is not as it was exported: {METADATA_PREFIX}stroke is {told!r}")
+    def read_underpainting(self) -> float:
+        """Return the share of the underpainting; raises UserError where the model says no such number."""
+        told = self.metadata.get("underpainting", "0")
+        if not re.fullmatch(r"0(\.\d{1,9})?|1", told, re.ASCII):
+            raise UserError(f"{self.path} is not as it was exported: {METADATA_PREFIX}underpainting is {told!r}")
         return float(told)
 
     def read_fixed_size(self, shape: list[Any]) -> tuple[int, int] | None:
@@ -374,11 +374,11 @@ class Stylizer:
         """Return stylized uint8 RGB (N, H, W, 3) of pictures of the same shape and type."""
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape:
             raise ValueError(f"got {pictures.dtype} {pictures.shape}; uint8 (N, H, W, 3), none of them 0, is needed")
-        if stroke != 1 or self.stroke != 1:
+        if stroke != 1 or self.underpainting:
             return np.stack([np.asarray(self.stylize(Image.fromarray(one), style, stroke)) for one in pictures])
-        return self.as_learned(pictures, style)
+        return self.at_once(pictures, style)
 
-    def as_learned(self, pictures: np.ndarray, style: Style | None = None) -> np.ndarray:
+    def at_once(self, pictures: np.ndarray, style: Style | None = None) -> np.ndarray:
         """Return the stylized pictures of pictures that the model sees as they are, uint8 (N, H, W, 3)."""
         height, width = pictures.shape[1:3]
         feeds = self.feeds(style)
@@ -401,7 +401,7 @@ class Stylizer:
         Raises UserError where the model takes pictures of one size alone, and its strokes are asked for in another.
         """
         if self.fixed_size is None:
-            smaller = self.stroke * stroke_size(stroke, picture.size)
+            smaller = stroke_size(stroke, picture.size)
         elif stroke in (1, "auto"):
             smaller = stroke_size(stroke, picture.size, min(self.fixed_size))
         else:
@@ -411,9 +411,12 @@ class Stylizer:
         def run(seen: Image.Image) -> Image.Image:
             if self.needs_tiles(*seen.size) and not self.foreign:
                 return self.run_tiled(seen, self.feeds(style))  # which takes no second copy of it
-            return Image.fromarray(np.ascontiguousarray(self.as_learned(np.asarray(seen)[None], style)[0]))
+            return Image.fromarray(np.ascontiguousarray(self.at_once(np.asarray(seen)[None], style)[0]))
 
-        return paint(run, picture, smaller)
+        def layered(seen: Image.Image) -> Image.Image:
+            return run(underpainted(run, seen, self.underpainting) if self.underpainting else seen)
+
+        return paint(layered, picture, smaller)
 
     def __call__(
         self,

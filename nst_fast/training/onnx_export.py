@@ -123,7 +123,7 @@ def check_parity(network: TransformationNetwork, path: str | Path) -> int:
         style = (torch.from_numpy(weights).float(), torch.zeros(network.vectors.shape[1]))
         with torch.no_grad():
             expected = module(torch.from_numpy(pictures), *style).numpy()
-        got = stylizer.as_learned(pictures, dict(zip(stylizer.paintings, weights, strict=False)) or None)
+        got = stylizer.at_once(pictures, dict(zip(stylizer.paintings, weights, strict=False)) or None)
         if got.shape != expected.shape:
             raise RuntimeError(f"the exported model gave {got.shape} for {expected.shape}")
         worst = max(worst, int(np.abs(got.astype(int) - expected).max()))
@@ -216,7 +216,7 @@ def describe(checkpoint: dict[str, Any]) -> dict[str, str]:
         "image_sha256": ours["image_sha256"],
         **({"paintings": json.dumps(ours["paintings"], ensure_ascii=False)} if ours.get("paintings") else {}),
         "style_size": style["size"],
-        "stroke": f"{style.get('stroke', 1):g}",
+        "underpainting": f"{round(style.get('underpainting', 0), 3):g}",
         "style_weight": f"{ours['style_weight']:.6g}",
         **({} if style["content_distance"] is None else {"content_distance": style["content_distance"]}),
         "loss": config["loss"]["name"],

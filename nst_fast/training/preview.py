@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from nst_fast.loss.loss_networks import multiplies_bfloat16
 from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
 from nst_fast.loss.style_weight import StyleWeightControl
-from nst_fast.loss.tensors import to_image
+from nst_fast.loss.tensors import to_image, to_tensor
+from nst_fast.stylizing.stroke import underpainted
 from nst_fast.training.content_images import BundledImages
 from nst_fast.training.networks import TransformationNetwork
 
@@ -42,6 +43,7 @@ def preview(
     *,
     vector_steps: int,
     steps: int,
+    underpainting: float = 0.0,
     seed: int = 0,
     on_step: Callable[[], object] = lambda: None,
 ) -> dict[float, Preview]:
@@ -55,6 +57,7 @@ def preview(
         distances: content distances to aim for.
         vector_steps: of the vector alone, for each distance.
         steps: of everything, from there.
+        underpainting: share of the first layer that networks paint over.
         seed: of the pictures that networks learn on.
         on_step: called after each step.
     """
@@ -77,7 +80,11 @@ def preview(
 
     @torch.no_grad()
     def paint(network: TransformationNetwork) -> Image.Image:
-        return to_image(network(content).clamp(0, 1))
+        def run(picture: Image.Image) -> Image.Image:
+            return to_image(network(to_tensor(picture).to(content.device)))
+
+        photograph = to_image(content)
+        return run(underpainted(run, photograph, underpainting) if underpainting else photograph)
 
     made, weight = {}, float(loss.style_weight)
     for distance in sorted(distances):  # so that vectors go on from each other, whatever order they are shown in

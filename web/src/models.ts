@@ -38,6 +38,7 @@ export interface Model {
   file: string;
   quick?: string; // the same in 8-bit integers
   minSize: number;
+  underpainting: number; // share of a first layer, in large strokes, that the model paints over
   inputs: Record<string, number[]>; // beside the picture: name and default
   styles: Style[];
   tiles?: Stages;

@@ -3,6 +3,7 @@
 import type { Look, Model, Stages } from "./models";
 import { fromModel, padding, type Picture, toModel } from "./pixels";
 import { load, ort, type Progress } from "./runtime";
+import { changeOf, halved, restoreEdges } from "./stroke";
 import { area, indicesOf, normOf, sampleOf, type Statistics, type Tile, tilesOf } from "./tiling";
 
 type Tensors = Record<string, ort.Tensor>;
@@ -37,6 +38,7 @@ export interface Canvas {
   width: number;
   height: number;
   read(tile: Tile["seen"]): Picture;
+  under?(tile: Tile["seen"]): Picture; // what the model paints over; without it, the picture
   write(tile: Tile["core"], picture: Picture): void;
 }
 
@@ -54,15 +56,30 @@ export class Painting {
     private folder: string,
   ) {}
 
-  /** Paints a picture in one piece, in place, and returns how many seconds the model took. */
+  /** The share of a first layer that the model paints over. */
+  get underpainting(): number {
+    return this.model.underpainting;
+  }
+
+  /** Paints a picture in one piece, in place, over its underpainting, and returns how many seconds the model took. */
   async paint(picture: Picture, look: Look, progress: Progress, quick = false): Promise<number> {
+    if (!this.underpainting) return this.paintOnce(picture, picture, look, progress, quick);
+    const { width, height, data } = picture;
+    const [small, layer, under] = [halved(picture), halved(picture), { width, height, data: data.slice() }];
+    const seconds = await this.paintOnce(layer, layer, { ...look, mix: 1 }, progress, quick);
+    restoreEdges(under, { top: 0, height }, changeOf(small, layer), [small.width, small.height], this.underpainting);
+    return seconds + (await this.paintOnce(picture, under, look, progress, quick));
+  }
+
+  /** Replaces a picture's pixels by what the model makes of another picture of that size. */
+  private async paintOnce(picture: Picture, seen: Picture, look: Look, progress: Progress, quick: boolean): Promise<number> {
     const file = (quick && this.model.quick) || this.model.file;
     if (!this.whole.has(file)) this.whole.set(file, this.load(file, progress));
     const ready = await this.whole.get(file)!.catch((error: unknown) => {
       this.whole.delete(file);
       throw error;
     });
-    const image = toTensor(picture, this.model.minSize);
+    const image = toTensor(seen, this.model.minSize);
     const began = performance.now();
     const { stylized } = (await ready.run({ image, ...optional(this.model, look) })) as Tensors;
     const seconds = (performance.now() - began) / 1000;
@@ -76,7 +93,7 @@ export class Painting {
   }
 
   /**
-   * Paints a picture of any size, in tiles where it is large.
+   * Paints a picture of any size over what the caller has painted under it, in tiles where it is large.
    * @param turn is awaited between tiles, and throws where the work is to end
    */
   async paintAll(canvas: Canvas, look: Look, progress: Progress, turn: () => Promise<void>): Promise<void> {
@@ -85,7 +102,7 @@ export class Painting {
     const small = Math.min(width, height) < this.model.minSize;
     if (width * height <= WHOLE || small || !this.model.tiles) {
       const picture = canvas.read(all);
-      await this.paint(picture, look, progress);
+      await this.paintOnce(picture, canvas.under?.(all) ?? picture, look, progress, false);
       await turn();
       canvas.write(all, picture);
     } else {
@@ -132,7 +149,7 @@ export class Painting {
       await turn();
       return [pick({ ...state, ...found }, lives), found];
     };
-    const begin = (tile: Tile): Tensors => ({ image: toTensor(canvas.read(tile.seen), 1) });
+    const begin = (tile: Tile): Tensors => ({ image: toTensor((canvas.under ?? canvas.read)(tile.seen), 1) });
 
     const states: Tensors[] = [];
     for (let number = 0; number <= last; number++) {

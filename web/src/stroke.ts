@@ -1,5 +1,5 @@
-// Strokes larger than a model has learned, as nst_fast/stylizing/stroke.py lays them: the model sees the picture made
-// smaller, and what it changed there is enlarged and laid over the luminance of the full photograph.
+// Strokes larger than a model has learned, and underpaintings, as nst_fast/stylizing/stroke.py lays them: the model sees
+// the picture made smaller, and what it changed there is enlarged and laid over the luminance of the full photograph.
 
 import type { Picture } from "./pixels";
 
@@ -11,6 +11,21 @@ export const seenAt = (width: number, height: number, stroke: number): [number, 
   Math.max(1, Math.round(width / stroke)),
   Math.max(1, Math.round(height / stroke)),
 ];
+
+/** Returns a picture half as wide and high, each pixel the mean of four, or of those that there are. */
+export function halved({ width, height, data }: Picture): ImageData {
+  const half = new ImageData((width + 1) >> 1, (height + 1) >> 1);
+  for (let y = 0, to = 0; y < height; y += 2) {
+    for (let x = 0; x < width; x += 2, to += 4) {
+      const [right, down] = [x + 1 < width ? 4 : 0, y + 1 < height ? 4 * width : 0];
+      const from = 4 * (y * width + x);
+      for (let c = from; c < from + 4; c++) {
+        half.data[to + c - from] = (data[c]! + data[c + right]! + data[c + down]! + data[c + right + down]! + 2) >> 2;
+      }
+    }
+  }
+  return half;
+}
 
 const luminance = (data: ArrayLike<number>, i: number): number => 0.299 * data[i]! + 0.587 * data[i + 1]! + 0.114 * data[i + 2]!; // BT.601
 

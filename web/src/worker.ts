@@ -1,11 +1,10 @@
 // Everything that takes time: decoding, painting, encoding. One job after the other; a cancelled one ends early.
 
 import type { Look, Model } from "./models";
-import { Painting } from "./painting";
-import { fit, overWhite, type Picture } from "./pixels";
+import { type Canvas, Painting } from "./painting";
+import { fit, overWhite } from "./pixels";
 import { start } from "./runtime";
-import { changeOf, restoreEdges, seenAt } from "./stroke";
-import type { Tile } from "./tiling";
+import { changeOf, halved, restoreEdges, seenAt } from "./stroke";
 
 export interface Jobs {
   begin(options: { models: Model[]; folder: string; threads: number }): void;
@@ -78,43 +77,59 @@ async function paint(source: ImageBitmap, pixels: number, look: Look, id: number
   return { picture: await createImageBitmap(picture), seconds };
 }
 
+/** Returns a drawing as a canvas that is read and written in parts. */
+const canvasOf = (drawn: OffscreenCanvasRenderingContext2D): Canvas => ({
+  width: drawn.canvas.width,
+  height: drawn.canvas.height,
+  read: ({ left, top, right, bottom }) => drawn.getImageData(left, top, right - left, bottom - top),
+  write: ({ left, top }, picture) => drawn.putImageData(picture as ImageData, left, top),
+});
+
+const boxOf = ({ width, height }: Canvas, top = 0, rows = height) => ({ left: 0, top, right: width, bottom: Math.min(top + rows, height) });
+
+type Paint = (canvas: Canvas, mix: number) => Promise<void>;
+
+/** Lays what is painted of a small canvas over the larger one that it was made of. */
+async function layOver(canvas: Canvas, small: Canvas, mix: number, paint: Paint, turn: () => Promise<void>): Promise<void> {
+  const painted = canvasOf(context(small.width, small.height));
+  await paint({ ...small, write: painted.write }, 1);
+  const change = changeOf(small.read(boxOf(small)), painted.read(boxOf(painted)));
+  for (let top = 0; top < canvas.height; top += STRIP) {
+    const box = boxOf(canvas, top, STRIP);
+    const rows = canvas.read(box);
+    restoreEdges(rows, { top, height: canvas.height }, change, [small.width, small.height], mix);
+    canvas.write(box, rows);
+    await turn();
+  }
+}
+
 /** Paints a source at a size, in tiles where that is large, and hands on what is painted of it. */
-async function paintAll(
-  source: ImageBitmap,
-  [width, height]: [number, number],
-  look: Look,
-  id: number,
-  write: (picture: Picture, left: number, top: number) => void,
-): Promise<void> {
+async function paintAll(source: CanvasImageSource, [width, height]: [number, number], look: Look, id: number, write: Canvas["write"]): Promise<void> {
   const painting = await ready(look, id);
   let part = context(1, 1);
-  const read = (left: number, top: number, columns: number, rows: number): ImageData => {
+  const read: Canvas["read"] = ({ left, top, right, bottom }) => {
+    const [columns, rows] = [right - left, bottom - top];
     if (part.canvas.width < columns || part.canvas.height < rows) part = context(columns, rows);
     part.clearRect(0, 0, columns, rows);
     part.drawImage(source, -left, -top, width, height);
     return part.getImageData(0, 0, columns, rows);
   };
-  if (look.stroke === 1) {
-    const canvas = {
-      width,
-      height,
-      read: ({ left, top, right, bottom }: Tile["seen"]) => read(left, top, right - left, bottom - top),
-      write: ({ left, top }: Tile["core"], picture: Picture) => write(picture, left, top),
-    };
-    return painting.paintAll(canvas, look, report(id, "Painting"), turn(id));
-  }
-  const size = seenAt(width, height, look.stroke);
-  const coarse = context(...size);
-  await paintAll(source, size, { ...look, mix: 1, stroke: 1 }, id, (picture, left, top) => {
-    coarse.putImageData(picture as ImageData, left, top);
-  });
-  const change = changeOf(draw(source, ...size), coarse.getImageData(0, 0, ...size));
-  for (let top = 0; top < height; top += STRIP) {
-    const rows = read(0, top, width, Math.min(STRIP, height - top));
-    restoreEdges(rows, { top, height }, change, size, look.mix);
-    write(rows, 0, top);
-    await turn(id)();
-  }
+  const once: Paint = (canvas, mix) => painting.paintAll(canvas, { ...look, mix }, report(id, "Painting"), turn(id));
+  const layers: Paint = async (canvas, mix) => {
+    if (!painting.underpainting) return once(canvas, mix);
+    const small = canvasOf(context((canvas.width + 1) >> 1, (canvas.height + 1) >> 1));
+    for (let top = 0; top < canvas.height; top += STRIP) {
+      small.write({ ...boxOf(small), top: top / 2 }, halved(canvas.read(boxOf(canvas, top, STRIP))));
+    }
+    const under = canvasOf(context(canvas.width, canvas.height));
+    await layOver({ ...canvas, write: under.write }, small, painting.underpainting, once, turn(id));
+    return once({ ...canvas, under: under.read }, mix);
+  };
+  const whole: Canvas = { width, height, read, write };
+  if (look.stroke === 1) return layers(whole, look.mix);
+  const small = context(...seenAt(width, height, look.stroke));
+  small.drawImage(source, 0, 0, small.canvas.width, small.canvas.height);
+  return layOver(whole, canvasOf(small), look.mix, layers, turn(id));
 }
 
 const jobs: { [N in Name]: (options: Parameters<Jobs[N]>[0], id: number) => Result<N> } = {
@@ -145,7 +160,7 @@ const jobs: { [N in Name]: (options: Parameters<Jobs[N]>[0], id: number) => Resu
   async save({ look, pixels, type }, id) {
     const size = fit(photograph!.width, photograph!.height, pixels);
     const result = context(...size);
-    await paintAll(photograph!, size, look, id, (picture, left, top) => {
+    await paintAll(photograph!, size, look, id, ({ left, top }, picture) => {
       if (type === "image/jpeg") overWhite(picture.data);
       result.putImageData(picture as ImageData, left, top);
     });

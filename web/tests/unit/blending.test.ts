@@ -8,10 +8,11 @@ const gallery: Model = {
   name: "gallery",
   file: "gallery.onnx",
   minSize: 16,
+  underpainting: 0,
   inputs: { style_weights: [0.5, 0.25, 0.25], style_vector: [0, 0] },
   styles: ["a", "b", "c"].map(style),
 };
-const single: Model = { name: "single", file: "single.onnx", minSize: 16, inputs: {}, styles: [style("single")] };
+const single: Model = { name: "single", file: "single.onnx", minSize: 16, underpainting: 0, inputs: {}, styles: [style("single")] };
 
 describe("a blend", () => {
   it("has shares that sum to 1, in the model's order", () => {
