@@ -13,6 +13,8 @@ from PIL import Image
 
 from nst_fast.commands import stylize as stylize_module
 from nst_fast.commands import train as train_module
+from nst_fast.commands.configuration import load_config
+from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_gallery, find_style
 from nst_fast.errors import UserError
 from nst_fast.loss.loss_networks import VGG, freeze
 from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
@@ -263,10 +265,29 @@ def test_paintings_are_called_after_their_files_or_as_the_manifest_says(tmp_path
     manifest.write_text(json.dumps([{"file": "two.jpg", "name": "zwei", "year": 1889, "size": [1, 2]}]))
     assert find_paintings(tmp_path) == {tmp_path / "two.jpg": {"name": "zwei", "year": "1889"}}
     twice = [{"file": "one.png", "name": "x"}, {"file": "two.jpg", "name": "x"}]
-    for wrong in ("{", "[1]", "[{}]", json.dumps(twice), '[{"file": "one.png", "name": "a,b"}]', "[]"):
+    sizes = [json.dumps([{"file": "one.png", "style_size": size}]) for size in (8, "192", True, 192.0, None, 1 << 20)]
+    for wrong in ("{", "[1]", "[{}]", json.dumps(twice), '[{"file": "one.png", "name": "a,b"}]', "[]", *sizes):
         manifest.write_text(wrong)
         with pytest.raises(UserError):
             find_paintings(tmp_path)
+
+
+def test_a_manifest_gives_a_painting_a_size_of_its_own(tmp_path):
+    for name in ("one.png", "two.png"):
+        blocks(1, 120, 160).save(tmp_path / name)
+    listed = [{"file": "one.png", "style_size": 48}, {"file": "two.png"}]
+    (tmp_path / "manifest.json").write_text(json.dumps(listed))
+    cfg = load_config("train", ["style=gallery", f"style.images={tmp_path}", "style.size=96", "loss_network=vgg16_slim"])
+    loss = create_perceptual_loss(cfg)
+    (one, two), told = find_gallery(cfg.style, loss)
+    alone = load_config("train", ["style=custom", f"style.image={tmp_path / 'one.png'}"]).style
+    for got, size in ((one, 48), (two, 96)):
+        expected, _ = find_style(alone, loss, size)
+        assert got.keys() == expected.keys()
+        for name, target in got.items():
+            torch.testing.assert_close(target, expected[name], rtol=1e-4, atol=1e-6)
+    assert told[0]["style_size"] == "48"
+    assert "style_size" not in told[1]
 
 
 def test_minutes_become_the_steps_that_repeat_the_run(tmp_path, capfd):

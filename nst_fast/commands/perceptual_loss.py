@@ -24,7 +24,7 @@ from nst_fast.downloads import Progress
 from nst_fast.errors import UserError
 from nst_fast.loss.perceptual_loss import LOSSES, PerceptualLoss, Targets, blend
 from nst_fast.loss.pretrained import LOSS_NETWORKS, TORCHVISION, VGG_WIDTHS, choose_loss_network, create_loss_network
-from nst_fast.loss.style_targets import find_paintings, find_style_targets
+from nst_fast.loss.style_targets import LARGEST_SIZE, LEAST_SIZE, find_paintings, find_style_targets
 from nst_fast.loss.style_weight import DISTANCES, StyleWeightControl, content_distance
 
 PAINTING_SIZES = (96, 136, 192, 272, 362, 512, 724)  # px, short side: sizes of strokes that are tried
@@ -55,7 +55,7 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, reference: bool = False) -> str
     A ``reference`` optimises pictures: on a real VGG where one is, with average pooling there. Returns what the user
     should know of the loss network, or nothing.
     """
-    require_number(cfg, "style.size", 16, 16384)  # px
+    require_number(cfg, "style.size", LEAST_SIZE, LARGEST_SIZE)  # px
     require_number(cfg, "style.underpainting", 0, 1, whole=False)
     for key in ("loss.content_weight", "loss.style_weight", "loss.tv_weight"):
         require_number(cfg, key, 0, whole=False)
@@ -149,8 +149,9 @@ def find_gallery(style: Any, loss: PerceptualLoss) -> tuple[list[Targets], list[
     """Return the style targets of every painting of a folder, on the loss's device, and what is known of each."""
     found, told, device = list[Targets](), list[dict[str, str]](), next(loss.loss_network.parameters()).device
     for file, painting in find_paintings(style.images).items():
+        size = int(painting.get("style_size", style.size))
         targets, sha256 = find_style_targets(
-            loss.loss_network, loss.style_target_names, name=painting["name"], size=style.size, image=file
+            loss.loss_network, loss.style_target_names, name=painting["name"], size=size, image=file
         )
         found.append({name: target.to(device) for name, target in targets.items()})
         told.append({"licence": str(style.licence), **painting, "sha256": sha256})

@@ -27,6 +27,7 @@ from nst_fast.stylizing.images import load_image, resize_short_side
 from nst_fast.weights import read_safetensors
 
 FORMAT = "nst_fast style targets 2"
+LEAST_SIZE, LARGEST_SIZE = 16, 16384  # px, short side of a painting
 LONGEST_PAINTING = 16  # of a painting; at its short side a thread would be endless
 
 
@@ -170,9 +171,10 @@ def find_paintings(folder: str | Path) -> dict[Path, dict[str, str]]:
     """Return the paintings of a folder, and what is known of each: name, and title, artist, year, licence, source.
 
     A painting is called after its file. manifest.json in the folder, a list of objects, may name it otherwise and say
-    the rest of those whose ``file`` it names; then it alone says which paintings there are.
+    the rest of those whose ``file`` it names, and its ``style_size``, px, which replaces the style's; then it alone says which
+    paintings there are.
 
-    Raises UserError where there is none, two have one name or the manifest cannot be read.
+    Raises UserError where there is none, two have one name, a size is none or the manifest cannot be read.
     """
     manifest = Path(folder) / "manifest.json"
     listed: list[dict[str, Any]] = []
@@ -185,7 +187,12 @@ def find_paintings(folder: str | Path) -> dict[Path, dict[str, str]]:
     else:
         files = find_pictures(folder)
         listed = [{} for _ in files]
-    known = ("title", "artist", "year", "licence", "source")
+    known = ("title", "artist", "year", "licence", "source", "style_size")
+    sizes = [entry.get("style_size", LEAST_SIZE) for entry in listed]
+    if unknown := [size for size in sizes if type(size) is not int or not LEAST_SIZE <= size <= LARGEST_SIZE]:
+        raise UserError(
+            f"{manifest} gives a painting the style_size {unknown[0]!r}; px from {LEAST_SIZE} to {LARGEST_SIZE} are needed"
+        )
     found = {
         file: {"name": str(entry.get("name", file.stem))} | {key: str(entry[key]) for key in known if key in entry}
         for file, entry in zip(files, listed, strict=True)
