@@ -277,7 +277,8 @@ def test_a_manifest_gives_a_painting_a_size_of_its_own(tmp_path):
         blocks(1, 120, 160).save(tmp_path / name)
     listed = [{"file": "one.png", "style_size": 48}, {"file": "two.png"}]
     (tmp_path / "manifest.json").write_text(json.dumps(listed))
-    cfg = load_config("train", ["style=gallery", f"style.images={tmp_path}", "style.size=96", "loss_network=vgg16_slim"])
+    cfg = load_config("train", ["style=gallery", f"style.images={tmp_path}", "loss_network=vgg16_slim"])
+    cfg.style.size, cfg.loss.pooling = 96, "max"
     loss = create_perceptual_loss(cfg)
     (one, two), told = find_gallery(cfg.style, loss)
     alone = load_config("train", ["style=custom", f"style.image={tmp_path / 'one.png'}"]).style

@@ -171,8 +171,8 @@ def find_paintings(folder: str | Path) -> dict[Path, dict[str, str]]:
     """Return the paintings of a folder, and what is known of each: name, and title, artist, year, licence, source.
 
     A painting is called after its file. manifest.json in the folder, a list of objects, may name it otherwise and say
-    the rest of those whose ``file`` it names, and its ``style_size``, px, which replaces the style's; then it alone says which
-    paintings there are.
+    the rest of those whose ``file`` it names, and ``style_size``, px, where that is not the style's; then it alone says
+    which paintings there are.
 
     Raises UserError where there is none, two have one name, a size is none or the manifest cannot be read.
     """
@@ -191,7 +191,8 @@ def find_paintings(folder: str | Path) -> dict[Path, dict[str, str]]:
     sizes = [entry.get("style_size", LEAST_SIZE) for entry in listed]
     if unknown := [size for size in sizes if type(size) is not int or not LEAST_SIZE <= size <= LARGEST_SIZE]:
         raise UserError(
-            f"{manifest} gives a painting the style_size {unknown[0]!r}; px from {LEAST_SIZE} to {LARGEST_SIZE} are needed"
+            f"{manifest} gives a painting the style_size {unknown[0]!r}; "
+            f"a whole number of px from {LEAST_SIZE} to {LARGEST_SIZE} is needed"
         )
     found = {
         file: {"name": str(entry.get("name", file.stem))} | {key: str(entry[key]) for key in known if key in entry}
