@@ -128,9 +128,11 @@ STYLIZE = (
     "--steady",
     "--max-side",
     "--stroke",
+    "--underpainting",
     "--device",
     "--threads",
 )
+FROM_NOTHING = ("--threads", "--strength", "--steady", "--underpainting")
 COMPARE = ("--model", "--content", "--style", "--size", "--count", "--iterations", "--methods", "--starts")
 FEW = ["-1", "0", "nan", "inf", "1e30", "1" + "0" * 30, "text", "", "[1,2]", "\udcff", "a\nb", "x" * 300, "/nowhere/x"]
 
@@ -149,7 +151,7 @@ def test_an_absurd_value_of_stylize_is_one_line(option, model, call):
     for value in FEW:
         given = ["--model", str(model), "photo.png", f"{option}={value}" if option != "-o" else f"-o{value}"]
         result = call(stylize.main, "stylize", *given)
-        if (option in ("--threads", "--strength", "--steady") and value == "0") or (option == "-o" and result[0] == 0):
+        if (option in FROM_NOTHING and value == "0") or (option == "-o" and result[0] == 0):
             assert (result[0], result[2]) == (0, "")
             continue
         check_refusal("stylize", result, option, value)

@@ -204,6 +204,7 @@ def test_command(tmp_path, photograph):
         ),
         (["--painting", "photo.png", "--style", "starry_night", "photo.png"], "--painting and --style exclude"),
         (["--method", "wct", "--style", "starry_night", "photo.png"], "--method is of --painting"),
+        (["--painting", "photo.png", "--underpainting", "0", "photo.png"], "--painting and --underpainting exclude"),
         (["--painting", "photo.png", "--info"], "--painting and --info exclude each other"),
         (["--painting", "text.png", "photo.png"], "text.png cannot be read as a picture"),
     ],

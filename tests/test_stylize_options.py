@@ -740,6 +740,15 @@ def test_max_side_makes_larger_pictures_smaller_and_no_others(stylize, by_hand, 
     np.testing.assert_array_equal(np.asarray(got.getchannel("A")), alpha)
 
 
+@pytest.mark.parametrize("share", [0, 0.4, 1])
+def test_an_underpainting_is_as_strong_as_is_said(stylize, exported, share):
+    save("photo.png", Image.fromarray(PIXELS))
+    assert stylize("photo.png", "--underpainting", share).returncode == 0
+    expected = Stylizer(exported, threads=1, underpainting=share)(Image.fromarray(PIXELS))
+    assert_same(opened("photo.tiny.png"), expected)
+    assert (np.asarray(expected) != np.asarray(Stylizer(exported)(Image.fromarray(PIXELS)))).any() == (share > 0)
+
+
 @pytest.mark.parametrize("stroke", [0.5, 0.8, 1 / 3])
 def test_smaller_strokes_are_those_of_a_larger_picture_made_smaller_again(stylize, by_hand, stroke):
     save("photo.png", with_alpha())
@@ -875,6 +884,8 @@ def test_list_has_a_line_for_each_shipped_model(stylize):
         ["--stroke", "0"],
         ["--stroke", "inf"],
         ["--stroke", "nan"],
+        ["--underpainting", "1.5"],
+        ["--underpainting", "nan"],
         ["--max-side", "0"],
         ["--quality", "0"],
         ["--quality", "101"],

@@ -268,9 +268,14 @@ def test_a_stroke_makes_both_layers_larger(layering):
 
 
 def test_an_underpainting_can_be_left_out(layering, stylizer):
-    pictures, layering = random_pictures(1, 48, 64), Stylizer(layering.path)
-    layering.underpainting = 0
-    np.testing.assert_array_equal(layering.stylize_array(pictures), stylizer.stylize_array(pictures))
+    pictures = random_pictures(1, 48, 64)
+    once = Stylizer(layering.path, underpainting=0)
+    np.testing.assert_array_equal(once.stylize_array(pictures), stylizer.stylize_array(pictures))
+    twice = Stylizer(stylizer.path, underpainting=0.25)
+    np.testing.assert_array_equal(twice.stylize_array(pictures), layering.stylize_array(pictures))
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UserError, match="underpainting is"):
+            Stylizer(stylizer.path, underpainting=share)
 
 
 @pytest.mark.parametrize("told", ["2", "-1", "nan", "1e9", "", "0.", "١"])

@@ -41,7 +41,7 @@ Stylize very many pictures. The same command again does what is missing.
   --threads N           threads to use (default: all cores; with --address 1 for each actor)
 
   --strength S or S:S   as of stylize; a range draws a strength for each picture by its id
-  --keep-colours, --max-side, --stroke, --format, --quality, --keep-gps, --tile, --huge, --device,
+  --keep-colours, --max-side, --stroke, --underpainting, --format, --quality, --keep-gps, --tile, --huge, --device,
   --pixel-range, --bgr  as of stylize
 
   --json                print the summary as one JSON object
@@ -156,7 +156,7 @@ def batch(arguments: list[str]) -> int:
         Looks(options.strength[-1], options.keep_colours, options.max_side, options.stroke),
         Saving(None if options.format is None else FORMATS[options.format], options.quality, options.keep_gps),
         {"threads": threads, "device": options.device, "tile": options.tile}
-        | {"pixel_range": options.pixel_range, "bgr": options.bgr},
+        | {"pixel_range": options.pixel_range, "bgr": options.bgr, "underpainting": options.underpainting},
         options.strength[0] if len(options.strength) > 1 else None,
         options.tar,
         options.huge,

@@ -61,6 +61,8 @@ Stylize pictures and videos, one forward pass a picture.
   --keep-colours        keep the photograph's colours; light and dark are the stylized picture's
   --max-side PX         make larger pictures smaller first
   --stroke F|auto       strokes F times as large (default 1); auto: larger in larger pictures
+  --underpainting F     0 to 1: more is bolder, 0 keeps more of the scene and takes less time (default: what the model
+                        says, 0.25 for ours)
 
   --tile                run small pictures in tiles too: less memory, the same result. Above 4 megapixels always
   --huge                open pictures and videos of more than 179 megapixels; they may be decompression bombs
@@ -147,6 +149,7 @@ def add_looks(parser: argparse.ArgumentParser, strength: Callable[[str], Any] = 
     parser.add_argument("--strength", type=strength, default="1")
     parser.add_argument("--max-side", type=int)
     parser.add_argument("--stroke", type=stroke, default=1.0, metavar="F")
+    parser.add_argument("--underpainting", type=float)
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--pixel-range", type=int, choices=(1, 255))
@@ -166,6 +169,7 @@ def parse_looks(parser: argparse.ArgumentParser, arguments: list[str]) -> argpar
         ("--threads", options.threads, 0, os.cpu_count() or 1),
         ("--quality", options.quality, 1, 100),
         ("--stroke", 1 if options.stroke == "auto" else options.stroke, 0.0625, 64),
+        ("--underpainting", options.underpainting, 0, 1),
         ("--max-side", options.max_side, 1, 10**6),
     )
     return options
@@ -193,8 +197,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         raise UserError("--to-style is where a video ends: say with --style where it begins")
     if options.sheet and (options.style is not None or len(options.inputs) != 1 or options.output is None):
         raise UserError("--sheet needs one picture, -o and no --style: stylize --sheet photo.jpg -o styles.jpg")
-    of_models = ("style", "to_style", "outside", "sheet", "info", "bgr", "pixel_range", "tile")
-    if options.painting and (given := [name for name in of_models if getattr(options, name)]):
+    of_models = ("style", "to_style", "outside", "sheet", "info", "bgr", "pixel_range", "tile", "underpainting")
+    given = [name for name in of_models if getattr(options, name) is not None and getattr(options, name) is not False]
+    if options.painting and given:
         raise UserError(f"--painting and --{given[0].replace('_', '-')} exclude each other: leave one out")
     if options.method and not options.painting:
         raise UserError("--method is of --painting: say --painting FILE, or leave --method out")
@@ -239,6 +244,7 @@ def stylize(arguments: list[str]) -> int:
             pixel_range=options.pixel_range,
             bgr=options.bgr,
             tile=options.tile,
+            underpainting=options.underpainting,
         )
         if options.info:
             for key, value in stylizer.metadata.items():

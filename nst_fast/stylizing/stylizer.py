@@ -84,14 +84,14 @@ class Stylizer:
         pixel_range: 1 or 255, what a foreign model calls white.
         bgr: whether a foreign model's channels are blue, green, red.
         tile: run even small pictures in tiles; large ones are anyway, where the model allows it.
+        underpainting: how much of a first layer, painted in large strokes, lies under what the model paints, 0 to 1;
+            None: what the model says of itself.
 
     Attributes:
         device: the name of what computes.
         metadata: what the model says of itself.
         paintings: what a model of several says of each, by name; of one, nothing.
         min_size: the least height and width that it takes, px.
-        underpainting: how much of a first layer, painted in large strokes, lies under what it paints, 0 to 1. The model
-            says so; set it for more or less.
 
     Raises UserError where the file is missing, is no ONNX model or is not one of ours and nothing says how to feed it.
     """
@@ -105,8 +105,11 @@ class Stylizer:
         pixel_range: int | None = None,
         bgr: bool = False,
         tile: bool = False,
+        underpainting: float | None = None,
     ) -> None:
         self.path = path = find_model(str(model))
+        if underpainting is not None and not 0 <= underpainting <= 1:
+            raise UserError(f"underpainting is {underpainting}; it must be from 0 to 1")
         if not isinstance(threads, int) or threads < 0:
             raise UserError(f"threads is {threads!r}; it must be a whole number, 0 for every core")
         self.providers, self.threads = choose_providers(device), threads
@@ -122,7 +125,8 @@ class Stylizer:
         self.foreign = "min_size" not in self.metadata
         self.paintings = self.read_paintings()
         shape = self.read_input(pixel_range)
-        self.min_size, self.underpainting = self.read_min_size(), self.read_underpainting()
+        self.min_size, told = self.read_min_size(), self.read_underpainting()
+        self.underpainting = told if underpainting is None else underpainting
         self.pixel_range = (pixel_range or (1 if self.floating else 255)) if self.foreign else 1
         self.bgr = bgr and self.foreign
         self.fixed_size = self.read_fixed_size(shape)
