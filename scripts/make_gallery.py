@@ -28,6 +28,7 @@ from nst_fast.training.photographs import centre_crop
 from nst_fast.training.sheet import draw_sheet
 
 SIDE = 320  # px of one picture
+PAINTED = 640  # px at which those of the gallery are painted: strokes are as fine as in a picture of that size
 LARGEST = 400_000  # bytes of a sheet
 ITERATIONS = 100  # of L-BFGS at each scale, from the photograph
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images"
@@ -42,7 +43,8 @@ def main() -> None:
     }
     photographs = [to_image(centre_crop(Image.fromarray(array), SIDE)[None] / 255) for array in arrays.values()]
     painter = Stylizer(GALLERY)
-    pictures = {name: painter(photographs[0], name) for name in painter.paintings}
+    large = photographs[0].resize((PAINTED, PAINTED), Image.Resampling.LANCZOS)
+    pictures = {name: painter(large, name).resize((SIDE, SIDE), Image.Resampling.LANCZOS) for name in painter.paintings}
     write_small(contact_sheet({"photograph": photographs[0], **pictures}), OUTPUT / f"{GALLERY}.jpg")
     for name, model in shipped_models().items():
         if name == GALLERY:

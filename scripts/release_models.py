@@ -45,12 +45,11 @@ JUDGED = (
 )
 HEAD = """# Released models
 
-One forward pass each: `stylize --model NAME photo.jpg`. The judge's figures are relative distances on photographs never
-trained on: 0 is a perfect match. The judge shares no code with us. It sees with VGG-16 and with parts of VGG-19; the
-models were trained on neither, but on vgg16_slim, which imitates VGG-16. `scripts/release_models.py` wrote this page.
+`stylize --model NAME photo.jpg` paints with them. The judge's figures are relative distances on photographs never
+trained on: 0 is a perfect match. The judge shares no code with us. It sees with VGG-16, on which the models learned
+last, and with parts of VGG-19, on which none learned. `scripts/release_models.py` wrote this page.
 
-the_scream goes on from a starry_night that had some 3,500 steps, 2,200 of them from nothing, with recipes on the way to
-today's. The other three start from the_scream.
+The four single models go on from the gallery. [How the gallery was trained](../docs/research/gallery.md#training).
 """
 TRAINING = ("steps", "seconds", "images_per_second", "device", "precision", "validation_losses", "versions")
 SIZES = (256, 720)  # px, of the judge's photographs
