@@ -9,7 +9,7 @@ from PIL import Image
 
 from nst_fast.errors import UserError
 from nst_fast.stylizing.looks import Looks
-from nst_fast.stylizing.stroke import paint, restore_edges, stroke_size
+from nst_fast.stylizing.stroke import GRAIN, PERIOD, add_grain, grain, paint, restore_edges, stroke_size
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.photographs import bundled_photographs
 
@@ -55,6 +55,30 @@ def test_what_the_model_changed_is_laid_over_the_full_picture(size, share):
     channels = [rows @ (np.asarray(coarse)[..., c] - small_grey) @ columns.T + grey for c in range(3)]
     expected = share * np.stack(channels, -1).clip(0, 255) + (1 - share) * np.asarray(full)
     np.testing.assert_allclose(np.asarray(restore_edges(full, small, coarse, share)), expected, rtol=0, atol=0.51)
+
+
+def test_grain_fits_itself_on_all_sides_and_prefers_no_direction():
+    tile = grain()[..., 0].astype(float)
+    assert tile.shape == (PERIOD, PERIOD)
+    assert abs(tile.mean()) < 0.1
+    assert tile.std() == pytest.approx(GRAIN, rel=0.1)
+    for axis in (0, 1):  # what meets at an edge differs no more than neighbours elsewhere
+        steps = (np.diff(tile, axis=axis, append=tile.take([0], axis)) ** 2).mean(1 - axis)
+        assert steps[-1] < 2 * np.median(steps)
+    power = np.abs(np.fft.fft2(tile)) ** 2
+    frequency = np.fft.fftfreq(PERIOD, 1 / PERIOD)
+    angle = np.arctan2(frequency[:, None], frequency[None]) % np.pi
+    shares = np.histogram(angle, 4, (0, np.pi), weights=power)[0] / power.sum()
+    assert shares.min() > 0.15
+
+
+@pytest.mark.parametrize(("size", "strip"), [((300, 600), 1), ((70, 40), 10**9), ((257, 513), 257 * 300)])
+def test_grain_is_added_to_each_place(size, strip):
+    picture = Image.fromarray(RNG.integers(0, 256, (*size[::-1], 3), np.uint8))
+    tiles = np.pad(grain(), ((0, 3 * PERIOD), (0, 3 * PERIOD), (0, 0)), "wrap")[: size[1], : size[0]]
+    expected = (np.asarray(picture).astype(int) + tiles).clip(0, 255)
+    add_grain(picture, strip)
+    np.testing.assert_array_equal(np.asarray(picture), expected)
 
 
 @pytest.mark.parametrize("strip", [1, 700, 150 * 33])

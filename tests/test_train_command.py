@@ -241,7 +241,8 @@ def test_the_model_says_what_it_is_and_how_it_was_made(finished):
     assert float(metadata["val_total_loss"]) == pytest.approx(summary["validation_losses"]["val/total_loss"], rel=1e-4)
     assert finished.day <= date.fromisoformat(metadata["date"]) <= datetime.now(timezone.utc).date()
     assert int(metadata["min_size"]) > 0
-    expected = {"style": "pic", "title": "pic", "artist": "unknown", "licence": "unknown", "steps": "4", "stroke": "1"}
+    expected = {"style": "pic", "title": "pic", "artist": "unknown", "licence": "unknown", "steps": "4"}
+    expected["underpainting"] = "0.25"
     assert {key: metadata[key] for key in expected} == expected
 
 

@@ -7,6 +7,7 @@ the model then paints over, large strokes guide small ones, coarse to fine as th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal, TypeAlias
@@ -18,6 +19,13 @@ from nst_fast.errors import UserError
 
 Stroke: TypeAlias = float | Literal["auto"]
 
+GRAIN = 2.0  # of 255, deviation of the grain that an underpainting has
+WAVES, GOLDEN = (
+    64,
+    math.pi * (3 - math.sqrt(5)),
+)  # of which grain is made; radians from the direction of one to the next
+SHORTEST, LONGEST = 8, 64  # px, of waves
+PERIOD = 256  # px, after which grain repeats
 COARSE = 2  # times smaller is a picture when its underpainting is made
 AUTO_SIDE = 512  # px, short side of the picture on which strokes of "auto" are of the size that the model has learned
 STRIP = 1 << 20  # pixels that are put together at a time
@@ -58,13 +66,42 @@ def paint(run: Callable[[Image.Image], Image.Image], photograph: Image.Image, st
 def underpainted(run: Callable[[Image.Image], Image.Image], photograph: Image.Image, share: float) -> Image.Image:
     """Return an RGB photograph blended with its stylized picture in large strokes, for the model to paint over.
 
+    Both have a faint grain, from which strokes grow where the photograph is flat: a network paints nothing on white.
+
     Args:
         run: the model, from RGB picture to RGB picture of the same size.
         photograph: RGB.
         share: of the stylized picture, from 0, the photograph, to 1.
     """
     small = photograph.reduce(COARSE)
-    return restore_edges(photograph, small, run(small), share)
+    add_grain(small)
+    under = restore_edges(photograph, small, run(small), share)
+    add_grain(under)
+    return under
+
+
+@functools.cache
+def grain() -> np.ndarray:
+    """Return a tile of grain that fits itself on all sides, int16 (PERIOD, PERIOD, 1), deviation GRAIN of 255.
+
+    Waves of all directions, as many in every octave; formulas instead of random numbers, so that the page has the same.
+    """
+    k = np.arange(WAVES)
+    length, angle, phase = SHORTEST * (LONGEST / SHORTEST) ** (k / WAVES), GOLDEN * k, GOLDEN * k * k
+    across, down = (np.round(PERIOD / length * f(angle)) for f in (np.cos, np.sin))
+    places = 2 * np.pi / PERIOD * np.arange(PERIOD)
+    waves = np.cos(places[:, None, None] * down + places[:, None] * across + phase).sum(2, keepdims=True)
+    return (GRAIN * waves / math.sqrt(WAVES / 2)).round().astype(np.int16)
+
+
+def add_grain(picture: Image.Image, strip: int = STRIP) -> None:
+    """Add grain to an RGB picture, in place."""
+    rows = max(PERIOD, strip // picture.width // PERIOD * PERIOD)
+    tiled = np.tile(grain(), (1, -(-picture.width // PERIOD), 1))[:, : picture.width]
+    for top in range(0, picture.height, rows):
+        part = np.asarray(picture.crop((0, top, picture.width, min(top + rows, picture.height)))).astype(np.int16)
+        part += np.resize(tiled, (len(part), *tiled.shape[1:]))
+        picture.paste(Image.fromarray(part.clip(0, 255).astype(np.uint8)), (0, top))
 
 
 def restore_edges(

@@ -3,7 +3,7 @@
 import type { Look, Model, Stages } from "./models";
 import { fromModel, padding, type Picture, toModel } from "./pixels";
 import { load, ort, type Progress } from "./runtime";
-import { changeOf, halved, restoreEdges } from "./stroke";
+import { addGrain, changeOf, halved, restoreEdges } from "./stroke";
 import { area, indicesOf, normOf, sampleOf, type Statistics, type Tile, tilesOf } from "./tiling";
 
 type Tensors = Record<string, ort.Tensor>;
@@ -65,9 +65,12 @@ export class Painting {
   async paint(picture: Picture, look: Look, progress: Progress, quick = false): Promise<number> {
     if (!this.underpainting) return this.paintOnce(picture, picture, look, progress, quick);
     const { width, height, data } = picture;
-    const [small, layer, under] = [halved(picture), halved(picture), { width, height, data: data.slice() }];
+    const [small, under] = [halved(picture), { width, height, data: data.slice() }];
+    addGrain(small);
+    const layer = { width: small.width, height: small.height, data: small.data.slice() };
     const seconds = await this.paintOnce(layer, layer, { ...look, mix: 1 }, progress, quick);
     restoreEdges(under, { top: 0, height }, changeOf(small, layer), [small.width, small.height], this.underpainting);
+    addGrain(under);
     return seconds + (await this.paintOnce(picture, under, look, progress, quick));
   }
 

@@ -27,6 +27,35 @@ export function halved({ width, height, data }: Picture): ImageData {
   return half;
 }
 
+const PERIOD = 256; // px, after which grain repeats
+const WAVES = 64; // of which it is made
+let tile: Int8Array | undefined;
+
+/** Returns the tile of grain that `grain` of stroke.py has. */
+function grain(): Int8Array {
+  const [golden, made] = [Math.PI * (3 - Math.sqrt(5)), new Float64Array(PERIOD * PERIOD)];
+  for (let k = 0; k < WAVES; k++) {
+    const [turns, angle] = [PERIOD / (8 * 8 ** (k / WAVES)), golden * k];
+    const [across, down] = [Math.round(turns * Math.cos(angle)), Math.round(turns * Math.sin(angle))];
+    for (let i = 0; i < made.length; i++) {
+      const place = (i % PERIOD) * across + Math.floor(i / PERIOD) * down;
+      made[i]! += Math.cos((2 * Math.PI * place) / PERIOD + golden * k * k);
+    }
+  }
+  return Int8Array.from(made, (value) => Math.round((2 * value) / Math.sqrt(WAVES / 2)));
+}
+
+/** Adds grain to rows of a picture, from top on, in place: a model paints nothing where a photograph is all white. */
+export function addGrain({ width, height, data }: Picture, top = 0): void {
+  tile ??= grain();
+  for (let y = 0, to = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, to += 4) {
+      const more = tile[((top + y) % PERIOD) * PERIOD + (x % PERIOD)]!;
+      for (let c = to; c < to + 3; c++) data[c]! += more;
+    }
+  }
+}
+
 const luminance = (data: ArrayLike<number>, i: number): number => 0.299 * data[i]! + 0.587 * data[i + 1]! + 0.114 * data[i + 2]!; // BT.601
 
 /** Returns what a model changed in a small picture: RGB of the painting less the picture's luminance. */

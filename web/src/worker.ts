@@ -4,7 +4,7 @@ import type { Look, Model } from "./models";
 import { type Canvas, Painting } from "./painting";
 import { fit, overWhite } from "./pixels";
 import { start } from "./runtime";
-import { changeOf, halved, restoreEdges, seenAt } from "./stroke";
+import { addGrain, changeOf, halved, restoreEdges, seenAt } from "./stroke";
 
 export interface Jobs {
   begin(options: { models: Model[]; folder: string; threads: number }): void;
@@ -119,10 +119,16 @@ async function paintAll(source: CanvasImageSource, [width, height]: [number, num
     if (!painting.underpainting) return once(canvas, mix);
     const small = canvasOf(context((canvas.width + 1) >> 1, (canvas.height + 1) >> 1));
     for (let top = 0; top < canvas.height; top += STRIP) {
-      small.write({ ...boxOf(small), top: top / 2 }, halved(canvas.read(boxOf(canvas, top, STRIP))));
+      const rows = halved(canvas.read(boxOf(canvas, top, STRIP)));
+      addGrain(rows, top / 2);
+      small.write({ ...boxOf(small), top: top / 2 }, rows);
     }
     const under = canvasOf(context(canvas.width, canvas.height));
-    await layOver({ ...canvas, write: under.write }, small, painting.underpainting, once, turn(id));
+    const write: Canvas["write"] = (box, rows) => {
+      addGrain(rows, box.top);
+      under.write(box, rows);
+    };
+    await layOver({ ...canvas, write }, small, painting.underpainting, once, turn(id));
     return once({ ...canvas, under: under.read }, mix);
   };
   const whole: Canvas = { width, height, read, write };
