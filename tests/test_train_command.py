@@ -488,8 +488,8 @@ def test_a_network_starts_from_the_gallerys_mean_or_the_shipped_model_that_is_na
     assert train(*CUSTOM, *still, "output=warm", *said).code == 0
     pixels = np.random.default_rng(0).integers(0, 256, (1, 50, 70, 3), dtype=np.uint8)
     start = Stylizer(shipped_models()[name])
-    expected = start.at_once(pixels, dict.fromkeys(start.paintings, 1) or None)
-    assert np.abs(Stylizer("warm/pic.onnx").at_once(pixels).astype(int) - expected).max() <= 1
+    expected = start.run_once(pixels, dict.fromkeys(start.paintings, 1) or None)
+    assert np.abs(Stylizer("warm/pic.onnx").run_once(pixels).astype(int) - expected).max() <= 1
 
 
 def test_a_model_carries_its_underpainting(train):

@@ -380,9 +380,9 @@ class Stylizer:
             raise ValueError(f"got {pictures.dtype} {pictures.shape}; uint8 (N, H, W, 3), none of them 0, is needed")
         if stroke != 1 or self.underpainting:
             return np.stack([np.asarray(self.stylize(Image.fromarray(one), style, stroke)) for one in pictures])
-        return self.at_once(pictures, style)
+        return self.run_once(pictures, style)
 
-    def at_once(self, pictures: np.ndarray, style: Style | None = None) -> np.ndarray:
+    def run_once(self, pictures: np.ndarray, style: Style | None = None) -> np.ndarray:
         """Return the stylized pictures of pictures that the model sees as they are, uint8 (N, H, W, 3)."""
         height, width = pictures.shape[1:3]
         feeds = self.feeds(style)
@@ -415,7 +415,7 @@ class Stylizer:
         def run(seen: Image.Image) -> Image.Image:
             if self.needs_tiles(*seen.size) and not self.foreign:
                 return self.run_tiled(seen, self.feeds(style))  # which takes no second copy of it
-            return Image.fromarray(np.ascontiguousarray(self.at_once(np.asarray(seen)[None], style)[0]))
+            return Image.fromarray(np.ascontiguousarray(self.run_once(np.asarray(seen)[None], style)[0]))
 
         def layered(seen: Image.Image) -> Image.Image:
             return run(underpainted(run, seen, self.underpainting) if self.underpainting else seen)

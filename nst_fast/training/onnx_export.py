@@ -123,7 +123,7 @@ def check_parity(network: TransformationNetwork, path: str | Path) -> int:
         style = (torch.from_numpy(weights).float(), torch.zeros(network.vectors.shape[1]))
         with torch.no_grad():
             expected = module(torch.from_numpy(pictures), *style).numpy()
-        got = stylizer.at_once(pictures, dict(zip(stylizer.paintings, weights, strict=False)) or None)
+        got = stylizer.run_once(pictures, dict(zip(stylizer.paintings, weights, strict=False)) or None)
         if got.shape != expected.shape:
             raise RuntimeError(f"the exported model gave {got.shape} for {expected.shape}")
         worst = max(worst, int(np.abs(got.astype(int) - expected).max()))
