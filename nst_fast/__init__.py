@@ -1,4 +1,4 @@
-"""Fast neural style transfer: train one feed-forward network per style, stylize in one forward pass."""
+"""Fast neural style transfer: train a feed-forward network, stylize in one or two forward passes."""
 
 import os
 from typing import TYPE_CHECKING, Any

@@ -58,7 +58,7 @@ def main() -> None:
                 chosen = [f"content={file}", f"output={output}", f"size={SIDE}", f"iterations={ITERATIONS}"]
                 cfg = load_config("optimize", [*chosen, *loss_arguments(stylize, name, sys.argv[1:])])
                 rows.append((photograph, stylize(photograph), load_image(optimize(cfg))))
-        columns = ["photograph", "the model, one forward pass", f"the optimiser, {ITERATIONS} iterations a scale"]
+        columns = ["photograph", "the model", f"the optimiser, {ITERATIONS} iterations a scale"]
         title = f"{cfg.style.title}, {cfg.style.artist}"
         write_small(draw_sheet(rows, list(arrays), columns, title), OUTPUT / f"{name}.jpg")
 

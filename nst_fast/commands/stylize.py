@@ -32,7 +32,7 @@ from nst_fast.stylizing.stylizer import DEVICES, Painter, Style, Stylizer
 USAGE = """
 usage: stylize --style NAME INPUT... [-o OUTPUT] [options]
 
-Stylize pictures and videos, one forward pass a picture.
+Stylize pictures and videos, one or two forward passes a picture.
 
   --style NAME          a painting of the gallery (--list), or a .style file that `train` made;
                         starry_night=0.7,the_scream=0.3 blends two or more

@@ -24,7 +24,7 @@ class ModelResult:
 
     Attributes:
         image: its picture.
-        seconds: of one forward pass, picture in, picture out.
+        seconds: picture in, picture out, both runs of a model that has an underpainting.
         losses: content, style, tv and total of the 8-bit picture.
         style_distances: from the painting at each size, px.
     """

@@ -20,10 +20,8 @@ from nst_fast.errors import UserError
 Stroke: TypeAlias = float | Literal["auto"]
 
 GRAIN = 2.0  # of 255, deviation of the grain that an underpainting has
-WAVES, GOLDEN = (
-    64,
-    math.pi * (3 - math.sqrt(5)),
-)  # of which grain is made; radians from the direction of one to the next
+WAVES = 64  # of which grain is made
+GOLDEN = math.pi * (3 - math.sqrt(5))  # radians from the direction of one wave to that of the next
 SHORTEST, LONGEST = 8, 64  # px, of waves
 PERIOD = 256  # px, after which grain repeats
 COARSE = 2  # times smaller is a picture when its underpainting is made
