@@ -7,7 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 from nst_fast.assets import find_model
+from nst_fast.stylizing.stroke import underpainted
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.checkpoints import read_checkpoint, trained_network
 
@@ -33,12 +34,22 @@ def run(cwd: Path, name: str, *arguments: object) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
+def twice(run: Callable[[np.ndarray], np.ndarray], picture: np.ndarray, share: float) -> np.ndarray:
+    """Return what a model makes of a picture over its underpainting, given what it makes of any in one run."""
+    return run(np.asarray(underpainted(lambda p: Image.fromarray(run(np.asarray(p))), Image.fromarray(picture), share)))
+
+
 def in_gallery(picture: np.ndarray, **shares: float) -> np.ndarray:
     """Return what onnxruntime makes of a picture with the gallery's file and shares of its paintings."""
     session = onnxruntime.InferenceSession(find_model("gallery"), providers=["CPUExecutionProvider"])
     told = json.loads(session.get_modelmeta().custom_metadata_map["nst_fast.paintings"])
     weights = np.array([shares.get(painting["name"], 0) for painting in told], np.float32)
-    return session.run(None, {session.get_inputs()[0].name: picture[None], "style_weights": weights})[0][0]
+    name, metadata = session.get_inputs()[0].name, session.get_modelmeta().custom_metadata_map
+    return twice(
+        lambda seen: session.run(None, {name: seen[None], "style_weights": weights})[0][0],
+        picture,
+        float(metadata["nst_fast.underpainting"]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +79,14 @@ def test_training_from_a_folder_leaves_the_picture_that_the_trained_network_pain
     assert Path(config["data"]["root"]).samefile(tmp_path / "my photos")
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     network = trained_network(read_checkpoint(checkpoint), checkpoint).eval()
-    with torch.no_grad():
-        expected = network(torch.from_numpy(cat.copy()).permute(2, 0, 1)[None] / 255, network.vectors)
+
+    def paint(seen: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            made = network(torch.from_numpy(seen.copy()).permute(2, 0, 1)[None] / 255, network.vectors)
+        return (255 * made[0].permute(1, 2, 0).clamp(0, 1)).round().byte().numpy()
+
     painted = np.asarray(Image.open(tmp_path / "painted.png"), float)
-    np.testing.assert_allclose(painted, 255 * expected[0].permute(1, 2, 0).clamp(0, 1).numpy(), atol=1.01)
+    assert np.abs(painted - twice(paint, cat, 0.25)).mean() < 0.1  # rounding in the first run, too
 
 
 def test_training_says_which_photograph_is_missing_before_it_begins(tmp_path):

@@ -160,7 +160,7 @@ def test_a_run_of_the_vector_alone_leaves_a_style_for_its_gallery(gallery, styli
     file = tmp_path / "run" / "mine.style"
     capfd.readouterr()
     assert file.stat().st_size < 20_000
-    done = stylize("--style", f"{file}=0.5,a=0.5", "photo.png", "-o", tmp_path / "blend.png")
+    done = stylize("--style", f"{file}=0.5,a=0.5", "--underpainting", 0, "photo.png", "-o", tmp_path / "blend.png")
     assert (done.code, done.err) == (0, "")
     photograph, painter = Image.open(gallery / "photo.png"), Stylizer(gallery / "gallery.onnx")
     alone = np.asarray(painter(photograph, str(file))).astype(int)

@@ -352,7 +352,7 @@ def test_a_released_model_paints_in_8_bits_what_it_paints_in_floating_point(name
         np.ascontiguousarray(skimage.data.astronaut()[:, ::-1]),
     ):
         assert psnr(before.run_once(seen[None]), after.run_once(seen[None])) > 33
-        assert distance(after(seen)) == pytest.approx(distance(before(seen)), rel=0.05)
+        assert distance(after(seen)) < 1.05 * distance(before(seen))
 
 
 @pytest.mark.parametrize("name", STYLES)

@@ -79,7 +79,7 @@ def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list
 
     Raises UserError where the config in the model has been tampered with.
     """
-    from nst_fast.loss.pretrained import LOSS_NETWORKS, TORCHVISION
+    from nst_fast.loss.pretrained import LOSS_NETWORKS, TORCHVISION, is_kept
     from nst_fast.training.checkpoints import upgraded
 
     try:
@@ -89,11 +89,12 @@ def loss_arguments(stylizer: Stylizer, style: str, overrides: list[str]) -> list
         known = {path.stem for path in (shipped("configs") / "style").glob("*.yaml")}
         # A painting of the user's own has to be given again: style.image=FILE.
         arguments = [f"style={style if style in known else 'custom'}"]
-        # A small network flatters what it trained, the teachers are files of whoever trained the model, an earlier
-        # version's network may be gone: unless it is given again, the reference's own network takes its place.
+        # A small network flatters what it trained, the teachers are files of whoever trained the model, a real network
+        # or an earlier version's may not be here: unless it is given again, the reference's own takes its place.
         given = any(option.startswith("loss_network") for option in overrides)
         network = plain(trained["loss_network"]["name"])
-        network = network if network in (LOSS_NETWORKS if given else TORCHVISION) else "auto"
+        usable = network in LOSS_NETWORKS if given else network in TORCHVISION and is_kept(network)
+        network = network if usable else "auto"
         arguments += [f"loss={plain(trained['loss']['name'])}", f"loss_network={network}"]
         arguments.append(f"style.size={plain(trained['style']['size'])}")
         if trained["style"].get("content_distance") is not None:  # the weight that training arrived at

@@ -99,17 +99,19 @@ def to_onnx(network: TransformationNetwork, metadata: Mapping[str, str], float_n
     del model.graph.value_info[:]  # shapes that anyone can infer
     # An initializer of an input's name makes it optional.
     model.graph.initializer.extend(numpy_helper.from_array(value.numpy(), name) for name, value in style.items())
-    for key, value in metadata.items():
+    told = {**metadata, "trunk": trunk(model)} if style else metadata
+    for key, value in told.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA_PREFIX + key, str(value)
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def trunk(network: TransformationNetwork) -> str:
-    """Return the identity of what a network's paintings share, which a .style file's vector belongs to."""
-    shared = [tensor for name, tensor in sorted(network.state_dict().items()) if name != "vectors"]
-    return hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in shared)).hexdigest()[:16]
+def trunk(model: onnx.ModelProto) -> str:
+    """Return the identity of what a model's paintings share, which a .style file's vector belongs to."""
+    own = {"network.vectors", *(i.name for i in model.graph.input)}
+    shared = sorted((w.name, numpy_helper.to_array(w).tobytes()) for w in model.graph.initializer if w.name not in own)
+    return hashlib.sha256(b"".join(content for _, content in shared)).hexdigest()[:16]
 
 
 def check_parity(network: TransformationNetwork, path: str | Path) -> int:
@@ -144,8 +146,6 @@ def export(
         raise UserError(f"cannot export to {path}: the name must end in .onnx")
     network = network.cpu().float().eval()
     metadata = {**metadata, "min_size": str(network.min_size)}
-    if len(network.vectors) > 1:
-        metadata["trunk"] = trunk(network)
     content = to_onnx(network, metadata, float_nchw).SerializeToString()
     with tempfile.TemporaryDirectory() as folder:
         checked = Path(folder) / "checked.onnx"
