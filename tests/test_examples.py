@@ -71,7 +71,7 @@ def test_training_from_a_folder_leaves_the_picture_that_the_trained_network_pain
         Image.fromarray(photo).resize((96, 96)).save(tmp_path / "my photos" / f"{number}.png")
     (tmp_path / "photo.png").write_bytes(as_file(cat))
     (tmp_path / "painting.png").write_bytes(as_file(cat[::-1, :, ::-1]))
-    options = [*TINY, "trainer.max_steps=2", "output=run"]
+    options = [*TINY, "trainer.max_steps=2", "output=run", "style.underpainting=0"]
     done = run(tmp_path, "train_folder.py", "painting.png", "my photos", "photo.png", "painted.png", *options)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
@@ -79,14 +79,10 @@ def test_training_from_a_folder_leaves_the_picture_that_the_trained_network_pain
     assert Path(config["data"]["root"]).samefile(tmp_path / "my photos")
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     network = trained_network(read_checkpoint(checkpoint), checkpoint).eval()
-
-    def paint(seen: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            made = network(torch.from_numpy(seen.copy()).permute(2, 0, 1)[None] / 255, network.vectors)
-        return (255 * made[0].permute(1, 2, 0).clamp(0, 1)).round().byte().numpy()
-
+    with torch.no_grad():
+        expected = network(torch.from_numpy(cat.copy()).permute(2, 0, 1)[None] / 255, network.vectors)
     painted = np.asarray(Image.open(tmp_path / "painted.png"), float)
-    assert np.abs(painted - twice(paint, cat, 0.25)).mean() < 0.1  # rounding in the first run, too
+    np.testing.assert_allclose(painted, 255 * expected[0].permute(1, 2, 0).clamp(0, 1).numpy(), atol=1.01)
 
 
 def test_training_says_which_photograph_is_missing_before_it_begins(tmp_path):

@@ -331,9 +331,24 @@ def test_a_released_model_ships_in_8_bits_too(name):
     assert json.loads(after.metadata["config"])["style"]["name"] == name
 
 
+PICTURES = [
+    skimage.data.retina()[300:812, 300:1000],
+    skimage.data.retina()[300:812, 300:1000] // 16,
+    skimage.data.coffee(),
+    np.ascontiguousarray(skimage.data.astronaut()[:, ::-1]),
+]
+
+
+@pytest.mark.xfail(reason="30 to 36 dB: strokes are bold, and what 8 bits change in the first run grows", strict=True)
 @pytest.mark.parametrize("name", STYLES)
 def test_a_released_model_paints_in_8_bits_what_it_paints_in_floating_point(name):
-    """Each run of the model gives nearly the same pixels, and the picture of both runs is as near to the painting."""
+    before, after = Stylizer(shipped_models()[name]), Stylizer(find_model(f"{name}.int8"))
+    for seen in PICTURES:
+        assert psnr(before(seen), after(seen)) > 36
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_a_released_model_comes_as_near_to_the_painting_in_8_bits(name):
     before, after = Stylizer(shipped_models()[name]), Stylizer(find_model(f"{name}.int8"))
     network = create_loss_network("vgg16_slim")
     targets = StyleTargets.load(ASSETS / "style_targets" / f"{name}.safetensors")
@@ -344,13 +359,7 @@ def test_a_released_model_paints_in_8_bits_what_it_paints_in_floating_point(name
         made = {layer: layer_gram_matrix(network, layer, found) for layer, found in features.items()}
         return sum(float((gram - grams[k]).square().sum() / grams[k].square().sum()) for k, gram in made.items())
 
-    picture = skimage.data.retina()[300:812, 300:1000]
-    for seen in (
-        picture,
-        picture // 16,
-        skimage.data.coffee(),
-        np.ascontiguousarray(skimage.data.astronaut()[:, ::-1]),
-    ):
+    for seen in PICTURES:
         assert psnr(before.run_once(seen[None]), after.run_once(seen[None])) > 33
         assert distance(after(seen)) < 1.05 * distance(before(seen))
 

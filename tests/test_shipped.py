@@ -63,11 +63,18 @@ def test_a_released_model_says_what_it_is(name):
     style = load_config("train", [f"style={name}"]).style
     assert metadata["image_sha256"] == style.sha256
     assert (metadata["title"], metadata["artist"], metadata["licence"]) == (style.title, style.artist, style.licence)
-    assert int(metadata["steps"]) >= 375  # of 4 pictures
     assert model.stat().st_size <= 2_000_000
     card = (model.parent / "README.md").read_text().partition(f"## {name}\n")[2].partition("\n## ")[0]
     for told in (file_hash(model), metadata["loss_network"], metadata["commit"], style.url):
         assert told in card
+
+
+SHORT = pytest.mark.xfail(reason="400 steps on VGG-16; 800 are owed", strict=True)
+
+
+@pytest.mark.parametrize("name", ["starry_night", "the_scream", *(pytest.param(n, marks=SHORT) for n in STYLES[2:])])
+def test_a_released_model_has_learned_for_long(name):
+    assert int(Stylizer(shipped_models()[name]).metadata["steps"]) >= 700
 
 
 def test_the_command_on_a_card_composes_the_config_that_the_model_was_trained_with():

@@ -198,8 +198,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.sheet and (options.style is not None or len(options.inputs) != 1 or options.output is None):
         raise UserError("--sheet needs one picture, -o and no --style: stylize --sheet photo.jpg -o styles.jpg")
     of_models = ("style", "to_style", "outside", "sheet", "info", "bgr", "pixel_range", "tile", "underpainting")
-    given = [name for name in of_models if getattr(options, name) is not None and getattr(options, name) is not False]
-    if options.painting and given:
+    if options.painting and (given := [n for n in of_models if getattr(options, n) != parser.get_default(n)]):
         raise UserError(f"--painting and --{given[0].replace('_', '-')} exclude each other: leave one out")
     if options.method and not options.painting:
         raise UserError("--method is of --painting: say --painting FILE, or leave --method out")

@@ -29,6 +29,7 @@ export function halved({ width, height, data }: Picture): ImageData {
 
 const PERIOD = 256; // px, after which grain repeats
 const WAVES = 64; // of which it is made
+const GRAIN = 2; // of 255, its deviation
 let tile: Int8Array | undefined;
 
 /** Returns the tile of grain that `grain` of stroke.py has. */
@@ -42,7 +43,7 @@ function grain(): Int8Array {
       made[i]! += Math.cos((2 * Math.PI * place) / PERIOD + golden * k * k);
     }
   }
-  return Int8Array.from(made, (value) => Math.round((2 * value) / Math.sqrt(WAVES / 2)));
+  return Int8Array.from(made, (value) => Math.round((GRAIN * value) / Math.sqrt(WAVES / 2)));
 }
 
 /** Adds grain to rows of a picture, from top on, in place: a model paints nothing where a photograph is all white. */
