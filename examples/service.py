@@ -1,7 +1,7 @@
 """Photographs in, painted pictures out, over HTTP.
 
 pip install . fastapi uvicorn
-uvicorn service:app
+cd examples && uvicorn service:app
 curl --data-binary @photo.jpg "localhost:8000/stylize?style=great_wave&strength=0.8" -o painted.jpg
 """
 

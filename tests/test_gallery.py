@@ -1,6 +1,7 @@
 """Many paintings in one network: how it is trained, chosen from, blended, and how a new painting starts from it."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from nst_fast.loss.loss_networks import VGG, freeze
 from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
 from nst_fast.loss.style_targets import find_paintings
 from nst_fast.stylizing.contact_sheet import contact_sheet
+from nst_fast.stylizing.looks import Looks
 from nst_fast.stylizing.style_file import StyleFile
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.networks import create_network
@@ -210,8 +212,12 @@ def test_without_a_style_one_line_says_which_there_are(stylize):
         (["--to-style", "b"], "--style where it begins"),
         (["--style", "a", "--to-style", "nothing"], "no style 'nothing'"),
         (["--sheet"], "-o"),
-        (["--style", "a,", "b"], "NAME,NAME without a space"),
+        (["--style", "a,", "b"], "a style without a name"),
         (["--style", "my.jpg"], "--painting my.jpg"),
+        (["--style", "a=0.3"], "--strength 0.3"),
+        (["--style", "a=0.3,b"], "give every style a weight"),
+        (["--style", "a=0.7", "b=0.3"], "a comma joins several"),
+        (["--sheet", "-o", "sheets/", "*.png"], "--sheet needs one picture"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(stylize, given, said):
@@ -232,6 +238,31 @@ def test_a_mask_paints_where_it_is_white_and_another_style_where_it_is_black(gal
         assert stylize("--style", "b", "--mask", tmp_path / "mask.png", *options, "photo.png", "-o", out).code == 0
         expected = share * np.asarray(painter(photograph, "b")) + (1 - share) * around
         assert np.abs(np.asarray(Image.open(out)) - expected).max() <= 1
+
+
+def test_a_sheet_of_a_folder_is_refused_in_one_line(stylize, tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    done = stylize("--sheet", tmp_path, "-o", tmp_path / "sheets/")
+    assert done.code == 1
+    assert "is a folder; --sheet needs one picture" in done.err
+
+
+@pytest.mark.parametrize(
+    "given", [{"style": {"a": "x"}}, {"stroke": "big"}, {"style": {"a": math.nan}}, {"strength": 2}, {"stroke": 0}]
+)
+def test_what_cannot_be_painted_is_a_user_error_in_python(gallery, given):
+    with pytest.raises(UserError):
+        Stylizer(gallery / "gallery.onnx")(Image.new("RGB", (40, 40)), **given)
+
+
+def test_looks_take_a_mask_of_any_mode_and_no_side_of_0(gallery):
+    photograph, painter = Image.open(gallery / "photo.png"), Stylizer(gallery / "gallery.onnx")
+    mask = Image.fromarray(np.arange(80, dtype=np.uint8)[None].repeat(70, 0))
+    grey, coloured = (Looks(mask=m).apply(painter, photograph) for m in (mask, mask.convert("RGB")))
+    assert np.array_equal(grey, coloured)
+    with pytest.raises(UserError, match="max_side is 0"):
+        Looks(max_side=0)
 
 
 def test_a_sheet_has_the_picture_in_every_style(gallery, stylize, tmp_path):

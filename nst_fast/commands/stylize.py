@@ -35,9 +35,10 @@ usage: stylize --style NAME INPUT... [-o OUTPUT] [options]
 Stylize pictures and videos, one or two forward passes a picture.
 
   --style NAME          a painting of the gallery (--list), or a .style file that `train` made;
-                        starry_night=0.7,the_scream=0.3 blends two or more
+                        starry_night=0.7,the_scream=0.3 blends two or more; weights count beside each other
   --model FILE_OR_NAME  an .onnx file, or the name of a shipped model (--list; default gallery)
-  --painting FILE       any painting, without training; a.jpg=0.6,b.jpg=0.4 mixes two or more
+  --painting FILE       any painting, without training: its colours, few of its strokes;
+                        a.jpg=0.6,b.jpg=0.4 mixes two or more
   --method NAME         with --painting: adain, or wct, bolder and less like the photograph (default adain)
   INPUT                 pictures, videos, folders, quoted globs, or - for standard input
   -o, --output OUTPUT   a picture or a video, a folder, or - for standard output
@@ -85,6 +86,7 @@ examples:
   stylize --style starry_night - -o - < photo.jpg > out.jpg
 """
 
+SHEET = "--sheet needs one picture, -o and no --style: stylize --sheet photo.jpg -o styles.jpg"
 SHEET_SIDE = 320  # px, long side of a picture on a sheet
 FORMATS = choices()
 USAGE = USAGE.replace("FORMATS", ", ".join(dict.fromkeys(suffix[1:] for suffix in FORMATS.values())))
@@ -196,7 +198,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.to_style is not None and options.style is None:
         raise UserError("--to-style is where a video ends: say with --style where it begins")
     if options.sheet and (options.style is not None or len(options.inputs) != 1 or options.output is None):
-        raise UserError("--sheet needs one picture, -o and no --style: stylize --sheet photo.jpg -o styles.jpg")
+        raise UserError(SHEET)
+    if options.sheet and os.path.isdir(options.inputs[0]):
+        raise UserError(f"{options.inputs[0]} is a folder; {SHEET}")
     of_models = ("style", "to_style", "outside", "sheet", "info", "bgr", "pixel_range", "tile", "underpainting")
     if options.painting and (given := [n for n in of_models if getattr(options, n) != parser.get_default(n)]):
         raise UserError(f"--painting and --{given[0].replace('_', '-')} exclude each other: leave one out")
@@ -364,13 +368,19 @@ def style(text: str) -> dict[str, float]:
     for part in text.split(","):
         name, equals, weight = part.partition("=")
         if not name.strip():
-            raise argparse.ArgumentTypeError(f"{text!r} is no style: NAME,NAME without a space is needed")
+            raise argparse.ArgumentTypeError(f"{text!r} has a style without a name: NAME=0.7,NAME=0.3 is needed")
         if Path(name).suffix.lower() in OF_SUFFIX:
             raise argparse.ArgumentTypeError(f"{name} is no style but a picture: --painting {name} paints after it")
         try:
             weights[name.strip()] = float(weight) if equals else 1.0
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{part!r} is no style: NAME or NAME=WEIGHT is needed") from error
+    if len(weights) == 1 and "=" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text}: one style has no weight; a comma joins several, --strength 0.3 paints one more faintly"
+        )
+    if text.count("=") not in (0, len(weights)):
+        raise argparse.ArgumentTypeError(f"{text}: give every style a weight, or none")
     return weights
 
 
@@ -378,7 +388,9 @@ def paint_sheet(options: argparse.Namespace, stylizer: Stylizer, suffix: str | N
     """Write one picture in every style of the model, on one sheet."""
     if not stylizer.paintings:
         raise UserError(f"{stylizer.path} has one style; --sheet needs a model of many, such as gallery")
-    (job,) = check_targets(find_jobs(options.inputs, options.output, "sheet", suffix), suffix, options.overwrite)
+    job, *others = check_targets(find_jobs(options.inputs, options.output, "sheet", suffix), suffix, options.overwrite)
+    if others:
+        raise UserError(f"{options.inputs[0]} holds {len(others) + 1} pictures; {SHEET}")
     if job.source is None or job.target is None or job.error is not None:
         raise UserError(job.error or "--sheet reads and writes files")
     photograph = resize_long_side(load_image(job.source), options.max_side or SHEET_SIDE)

@@ -47,10 +47,12 @@ class Looks:
         max_side: px; larger photographs are made smaller first. None: as they are.
         stroke: how many times as large strokes are as the model has learned them; "auto": the same part of any picture.
         style: of a model of many paintings, one's name or {name: weight} of several; None: its first.
-        mask: "L", of any size: where it is white the picture is painted, where it is black it is not.
+        mask: of any size: where it is white the picture is painted, where it is black it is not.
         outside: the style that it is painted in there; None: the photograph stays.
         steady: how far frames of a video are tied to the ones before, 0 to 1.
         to_style: the style that a video ends in, where ``style`` is that in which it begins; None: the same.
+
+    Raises UserError where ``max_side`` is below 1.
     """
 
     strength: float = 1.0
@@ -62,6 +64,10 @@ class Looks:
     outside: Style | None = None
     steady: float = 0.0
     to_style: Style | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_side is not None and self.max_side < 1:
+            raise UserError(f"max_side is {self.max_side}; 1 or more is needed")
 
     def at(self, share: float) -> Looks:
         """Return the looks of a video's frame after a share of its length, 0 to 1."""
@@ -86,8 +92,9 @@ class Looks:
         stylized = self.paint(stylizer, photograph, self.style)
         if self.mask is None:
             return stylized
+        mask = self.mask.convert("L").resize(photograph.size, Image.Resampling.BICUBIC)
         around = photograph if self.outside is None else self.paint(stylizer, photograph, self.outside)
-        return Image.composite(stylized, around, self.mask.resize(photograph.size, Image.Resampling.BICUBIC))
+        return Image.composite(stylized, around, mask)
 
     def paint(self, stylizer: Painter, photograph: Image.Image, style: Style | None) -> Image.Image:
         """Return a whole RGB picture in a style, of the photograph's size."""

@@ -37,7 +37,7 @@ def stroke_size(stroke: Stroke, size: tuple[int, int], side: int = AUTO_SIDE) ->
     "auto" keeps strokes the same part of pictures from a short side of so many pixels upwards; below it is 1. Raises
     UserError where the stroke is not above 0.
     """
-    if stroke != "auto" and not 0 < stroke < math.inf:
+    if stroke != "auto" and (isinstance(stroke, str) or not 0 < stroke < math.inf):
         raise UserError(f"the stroke is {stroke}; it must be above 0: 2 is twice as large as learned")
     return max(1.0, min(size) / side) if stroke == "auto" else float(stroke)
 

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -184,8 +185,9 @@ class Stylizer:
         files = [name for name in weights if name.endswith(SUFFIX) and name not in self.paintings]
         if unknown := [name for name in weights if name not in self.paintings and name not in files]:
             raise UserError(f"no style {unknown[0]!r} in {self.name}: {nearest(unknown[0], self.paintings)}")
-        total = sum(weights.values())
-        if not all(weight >= 0 for weight in weights.values()) or not 0 < total < math.inf:
+        numbers = all(isinstance(weight, Real) and weight >= 0 for weight in weights.values())
+        total = sum(weights.values()) if numbers else 0
+        if not 0 < total < math.inf:
             raise UserError(f"the weights of styles are {weights}; they must be at least 0, and one above it")
         sizes = {i.name: i.shape for i in self.session.get_overridable_initializers()}
         vector = np.zeros(sizes["style_vector"], np.float32)
