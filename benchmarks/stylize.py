@@ -4,7 +4,8 @@
 - a folder of pictures, against bare session.run on arrays that are in memory;
 - peak memory at 1080p and, with --huge, of 16384² from JPEG to JPEG.
 
-Both sides run in turns on the same model, machine and threads; medians and their ratio are written as JSON.
+Both sides run in turns on the same model, machine and threads, once a picture: without an underpainting. Medians and
+their ratio are written as JSON.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     model, threads = str(find_model(options.model)), str(options.threads)
-    base = ["--model", model, "--threads", threads, "--overwrite"]
+    base = ["--model", model, "--threads", threads, "--underpainting", "0", "--overwrite"]
     command = [sys.executable, "-m", "nst_fast.commands.stylize"]
     results: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as name:

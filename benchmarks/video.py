@@ -5,7 +5,8 @@
 - processor seconds a frame of the three, with their starts: other work on the machine changes them less;
 - peak memory for two lengths of the same clip.
 
-All take turns on the same model, clip, machine and threads; medians and their ratios are written as JSON.
+All take turns on the same model, clip, machine and threads, once a frame: without an underpainting. Medians and their
+ratios are written as JSON.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def main() -> None:
     model, threads = str(find_model(options.model)), str(options.threads)
     encoder = ENCODERS["MP4"]
     codec = [encoder.codec, json.dumps(encoder.options_at(95))]
-    base = ["--model", model, "--threads", threads, "--overwrite"]
+    base = ["--model", model, "--threads", threads, "--underpainting", "0", "--overwrite"]
     rates: dict[str, list[float]] = {"stylize": [], "plain loop": [], "session.run": []}
     costs: dict[str, list[float]] = {key: [] for key in rates}
     with tempfile.TemporaryDirectory() as name:
