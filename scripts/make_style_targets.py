@@ -18,7 +18,7 @@ from nst_fast.loss.perceptual_loss import ENERGY, SLICED
 from nst_fast.loss.pretrained import create_loss_network
 from nst_fast.loss.style_targets import fetch_painting, make_style_targets
 
-SIZES = (96, 192, 512)  # px, short side of the painting: of training and half of it, and of nst-optimize
+OPTIMISED = 512  # px, short side of the painting in nst-optimize
 
 
 def main() -> None:
@@ -27,26 +27,31 @@ def main() -> None:
         "picture", nargs="?", type=Path, help="a picture of your own (default: every style in configs/)"
     )
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--size", type=int, action="append", help=f"px, may be repeated (default: {SIZES})")
+    parser.add_argument(
+        "--size",
+        type=int,
+        action="append",
+        help=f"px, may be repeated (default: the style's, half of it, and {OPTIMISED})",
+    )
     options = parser.parse_args()
     if options.output and options.output.suffix != ".safetensors":
         parser.error(f"-o is {options.output}; a name that ends in .safetensors is needed")
-    sizes = options.size or SIZES
     network = create_loss_network("vgg16_slim")
     # For the default loss's style, with energies of whatever content is compared in.
     loss = OmegaConf.load(shipped("configs") / "loss" / "balanced.yaml")
     names = [*loss.style_layers, *(SLICED + layer for layer in loss.sliced_layers)]
     names += [ENERGY + layer for layer in network.layers]
+    styles = {path.stem: OmegaConf.load(path) for path in sorted((shipped("configs") / "style").glob("*.yaml"))}
     if options.picture:
-        jobs = {options.output or options.picture.with_suffix(".safetensors"): options.picture}
+        jobs = [(styles["custom"], options.picture, options.output or options.picture.with_suffix(".safetensors"))]
     else:
-        styles = [OmegaConf.load(path) for path in sorted((shipped("configs") / "style").glob("*.yaml"))]
-        jobs = {
-            ASSETS / "style_targets" / f"{style.name}.safetensors": fetch_painting(style.url, style.sha256)
-            for style in styles
+        jobs = [
+            (style, fetch_painting(style.url, style.sha256), ASSETS / "style_targets" / f"{name}.safetensors")
+            for name, style in styles.items()
             if style.url
-        }
-    for output, picture in jobs.items():
+        ]
+    for style, picture, output in jobs:
+        sizes = options.size or (style.size // 2, style.size, OPTIMISED)
         make_style_targets(picture, network, sizes, names).save(output)
         print(f"{output}: {output.stat().st_size / 1000:.0f} kB, sizes {', '.join(map(str, sizes))}")
 
