@@ -27,7 +27,7 @@ LEVELS = 255
 # Of 127: two products with 255 then fit the 16 bits in which processors without VNNI add them, and saturate.
 LARGEST_WEIGHT = 64
 LARGEST_BIAS = 2**30  # of 32 bits, which sums of products are added to
-SHORT_SIDE = 384  # px of the photographs that ranges are measured on: training has 256, users have more
+SHORT_SIDE = 512  # px of the photographs that ranges are measured on: training has 160, users have more
 LEAST_PSNR = 30.0  # dB from the model in floating point, in one run of each; released ones have 32 and more
 KEPT = 99.999  # percent of the values of a photograph that are within the range, from either end
 ALIGNED = 16  # output channels that onnxruntime's fast integer convolution takes a multiple of
