@@ -18,7 +18,7 @@ from nst_fast.loss.perceptual_loss import ENERGY, SLICED
 from nst_fast.loss.pretrained import create_loss_network
 from nst_fast.loss.style_targets import fetch_painting, make_style_targets
 
-OPTIMISED = 512  # px, short side of the painting in nst-optimize
+USUAL, OPTIMISED = 192, 512  # px, short side of the painting in most trainings, and in nst-optimize
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         "--size",
         type=int,
         action="append",
-        help=f"px, may be repeated (default: the style's, half of it, and {OPTIMISED})",
+        help=f"px, may be repeated (default: the style's, {USUAL} or half of that, and {OPTIMISED})",
     )
     options = parser.parse_args()
     if options.output and options.output.suffix != ".safetensors":
@@ -51,7 +51,7 @@ def main() -> None:
             if style.url
         ]
     for style, picture, output in jobs:
-        sizes = options.size or (style.size // 2, style.size, OPTIMISED)
+        sizes = options.size or sorted({style.size, OPTIMISED, USUAL if style.size != USUAL else USUAL // 2})
         make_style_targets(picture, network, sizes, names).save(output)
         print(f"{output}: {output.stat().st_size / 1000:.0f} kB, sizes {', '.join(map(str, sizes))}")
 
