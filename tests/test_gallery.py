@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -195,6 +196,19 @@ def test_results_are_called_after_the_style(gallery, stylize):
         assert np.array_equal(Image.open(gallery / f"photo.{name}.png"), painter(photograph, style))
 
 
+def test_the_command_that_training_prints_paints_with_the_gallery(gallery, monkeypatch, capfd, tmp_path):
+    options = ["style=gallery", f"style.images={gallery / 'paintings'}", *SHORT, "init_from=null"]
+    trained = command(train_module.main, monkeypatch, capfd, "train", *options, f"output={tmp_path / 'my run'}")
+    typed = shlex.split(trained.out.splitlines()[-1])
+    assert typed[-1] == "photo.jpg"
+    done = command(
+        stylize_module.main, monkeypatch, capfd, *typed[:-1], gallery / "photo.png", "-o", tmp_path / "painted.png"
+    )
+    assert (done.code, done.err) == (0, "")
+    with Image.open(tmp_path / "painted.png") as painted:
+        assert painted.size == (80, 70)
+
+
 def test_without_a_style_one_line_says_which_there_are(stylize):
     done = stylize("photo.png")
     assert done.code == 1
@@ -243,9 +257,11 @@ def test_a_mask_paints_where_it_is_white_and_another_style_where_it_is_black(gal
 def test_a_sheet_of_a_folder_is_refused_in_one_line(stylize, tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (40, 40)).save(tmp_path / name)
-    done = stylize("--sheet", tmp_path, "-o", tmp_path / "sheets/")
-    assert done.code == 1
-    assert "is a folder; --sheet needs one picture" in done.err
+    for given, said in ((tmp_path, "is a folder"), (tmp_path / "*.png", "holds 2 pictures")):
+        done = stylize("--sheet", given, "-o", f"{tmp_path / 'sheets'}/")
+        assert done.code == 1
+        assert f"{said}; --sheet needs one picture" in done.err
+        assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ Train a network on a style and export it to ONNX.
   style=NAME               starry_night, the_scream, great_wave, composition_vii, custom, or gallery
   style.image=FILE         with style=custom: your own picture
   style.images=FOLDER      with style=gallery: a folder of pictures, all in one network
-  style.size=PX            short side of the painting; smaller gives smaller strokes (default 192)
+  style.size=PX            short side of the painting; smaller gives smaller strokes (default 192;
+                           great_wave 272, composition_vii 362)
   style.underpainting=F    0 to 1: more gives bolder strokes, less keeps more of the scene (default 0.25)
   loss.style_weight=W      4 is subtle, 16 strong (default 8)
   style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 2) or a
@@ -391,8 +392,12 @@ def main() -> None:
         finally:
             threading.excepthook = threading.__excepthook__
         if model is not None:
+            from nst_fast.stylizing.stylizer import Stylizer
+
+            paintings = list(Stylizer(model, device="cpu").paintings)
+            style = f" --style {shlex.quote(paintings[0])}" if paintings else ""
             print(model)
-            print(f"stylize --model {shlex.quote(str(model))} photo.jpg")
+            print(f"stylize --model {shlex.quote(str(model))}{style} photo.jpg")
 
     run(command, "train", USAGE)
 
