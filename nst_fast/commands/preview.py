@@ -16,15 +16,15 @@ from nst_fast.files import refuse_existing
 USAGE = """
 usage: nst-preview style=NAME [key=value ...]
 
-Show on one sheet what a style comes to at several content distances, a minute or two on a CPU: after the gallery has
-learned the painting's vector alone, and after its whole network has learned for seconds more. `train style=NAME
-style.content_distance=…` trains for minutes on what you like.
+Show on one sheet what a style comes to at several content distances, in one to five minutes on a CPU: after the
+gallery has learned the painting's vector alone, and after its whole network has learned for seconds more. `train
+style=NAME style.content_distance=…` trains for minutes on what you like.
 
   style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
   style.image=FILE         with style=custom: your own picture
   content=FILE             a photograph of yours (default: a cup of coffee)
   content_distances='[medium, 1.6]'  how far pictures may go from the photograph: subtle, medium, strong, or numbers
-  style.size=PX            short side of the painting; smaller means smaller strokes (default 192)
+  style.size=PX            short side of the painting; smaller means smaller strokes (default: the style's)
   size=PX                  long side of each picture (default 384)
   loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers
   output=FILE              (default: <style>.preview.jpg)

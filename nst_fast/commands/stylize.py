@@ -35,7 +35,7 @@ usage: stylize --style NAME INPUT... [-o OUTPUT] [options]
 Stylize pictures and videos, one or two forward passes a picture.
 
   --style NAME          a painting of the gallery (--list), or a .style file that `train` made;
-                        starry_night=0.7,the_scream=0.3 blends two or more; weights count beside each other
+                        starry_night=0.7,the_scream=0.3 blends two or more; weights are divided by their sum
   --model FILE_OR_NAME  an .onnx file, or the name of a shipped model (--list; default gallery)
   --painting FILE       any painting, without training: its colours, few of its strokes;
                         a.jpg=0.6,b.jpg=0.4 mixes two or more
@@ -266,7 +266,7 @@ def stylize(arguments: list[str]) -> int:
     jobs = check_targets(found, suffix, options.overwrite, options.skip_existing)
     if len(jobs) < len(found) and not options.json:
         say(f"{len(found) - len(jobs)} of {len(found)} pictures exist already and stay as they are")
-    mask = None if options.mask is None else load_image(options.mask).convert("L")
+    mask = None if options.mask is None else load_image(options.mask)
     looks = Looks(
         options.strength,
         options.keep_colours,
