@@ -72,6 +72,7 @@ def test_training_with_a_content_distance_records_the_weight_it_found(train, tmp
         assert result.code == 0, result.err
         weights[distance] = json.loads((tmp_path / str(distance) / "summary.json").read_text())["style_weight"]
         assert f"content_distance={distance}: a style weight of {weights[distance]:.3g} gives" in result.err
+        assert f"{distance:.3g} is wanted; more steps come nearer" in result.err
         metadata = Stylizer(tmp_path / str(distance) / "mine.onnx").metadata
         assert float(metadata["style_weight"]) == pytest.approx(weights[distance], rel=1e-4)
         assert metadata["content_distance"] == str(distance)

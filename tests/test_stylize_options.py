@@ -867,12 +867,20 @@ def test_a_model_says_what_it_is(stylize, exported):
 
 
 def test_list_has_a_line_for_each_shipped_model(stylize):
-    done = stylize("--list")
+    done = stylize("--list", model="gallery")
     assert (done.returncode, done.stderr) == (0, "")
     shipped = sorted(path.stem for path in (ROOT / "checkpoints").glob("*.onnx"))
     lines = done.stdout.splitlines()
     assert sorted(line.split()[0] for line in lines if line[0] != " ") == shipped
     assert [line.split()[0] for line in lines if line[0] == " "] == list(Stylizer("gallery").paintings)
+
+
+def test_list_of_one_model_has_it_alone(stylize, exported):
+    done = stylize("--list")
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(exported.stem)
+    assert "Ťiny" in line
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from conftest import Result
 from PIL import Image
 
 from nst_fast.training.checkpoints import read_checkpoint
+from nst_fast.training.onnx_export import import_network
 from nst_fast.training.style_transfer import MOST_SKIPPED_IN_A_ROW, StyleTransfer
 
 pytestmark = [
@@ -174,6 +175,26 @@ def test_skipped_steps_are_counted_over_all_sessions(train, tmp_path, monkeypatc
         assert_one_line(train(STYLE, *FIRST, "output=run"), "stopped at step 3")
     assert "1 steps" in train(STYLE, "resume=last", "output=run").err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["skipped_steps"] == 1
+
+
+def test_an_interrupt_after_the_last_step_says_how_to_go_on(train, tmp_path):
+    whole_step = StyleTransfer.validation_step
+
+    def interrupted(self: StyleTransfer, *given: Any) -> None:
+        whole_step(self, *given)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    options = [STYLE, *FIRST, "trainer.validate_every=1000"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StyleTransfer, "validation_step", interrupted)
+        assert_one_line(
+            train(*options, "output=run"), f"stopped at step {STEPS}; go on with resume=", "run/checkpoints"
+        )
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert train("resume=run/checkpoints/last.ckpt").code == 0
+    assert train(*options, "output=whole").code == 0
+    again, whole = (import_network(tmp_path / run / "starry_night.onnx").state_dict() for run in ("run", "whole"))
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
 def test_too_many_in_a_row_stop_the_run_with_the_cause(train, tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def preview_sheet(cfg: Any) -> Path:
 
     from nst_fast.assets import GALLERY, find_model
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
-    from nst_fast.commands.progress import download_progress
+    from nst_fast.commands.progress import SECONDS_BETWEEN_LINES, download_progress
     from nst_fast.loss.style_weight import content_distance
     from nst_fast.loss.tensors import to_tensor
     from nst_fast.stylizing.images import load_image, resize_long_side, save_image
@@ -107,8 +107,19 @@ def preview_sheet(cfg: Any) -> Path:
     network.vectors = torch.nn.Parameter(mean_of_others(network.vectors.detach(), names, cfg.style.name))
     network.to(cfg.device).to(memory_format=torch.channels_last)
     distances = {name: content_distance(name, cfg.loss_network.name) for name in cfg.content_distances}
+    total = (cfg.vector_steps + cfg.steps) * len(set(distances.values()))
+    console.print(f"style {cfg.style.name} at {cfg.style.size} px, {total} steps on {cfg.device}", soft_wrap=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("preview", total=(cfg.vector_steps + cfg.steps) * len(set(distances.values())))
+        task = bar.add_task("preview", total=total)
+        told = began
+
+        def on_step() -> None:
+            nonlocal told
+            bar.advance(task)
+            if not console.is_terminal and time.perf_counter() - told > SECONDS_BETWEEN_LINES:
+                told = time.perf_counter()
+                console.print(f"step {bar.tasks[task].completed:.0f} of {total}")
+
         made = preview(
             content,
             network,
@@ -119,11 +130,11 @@ def preview_sheet(cfg: Any) -> Path:
             steps=cfg.steps,
             underpainting=cfg.style.underpainting,
             seed=cfg.seed,
-            on_step=lambda: bar.advance(task),
+            on_step=on_step,
         )
     rows = {name: made[distance] for name, distance in distances.items()}
-    told = ", ".join(f"{name}: {row.style_weight:.3g}" for name, row in rows.items())
-    console.print(f"style weights {told}", soft_wrap=True)
+    weights = ", ".join(f"{name}: {row.style_weight:.3g}" for name, row in rows.items())
+    console.print(f"style weights {weights}", soft_wrap=True)
     sheet = draw_sheet(
         [[row.vector, row.everything] for row in rows.values()],
         [str(name) for name in rows],

@@ -72,7 +72,10 @@ def resume_run(arguments: list[str]) -> DictConfig:
             continue
         if value != was and str(value) != str(was):
             if name not in MAY_CHANGE:
-                raise UserError(f"{run} was trained with {name}={was}, this command has {value}")
+                raise UserError(
+                    f"{run} was trained with {name}={was}, this command has {value}; leave {name} out to go on, or "
+                    "resume out to start a new run"
+                )
             notes.append(f"{name} was {was} and is now {value}")
             OmegaConf.update(recorded, name, literal(value) if isinstance(value, str) else value)
     for name, value in options(usual):  # an option that came after the run takes its default

@@ -9,14 +9,14 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from nst_fast.assets import GALLERY, INT8, shipped_models
+from nst_fast.assets import GALLERY, INT8, find_model, shipped_models
 from nst_fast.commands import printable, run, say, show_warnings
 from nst_fast.errors import UserError
 from nst_fast.stylizing.any_painting import METHODS, AnyPainting
@@ -72,7 +72,7 @@ Stylize pictures and videos, one or two forward passes a picture.
   --pixel-range 1|255   for another project's model with float input: what it calls white; --bgr for its channel order
 
   --json                print one JSON object a picture
-  --list                show the shipped models and the gallery's styles
+  --list                show the shipped models and the gallery's styles, or those of --model
   --info                show the model's metadata
   --version             print the version
 
@@ -92,9 +92,8 @@ FORMATS = choices()
 USAGE = USAGE.replace("FORMATS", ", ".join(dict.fromkeys(suffix[1:] for suffix in FORMATS.values())))
 
 
-def show_models() -> None:
-    """Print the shipped models, the gallery first, with title, artist, licence and size."""
-    models = shipped_models() | shipped_models(int8=True)
+def show_models(models: Mapping[str, Path]) -> None:
+    """Print models by their names, the gallery first, with title, artist, licence and size."""
     for name, path in sorted(models.items(), key=lambda item: (not item[0].startswith(GALLERY), item[0])):
         stylizer = Stylizer(path)
         told = stylizer.metadata
@@ -228,7 +227,8 @@ def stylize(arguments: list[str]) -> int:
     options = parse(arguments)
     show_warnings(StandardError("stylize"))
     if options.list:
-        show_models()
+        file = find_model(options.model)
+        show_models(shipped_models() | shipped_models(int8=True) if options.model == GALLERY else {file.stem: file})
         return 0
     if options.huge:
         Image.MAX_IMAGE_PIXELS = None

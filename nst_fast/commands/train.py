@@ -26,6 +26,7 @@ CPU_WORKERS = 1  # that prepare pictures, some 150 a second and more; the other 
 CHOSEN = "NST_FAST_LOSS_NETWORK"  # environment variable: the first process's choice, for those that Lightning starts
 MOST_GPU_WORKERS = 16  # some 2,500 bundled pictures a second, 15,000 of a folder
 CONTROL_RATE = 0.03  # of the style weight's logarithm a step: the network follows within some 50 steps
+FAR_OFF = 0.15  # of the content distance that training aims for
 
 USAGE = """
 usage: train style=NAME [key=value ...]
@@ -39,7 +40,7 @@ Train a network on a style and export it to ONNX.
                            great_wave 272, composition_vii 362)
   style.underpainting=F    0 to 1: more gives bolder strokes, less keeps more of the scene (default 0.25)
   loss.style_weight=W      4 is subtle, 16 strong (default 8)
-  style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 2) or a
+  style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 1.6) or a
                            number. Training finds the style weight. Needs loss=balanced
 
   trainer.max_steps=N      length of training (default: 600 steps on a CPU, 40,000 on a GPU)
@@ -285,7 +286,8 @@ def train_command(arguments: list[str]) -> Path | None:
         trunk = warm_start(network, cfg.init_from, cfg.style.name)
     output = Path(cfg.output or RUNS / cfg.style.name / started.strftime("%Y-%m-%d_%H-%M-%S"))
     if (model := finished_model(output, cfg.style.name, resume)) is not None:
-        console.print(f"the run in {output} is finished", soft_wrap=True)
+        more = f"init_from={shlex.quote(str(model))} trainer.max_steps=N"
+        console.print(f"the run in {output} is finished; to train its model for longer: {more}", soft_wrap=True)
         return model if first else None
     data = create_data(cfg, console)
     with download_progress(console) as show:
@@ -350,11 +352,15 @@ def tell(trained: Any, cfg: Any, console: Console) -> None:
     from nst_fast.loss.style_weight import content_distance
 
     if cfg.style.content_distance is not None:
+        distance = cfg.style.content_distance
+        off = trained.summary["validation_losses"]["val/content_loss"] / content_distance(
+            distance, cfg.loss_network.name
+        )
+        wanted = content_distance(distance, "itself")
         console.print(
-            f"style.content_distance={cfg.style.content_distance}: a style weight of "
-            f"{trained.summary['style_weight']:.3g} gives "
-            f"{trained.summary['validation_losses']['val/content_loss']:.3g} on validation pictures; "
-            f"training aimed for {content_distance(cfg.style.content_distance, cfg.loss_network.name):.3g}",
+            f"style.content_distance={distance}: a style weight of {trained.summary['style_weight']:.3g} gives "
+            f"{off * wanted:.3g} on validation pictures, {wanted:.3g} is wanted"
+            + ("; more steps come nearer" if abs(off - 1) > FAR_OFF else ""),
             soft_wrap=True,
         )
     if trained.skipped_pictures:
@@ -365,6 +371,21 @@ def tell(trained: Any, cfg: Any, console: Console) -> None:
         console.print(
             f"{trained.summary['skipped_steps']} steps had no finite gradient and were skipped", style="yellow"
         )
+
+
+def show_result(model: Path) -> None:
+    """Print where a run's model is, and the command that stylizes with it; first the same of its style file."""
+    from nst_fast.stylizing.style_file import SUFFIX
+    from nst_fast.stylizing.stylizer import Stylizer
+
+    style = model.with_suffix(SUFFIX)
+    if style.exists():
+        print(style)
+        print(f"stylize --style {shlex.quote(str(style))} photo.jpg")
+    paintings = list(Stylizer(model, device="cpu").paintings)
+    painting = f" --style {shlex.quote(paintings[0])}" if paintings else ""
+    print(model)
+    print(f"stylize --model {shlex.quote(str(model))}{painting} photo.jpg")
 
 
 def main() -> None:
@@ -392,12 +413,7 @@ def main() -> None:
         finally:
             threading.excepthook = threading.__excepthook__
         if model is not None:
-            from nst_fast.stylizing.stylizer import Stylizer
-
-            paintings = list(Stylizer(model, device="cpu").paintings)
-            style = f" --style {shlex.quote(paintings[0])}" if paintings else ""
-            print(model)
-            print(f"stylize --model {shlex.quote(str(model))}{style} photo.jpg")
+            show_result(model)
 
     run(command, "train", USAGE)
 

@@ -51,9 +51,12 @@ class StyleFile:
             found = cls(str(told["gallery"]), dict(told["painting"]), [float(value) for value in told["vector"]])
             if not np.isfinite(found.vector).all():
                 raise ValueError("a number of its vector is not finite")
-        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"{path} is no style that `train` wrote: {reason}") from error
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read: {error.strerror}; `train` writes it into the folder of its run"
+            ) from error
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise UserError(f"{path} is no style that `train` wrote: {error}") from error
         if found.gallery != gallery or len(found.vector) != length:
             raise UserError(
                 f"{path} was learned with the gallery {found.gallery}, the model is {gallery or 'another'}: "

@@ -148,10 +148,14 @@ def train(
                 raise SystemExit(1)
             raise Stopped(trainer.global_step, last)
         unvalidated = module.batches_seen % engine.validate_every != 0
-        if unvalidated:
-            trainer.validate(module, data, verbose=False)
         if unvalidated or earlier.get("step") == recipe.max_steps:  # otherwise it has just been saved
             trainer.save_checkpoint(last)
+        try:
+            if unvalidated:
+                trainer.validate(module, data, verbose=False)
+                trainer.save_checkpoint(last)
+        except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes the second of the first
+            raise Stopped(trainer.global_step, last) from error
     if not trainer.is_global_zero:
         return None
     checkpoint, style = read_checkpoint(last), config["style"]["name"]
