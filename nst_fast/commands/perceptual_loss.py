@@ -136,13 +136,19 @@ def find_style(
 
     They are on the loss's device.
     """
+    found = find_targets(style, loss, loss.style_target_names, size or style.size, progress)
+    loss.check(found[0])
+    return found
+
+
+def find_targets(
+    style: Any, loss: PerceptualLoss, names: list[str], size: int, progress: Progress | None = None
+) -> tuple[Targets, str]:
+    """Return a style config's targets of these names at a size, on the loss's device, and its picture's sha256."""
     options = {key: style[key] for key in ("name", "image", "targets", "url", "sha256")}
-    names, device = loss.style_target_names, next(loss.loss_network.parameters()).device
-    targets, sha256 = find_style_targets(
-        loss.loss_network, names, size=size or style.size, progress=progress, **options
-    )
-    loss.check(targets)
-    return {name: targets[name].to(device) for name in names}, sha256
+    targets, sha256 = find_style_targets(loss.loss_network, names, size=size, progress=progress, **options)
+    device = next(loss.loss_network.parameters()).device
+    return {name: targets[name].to(device) for name in names if name in targets}, sha256
 
 
 def find_gallery(style: Any, loss: PerceptualLoss) -> tuple[list[Targets], list[dict[str, str]]]:
@@ -159,7 +165,7 @@ def find_gallery(style: Any, loss: PerceptualLoss) -> tuple[list[Targets], list[
 
 
 def find_sizes(cfg: Any, loss: PerceptualLoss) -> dict[int, Targets]:
-    """Return a painting's style targets at each of `PAINTING_SIZES` that can be had without another download.
+    """Return a painting's Gram matrices at each of `PAINTING_SIZES` that can be had without another download.
 
     They tell how large strokes are. Of a real network the painting itself is here by now; for the small one targets of
     some sizes ship. A gallery has none.
@@ -170,7 +176,7 @@ def find_sizes(cfg: Any, loss: PerceptualLoss) -> dict[int, Targets]:
     found = {}
     for size in PAINTING_SIZES:
         with contextlib.suppress(UserError):
-            found[size] = find_style(style, loss, size)[0]
+            found[size] = find_targets(style, loss, list(loss.style_layers), size)[0]
     return found
 
 

@@ -404,6 +404,8 @@ def main() -> None:
             if "--cfg" in arguments:
                 print(OmegaConf.to_yaml(load_config("train", [a for a in arguments if a != "--cfg"])), end="")
                 return
+            with Console(stderr=True).status("loading PyTorch Lightning"):  # ten seconds and more on slow cores
+                import pytorch_lightning  # noqa: F401
             model = train_command(arguments)
         except ModuleNotFoundError as error:
             require_training_packages(error)

@@ -104,7 +104,9 @@ def sliced_quantiles(features: Tensor, directions: Tensor) -> Tensor:
     Projections in order, averaged in as many equal parts, so that pictures of any size compare.
     """
     projected = directions @ features.flatten(2)
-    if projected.device.type == "cpu":  # NumPy's order takes a third of the time of torch's
+    if projected.device.type == "cpu" and not projected.requires_grad:  # NumPy takes a sixth of the time of torch
+        ordered = torch.from_numpy(np.sort(projected.numpy(), 2))
+    elif projected.device.type == "cpu":  # and two thirds for the order
         ordered = projected.gather(2, torch.from_numpy(np.argsort(projected.detach().numpy(), 2)))
     else:
         ordered = projected.sort(2).values
