@@ -414,6 +414,7 @@ def kill(tmp_path: Path, *arguments: str) -> dict:
     return json.loads((tmp_path / "report.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HARNESS.exists() or sys.platform != "linux", reason="needs the harness, and /proc")
 def test_killed_three_times_without_ray_it_has_everything_once(tmp_path, models):
     model = str(models / "one.onnx")

@@ -202,6 +202,7 @@ def test_the_learning_rate_comes_down_to_nothing_in_every_cycle(distillation):
     assert max(rates[299], rates[899]) < 0.01
 
 
+@pytest.mark.slow
 def test_two_processes_distil_a_student_and_a_finished_run_goes_on_where_it_stopped(folder, tmp_path):
     given = options(
         folder,
