@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from nst_fast.loss.perceptual_loss import LOSSES, PerceptualLoss, Targets, blend
 from nst_fast.loss.pretrained import LOSS_NETWORKS, TORCHVISION, VGG_WIDTHS, choose_loss_network, create_loss_network
 from nst_fast.loss.style_targets import LARGEST_SIZE, LEAST_SIZE, find_paintings, find_style_targets
 from nst_fast.loss.style_weight import DISTANCES, StyleWeightControl, content_distance
+from nst_fast.stylizing.images import load_image
 
 PAINTING_SIZES = (96, 136, 192, 272, 362, 512, 724)  # px, short side: sizes of strokes that are tried
 LONGEST_NAME = 200  # bytes of a style's name: file systems take 255, suffixes among them
@@ -168,13 +170,14 @@ def find_sizes(cfg: Any, loss: PerceptualLoss) -> dict[int, Targets]:
     """Return a painting's Gram matrices at each of `PAINTING_SIZES` that can be had without another download.
 
     They tell how large strokes are. Of a real network the painting itself is here by now; for the small one targets of
-    some sizes ship. A gallery has none.
+    some sizes ship. A picture is not enlarged. A gallery has none.
     """
     if cfg.style.get("images") is not None:
         return {}
     style = cfg.style if cfg.loss_network.name in TORCHVISION else {**cfg.style, "url": None}
+    largest = math.inf if style["image"] is None else min(load_image(style["image"]).size)
     found = {}
-    for size in PAINTING_SIZES:
+    for size in (size for size in PAINTING_SIZES if size <= largest):
         with contextlib.suppress(UserError):
             found[size] = find_targets(style, loss, list(loss.style_layers), size)[0]
     return found
