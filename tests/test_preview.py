@@ -97,7 +97,7 @@ def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
     code, told = run([*options, "loss_network=vgg16_slim", "device=cpu"], monkeypatch, capsys)
     assert code == 0, told.err
     assert told.out.strip() == "painting.preview.jpg"
-    assert "style weights strong: " in told.err
+    assert "loss.style_weight strong: " in told.err
     with Image.open("painting.preview.jpg") as sheet:
         assert sheet.width > 2 * 48
         assert sheet.height > 2 * 32

@@ -134,7 +134,7 @@ def preview_sheet(cfg: Any) -> Path:
         )
     rows = {name: made[distance] for name, distance in distances.items()}
     weights = ", ".join(f"{name}: {row.style_weight:.3g}" for name, row in rows.items())
-    console.print(f"style weights {weights}", soft_wrap=True)
+    console.print(f"loss.style_weight {weights}", soft_wrap=True)
     sheet = draw_sheet(
         [[row.vector, row.everything] for row in rows.values()],
         [str(name) for name in rows],

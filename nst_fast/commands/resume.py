@@ -73,8 +73,8 @@ def resume_run(arguments: list[str]) -> DictConfig:
         if value != was and str(value) != str(was):
             if name not in MAY_CHANGE:
                 raise UserError(
-                    f"{run} was trained with {name}={was}, this command has {value}; leave {name} out to go on, or "
-                    "resume out to start a new run"
+                    f"{run} was trained with {name}={was}, this command has {value}; leave {name} out to go on, or say "
+                    "init_from=MODEL.onnx in place of resume to start a new run from its model"
                 )
             notes.append(f"{name} was {was} and is now {value}")
             OmegaConf.update(recorded, name, literal(value) if isinstance(value, str) else value)

@@ -97,14 +97,15 @@ def show_models(models: Mapping[str, Path]) -> None:
     for name, path in sorted(models.items(), key=lambda item: (not item[0].startswith(GALLERY), item[0])):
         stylizer = Stylizer(path)
         told = stylizer.metadata
-        if name.endswith(INT8):
+        again = name.endswith(INT8) and name.removesuffix(INT8) in models
+        if again:
             about = "the same in 8-bit integers, faster on a CPU"
         elif stylizer.paintings:
             about = f"{len(stylizer.paintings)} paintings in one network"
         else:
             about = f"{told.get('title', name)}, {told.get('artist', 'unknown')} ({told.get('licence', 'unknown')})"
         print(f"{name:<22} {about}, {path.stat().st_size / 1e6:.2f} MB")
-        if not name.endswith(INT8):
+        if not again:
             for style_name, painting in stylizer.paintings.items():
                 print(f"  {style_name:<22} {painting.get('title', style_name)}, {painting.get('artist', 'unknown')}")
 

@@ -65,7 +65,7 @@ Train a network on a style and export it to ONNX.
   loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers (default: by the device)
   experiment=johnson2016   the field's standard recipe
   trainer.vector_steps=N   the first N steps change the painting's vector alone. If trainer.max_steps is N too, the run
-                           leaves NAME.style, for the gallery
+                           leaves NAME.style, for the gallery that it starts from
 
   --cfg                    print the resolved config and stop
   --version                print the version
@@ -284,10 +284,14 @@ def train_command(arguments: list[str]) -> Path | None:
     trunk = None
     if resume is None and cfg.init_from is not None:
         trunk = warm_start(network, cfg.init_from, cfg.style.name)
+        if trunk is None and cfg.trainer.vector_steps >= cfg.trainer.max_steps:
+            console.print(
+                f"{cfg.init_from} is no gallery: this run leaves no .style file", style="yellow", soft_wrap=True
+            )
     output = Path(cfg.output or RUNS / cfg.style.name / started.strftime("%Y-%m-%d_%H-%M-%S"))
     if (model := finished_model(output, cfg.style.name, resume)) is not None:
-        more = f"init_from={shlex.quote(str(model))} trainer.max_steps=N"
-        console.print(f"the run in {output} is finished; to train its model for longer: {more}", soft_wrap=True)
+        more = f"say init_from={shlex.quote(str(model))} trainer.max_steps=N in place of resume"
+        console.print(f"the run in {output} is finished; for N further steps in a new run {more}", soft_wrap=True)
         return model if first else None
     data = create_data(cfg, console)
     with download_progress(console) as show:
@@ -374,7 +378,7 @@ def tell(trained: Any, cfg: Any, console: Console) -> None:
 
 
 def show_result(model: Path) -> None:
-    """Print where a run's model is, and the command that stylizes with it; first the same of its style file."""
+    """Print where a run's model is, or its style file, and the command that stylizes with it."""
     from nst_fast.stylizing.style_file import SUFFIX
     from nst_fast.stylizing.stylizer import Stylizer
 
@@ -382,6 +386,7 @@ def show_result(model: Path) -> None:
     if style.exists():
         print(style)
         print(f"stylize --style {shlex.quote(str(style))} photo.jpg")
+        return
     paintings = list(Stylizer(model, device="cpu").paintings)
     painting = f" --style {shlex.quote(paintings[0])}" if paintings else ""
     print(model)
