@@ -176,6 +176,25 @@ def test_a_run_of_the_vector_alone_leaves_a_style_for_its_gallery(gallery, styli
     assert np.abs(np.asarray(Image.open(tmp_path / "blend.png")).astype(int) - expected).max() <= 1
 
 
+def test_a_run_of_the_vector_alone_that_goes_on_leaves_the_same_style(gallery, tmp_path):
+    blocks(5).save(tmp_path / "mine.png")
+    common = ["style=custom", f"style.image={tmp_path / 'mine.png'}", "trainer.vector_steps=3", *SHORT]
+    common.append(f"init_from={gallery / 'gallery.onnx'}")
+    train_module.train_command([*common, f"output={tmp_path / 'whole'}", "trainer.validate_every=1"])
+    with pytest.MonkeyPatch.context() as patch:
+        step = StyleTransfer.training_step
+
+        def interrupted(self, batch, batch_idx):
+            step(self, batch, batch_idx)
+            self.trainer.should_stop = self.batches_seen == 2
+
+        patch.setattr(StyleTransfer, "training_step", interrupted)
+        with pytest.raises(UserError, match="stopped at step 2"):
+            train_module.train_command([*common, f"output={tmp_path / 'broken'}", "trainer.validate_every=1"])
+    train_module.train_command([f"resume={tmp_path / 'broken'}"])
+    assert (tmp_path / "broken" / "mine.style").read_text() == (tmp_path / "whole" / "mine.style").read_text()
+
+
 def test_a_style_of_another_gallery_or_another_file_is_one_line(gallery, stylize, tmp_path):
     trunk = Stylizer(gallery / "gallery.onnx").metadata["trunk"]
     length = import_network(gallery / "gallery.onnx").vectors.shape[1]

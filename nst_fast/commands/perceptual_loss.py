@@ -170,7 +170,7 @@ def find_sizes(cfg: Any, loss: PerceptualLoss) -> dict[int, Targets]:
     """Return a painting's Gram matrices at each of `PAINTING_SIZES` that can be had without another download.
 
     They tell how large strokes are. Of a real network the painting itself is here by now; for the small one targets of
-    some sizes ship. A picture is not enlarged. A gallery has none.
+    some sizes ship. A picture of the user's own is not enlarged. A gallery has none.
     """
     if cfg.style.get("images") is not None:
         return {}

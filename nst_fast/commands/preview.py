@@ -23,7 +23,7 @@ style=NAME style.content_distance=…` trains for minutes on what you like.
   style=NAME               starry_night, the_scream, great_wave, composition_vii, or custom
   style.image=FILE         with style=custom: your own picture
   content=FILE             a photograph of yours (default: a cup of coffee)
-  content_distances='[medium, 1.6]'  how far pictures may go from the photograph: subtle, medium, strong, or numbers
+  content_distances='[medium, 1.4]'  how far pictures may go from the photograph: subtle, medium, strong, or numbers
   style.size=PX            short side of the painting; smaller means smaller strokes (default: the style's)
   size=PX                  long side of each picture (default 384)
   loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers

@@ -360,7 +360,7 @@ def tell(trained: Any, cfg: Any, console: Console) -> None:
         off = trained.summary["validation_losses"]["val/content_loss"] / content_distance(
             distance, cfg.loss_network.name
         )
-        wanted = content_distance(distance, "itself")
+        wanted = content_distance(distance)
         console.print(
             f"style.content_distance={distance}: a style weight of {trained.summary['style_weight']:.3g} gives "
             f"{off * wanted:.3g} on validation pictures, {wanted:.3g} is wanted"

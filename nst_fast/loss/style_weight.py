@@ -18,8 +18,11 @@ MEMORY = 0.9  # of the running mean of the content distance, a step
 FURTHEST = 0.5  # natural logarithm: a distance that is off by more than this counts as off by this
 
 
-def content_distance(wanted: str | float, loss_network: str) -> float:
-    """Return a content distance, a number or one of `DISTANCES`, as a loss network of an identity or name shows it."""
+def content_distance(wanted: str | float, loss_network: str = "") -> float:
+    """Return a content distance, a number or one of `DISTANCES`, as a loss network of an identity or name shows it.
+
+    Without a loss network it is the real features' own.
+    """
     distance = DISTANCES[wanted] if isinstance(wanted, str) else float(wanted)
     return distance * SHOWN.get(loss_network.partition("@")[0], 1.0)
 

@@ -123,10 +123,12 @@ def train(
     recorded = {"image_sha256": image_sha256, "loss_network": perceptual_loss.loss_network.identity}
     earlier = {} if resume is None else earlier_run(resume, recorded, data.photographs)
     skipped = earlier.get("skipped_pictures", {}) | data.skipped
+    trunk = earlier.get("trunk", trunk)
     description = {
         "config": config,
         **recorded,
         "paintings": list(map(dict, paintings)),
+        "trunk": trunk,
         "photographs": data.photographs,
         "skipped_pictures": skipped,
     }
@@ -148,14 +150,16 @@ def train(
                 raise SystemExit(1)
             raise Stopped(trainer.global_step, last)
         unvalidated = module.batches_seen % engine.validate_every != 0
+        if unvalidated:
+            trainer.save_checkpoint(last)  # an interrupt from here on loses no step
+            try:
+                trainer.validate(module, data, verbose=False)
+            except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes the second of the first
+                if not trainer.is_global_zero:
+                    raise SystemExit(1) from error
+                raise Stopped(trainer.global_step, last) from error
         if unvalidated or earlier.get("step") == recipe.max_steps:  # otherwise it has just been saved
             trainer.save_checkpoint(last)
-        try:
-            if unvalidated:
-                trainer.validate(module, data, verbose=False)
-                trainer.save_checkpoint(last)
-        except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes the second of the first
-            raise Stopped(trainer.global_step, last) from error
     if not trainer.is_global_zero:
         return None
     checkpoint, style = read_checkpoint(last), config["style"]["name"]
@@ -164,7 +168,7 @@ def train(
         export_checkpoint(checkpoint, output / f"{style}.float.onnx", float_nchw=True)
     if trunk is not None and recipe.vector_steps >= recipe.max_steps:
         told = {key: str(config["style"][key]) for key in ("name", "title", "artist", "licence")}
-        StyleFile(trunk, told, network.vectors[0].tolist()).save(output / f"{style}{SUFFIX}")
+        StyleFile(str(trunk), told, network.vectors[0].tolist()).save(output / f"{style}{SUFFIX}")
     summary = {
         "style": style,
         "skipped_pictures": list(skipped),
