@@ -128,6 +128,16 @@ def test_directml_runs_one_picture_at_a_time(model, monkeypatch):
     assert [options.enable_mem_pattern for _, options in asked] == [False, True]
 
 
+@pytest.mark.parametrize(("threads", "each"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 3)])
+def test_runs_side_by_side_share_the_threads(model, threads, each):
+    stylizer = Stylizer(model, threads=threads)
+    several = stylizer.side_by_side()
+    assert several.session.get_session_options().intra_op_num_threads == each
+    assert stylizer.session.get_session_options().intra_op_num_threads == threads
+    pictures = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3), np.uint8)
+    np.testing.assert_allclose(several.stylize_array(pictures), stylizer.stylize_array(pictures), atol=1)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a script stands for the driver's program")
 @pytest.mark.parametrize(("told", "megapixels"), [("8192\n24576\n", 4.3), ("81920\n", 43), ("[N/A]\n", 4)])
 def test_a_gpu_tiles_what_its_memory_does_not_hold(told, megapixels, model, tmp_path, monkeypatch):

@@ -193,7 +193,7 @@ class Worker:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.store = plan, Store(plan.output)
-        sessions = {style.path: Stylizer(style.path, **plan.session) for style in plan.styles}
+        sessions = {style.path: Stylizer(style.path, **plan.session).side_by_side() for style in plan.styles}
         self.stylizers = {style.name: sessions[style.path] for style in plan.styles}
         self.paintings = {style.name: style.painting for style in plan.styles}
         self.at_once = min(stylizer.runs_at_once for stylizer in self.stylizers.values())

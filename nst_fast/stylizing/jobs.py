@@ -423,6 +423,9 @@ def stylize_jobs(
     """
     stop = threading.Event()
     looks, saving, budget = looks or Looks(), saving or Saving(), PixelBudget(PIXELS_AT_ONCE)
+    jobs = list(jobs)
+    if len(jobs) > 1 or any(job.is_clip(saving.suffix) for job in jobs):
+        stylizer = stylizer.side_by_side()
     with ThreadPoolExecutor(stylizer.runs_at_once) as pool:
         waiting = deque(pool.submit(stylize_job, job, stylizer, looks, saving, budget, watch, stop) for job in jobs)
         try:
