@@ -9,6 +9,7 @@ from PIL import Image
 MOST_CARRIED = 0.9  # of a pixel comes from the frame before at the most, so that what is wrong fades
 ROUND_TRIP = 0.01, 0.5  # of the squared lengths of flows there and back, px²; and px² beside it
 FADED = 0.04  # of 1: brightness that may change along the flow; light and shadow do not carry strokes
+AROUND_LOST, FADED_LOST = 65, 0.02  # px, a square whose flow stands for what is lost in its middle; as FADED, there
 CUT = 0.4  # of all pixels: where fewer are found again, another scene begins
 FINE, AROUND, SHARPEST = 1.25, 8.0, 2.0  # px, below which detail is fine; px, of its surroundings; largest gain
 
@@ -17,7 +18,8 @@ class Steadying:
     """Blends each stylized frame of a clip with the one before, moved to where things are now.
 
     Flow is DIS (Kroeger et al. 2016), and holds where there and back lead home (Sundaram et al. 2010) and brightness is
-    the same. What blending takes from fine detail is given back: averages of strokes are smears.
+    the same. Plain walls, where it finds nothing to follow, move as what is around them does. What blending takes from
+    fine detail is given back: averages of strokes are smears.
 
     Args:
         amount: 0 leaves frames as they are, 1 ties them most.
@@ -47,13 +49,14 @@ class Steadying:
         places = np.stack([columns + back[..., 0], rows + back[..., 1]], 2)
         home = cv2.remap(forth, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         away = ((back + home) ** 2).sum(2)
-        found = ((places > -0.5) & (places < np.array(now.shape[::-1]) - 0.5)).all(2)
-        found &= away <= ROUND_TRIP[0] * ((back**2).sum(2) + (home**2).sum(2)) + ROUND_TRIP[1]
+        led_home = away <= ROUND_TRIP[0] * ((back**2).sum(2) + (home**2).sum(2)) + ROUND_TRIP[1]
+        places = np.stack([columns, rows], 2) + filled(back, led_home)
         faded = now - cv2.remap(
             before.astype(np.float32), places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        found &= np.abs(cv2.GaussianBlur(faded, (0, 0), FINE)) <= 255 * FADED
-        if found.mean() < CUT:
+        found = np.abs(cv2.GaussianBlur(faded, (0, 0), FINE)) <= 255 * np.where(led_home, FADED, FADED_LOST)
+        found &= ((places > -0.5) & (places < np.array(now.shape[::-1]) - 0.5)).all(2)
+        if (found & led_home).mean() < CUT:
             return painted
         mask = found.astype(np.float32)
         share = MOST_CARRIED * self.amount * np.minimum(mask, cv2.GaussianBlur(mask, (0, 0), FINE))[..., None]
@@ -61,6 +64,13 @@ class Steadying:
         blend = painted + share * (carried - painted)
         detail = blend - cv2.GaussianBlur(blend, (0, 0), FINE)
         return blend + (gain(detail, painted - cv2.GaussianBlur(painted, (0, 0), FINE)) - 1) * detail
+
+
+def filled(flow: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return a flow (H, W, 2) that is the mean of what is known in a square around where it is not known."""
+    mask = known.astype(np.float32)[..., None]
+    around = cv2.blur(np.concatenate([flow * mask, mask], 2), (AROUND_LOST, AROUND_LOST))
+    return np.where(known[..., None], flow, around[..., :2] / np.maximum(around[..., 2:], 1 / AROUND_LOST**2))
 
 
 def gain(detail: np.ndarray, wanted: np.ndarray) -> np.ndarray:
