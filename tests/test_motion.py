@@ -59,17 +59,38 @@ def test_flows_are_smooth_and_shift_by_fractions_of_a_pixel_and_by_many():
     assert turned.std() > 0.5
 
 
-def test_the_difference_is_that_of_the_pixels_that_both_see():
-    first, second = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
-    flow = torch.cat([flow_of(2, 0, 8), flow_of(0, -3, 8)])
-    squares = [[], []]
+def without_tone(image: np.ndarray) -> np.ndarray:
+    """Return a picture (3, H, W) less the mean of means over squares of 5 px, as much of them as is in it."""
+    blurred = image
+    for _ in range(2):
+        before, blurred = blurred, np.empty_like(blurred)
+        for y, x in np.ndindex(image.shape[1:]):
+            blurred[:, y, x] = before[:, max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].mean((1, 2))
+    return image - blurred
+
+
+def test_the_difference_is_that_of_strokes_that_both_see_over_their_energy():
+    first, second = torch.rand(2, 3, 9, 9, dtype=torch.float64), torch.rand(2, 3, 9, 9, dtype=torch.float64)
+    flow = torch.cat([flow_of(2, 0, 9), flow_of(0, -3, 9)]).double()
+    expected = []
     for n, (right, down) in enumerate(((2, 0), (0, -3))):
-        for y in range(8):
-            for x in range(8):
-                if 0 <= y + down < 8 and 0 <= x + right < 8:
-                    squares[n].append(((second[n, :, y, x] - first[n, :, y + down, x + right]) ** 2).mean())
-    expected = torch.stack([torch.stack(one).mean() for one in squares])
-    torch.testing.assert_close(motion_difference(first, second, flow), expected, atol=1e-5, rtol=1e-3)
+        there = np.pad(first[n].numpy(), ((0, 0), (4, 4), (4, 4)), "reflect")
+        there = there[:, 4 + down : 13 + down, 4 + right : 13 + right]
+        here, there = without_tone(second[n].numpy()), without_tone(there)
+        both = [(y, x) for y in range(9) for x in range(9) if 0 <= y + down < 9 and 0 <= x + right < 9]
+        squares = sum(((here[:, y, x] - there[:, y, x]) ** 2).sum() for y, x in both)
+        energy = sum((here[:, y, x] ** 2 + there[:, y, x] ** 2).sum() for y, x in both)
+        expected.append(squares / energy)
+    got = motion_difference(first, second, flow)
+    torch.testing.assert_close(got, torch.tensor(expected), atol=0, rtol=1e-3)
+    torch.testing.assert_close(got, torch.ones(2).double(), atol=0.4, rtol=0)  # as they have nothing in common
+
+
+def test_fainter_strokes_that_do_not_move_along_are_no_better():
+    first, second = torch.rand(2, 1, 3, 32, 32)
+    flow = flow_of(2, 1, 32)
+    faint = motion_difference(0.5 + 0.2 * (first - 0.5), 0.5 + 0.2 * (second - 0.5), flow)
+    torch.testing.assert_close(faint, motion_difference(first, second, flow), atol=0, rtol=0.01)
 
 
 def test_views_that_share_no_place_differ_in_nothing():
