@@ -4,7 +4,8 @@
   (root mean square);
 - Sintel: two frames at 640×360 with true flow. The error is ReCoNet's: the root of the sum of squares where both frames
   see the same, over the number of all values;
-- clips: the same with DIS optical flow, over 1 and over 10 frames.
+- clips: the same with DIS optical flow, over 1 and over 10 frames;
+- tone: how far the mean colour of a clip's frames steps from one to the next (root mean square): whether it pumps.
 
 All in [0, 1], each beside the judge's style_vgg16 and the energy of fine detail: what is weak or smeared is steady.
 """
@@ -218,15 +219,18 @@ def measured(method: Method) -> dict[str, object]:
         figures[f"sintel {name}"] = error(first, second, flow, seen)
         shown.append(second)
     clips: dict[str, list[float]] = {}
+    steps = []
     for file in sorted((SHARED / "video").iterdir()):
         pictures = method.paint(clip(file))
         shown.append(pictures[-1])
+        steps.append(np.diff([picture.mean((0, 1)) / 255 for picture in pictures], axis=0))
         clips[file.stem] = [
             float(np.mean([error(pictures[i], pictures[i + n], *along(file, i, n)) for i in (0, LENGTH - 1 - n)]))
             for n in APART
         ]
     for i, n in enumerate(APART):
         figures[f"clips over {n}"] = statistics.fmean(one[i] for one in clips.values())
+    figures["tone"] = float(np.sqrt(np.mean(np.square(steps))))
     return figures | {"clips": clips, "frames": looks(shown, method.painting)}
 
 
