@@ -157,7 +157,7 @@ def main() -> None:
         "model": options.model,
         "clip": f"{options.clip.name if options.clip else 'a pan'}, 1280×720 with sound, {options.frames} frames",
         "threads": options.threads,
-        "load": f"{os.getloadavg()[0]:.1f} processes at the end, on {os.cpu_count()} cores: other work ran beside",
+        "load": f"{os.getloadavg()[0]:.1f} processes at the end, on {os.cpu_count()} cores",
         "versions": {"onnxruntime": onnxruntime.__version__, "av": av.__version__, "python": platform.python_version()},
         "commit": source_commit(),
         "date": date.today().isoformat(),

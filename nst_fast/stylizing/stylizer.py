@@ -188,7 +188,8 @@ class Stylizer:
             raise UserError(f"{self.path} has one style; a model of many, such as gallery, is needed to choose one")
         files = [name for name in weights if name.endswith(SUFFIX) and name not in self.paintings]
         if unknown := [name for name in weights if name not in self.paintings and name not in files]:
-            raise UserError(f"no style {unknown[0]!r} in {self.name}: {nearest(unknown[0], self.paintings)}")
+            there = {*self.paintings, *(path.name for path in Path().glob(f"*{SUFFIX}"))}
+            raise UserError(f"no style {unknown[0]!r} in {self.name}: {nearest(unknown[0], there)}")
         numbers = all(isinstance(weight, Real) and weight >= 0 for weight in weights.values())
         total = sum(weights.values()) if numbers else 0
         if not 0 < total < math.inf:
