@@ -5,7 +5,7 @@
 - Sintel: two frames at 640×360 with true flow. The error is ReCoNet's: the root of the sum of squares where both frames
   see the same, over the number of all values;
 - clips: the same with DIS optical flow, over 1 and over 10 frames;
-- tone: how far the mean colour of a clip's frames steps from one to the next (root mean square): whether it pumps.
+- tone: the same over 10 frames of pictures that are blurred by 16 px: whether places change their colour as a whole.
 
 All in [0, 1], each beside the judge's style_vgg16 and the energy of fine detail: what is weak or smeared is steady.
 """
@@ -52,6 +52,7 @@ SHIFTS = (1, 2, 4, 7)  # px
 BORDER = 16  # px, left out of pure shifts: what comes into view changes it
 SIDE, SIZE = 512, (640, 360)  # px, of shifted photographs; of Sintel's frames and clips'
 LENGTH, APART = 12, (1, 10)  # frames of a clip; between two that are compared
+TONE = 16.0  # px, of the blur
 START = 20  # frame of a clip
 PAINTINGS = {"great_wave": "wave"}
 PUBLISHED = {
@@ -96,13 +97,13 @@ def multistyle(session: onnxruntime.InferenceSession, style: int, frames: Frames
     return [np.rint(picture.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0) for picture in pictures]
 
 
-def methods(given: Sequence[str], painting: str) -> dict[str, Method]:
+def methods(given: Sequence[str], painting: str, underpainting: float | None) -> dict[str, Method]:
     """Return the untouched clip, the shipped models, others as NAME=FILE, and the peers'."""
     found = {"untouched": Method(list)}
     for name, file in [*sorted(shipped_models().items()), *(one.split("=", 1) for one in given)]:
         style = name if name in shipped_models() else painting
         picture = SHARED / "styles" / f"{PAINTINGS.get(style, style)}.jpg"
-        found[name] = Method(partial(one_by_one, Stylizer(file)), picture)
+        found[name] = Method(partial(one_by_one, Stylizer(file, underpainting=underpainting)), picture)
         found[f"{name} --steady 1"] = Method(partial(tied, found[name].paint), picture)
     session = onnxruntime.InferenceSession(str(SHARED / "peers" / "multistyle26.onnx"))
     found["multistyle26"] = Method(partial(multistyle, session, 19), SHARED / "styles" / "starry_night.jpg")
@@ -219,18 +220,19 @@ def measured(method: Method) -> dict[str, object]:
         figures[f"sintel {name}"] = error(first, second, flow, seen)
         shown.append(second)
     clips: dict[str, list[float]] = {}
-    steps = []
+    tones = []
     for file in sorted((SHARED / "video").iterdir()):
         pictures = method.paint(clip(file))
         shown.append(pictures[-1])
-        steps.append(np.diff([picture.mean((0, 1)) / 255 for picture in pictures], axis=0))
+        blurred = [cv2.GaussianBlur(pictures[i], (0, 0), TONE) for i in (0, APART[1])]
+        tones.append(error(*blurred, *along(file, 0, APART[1])))
         clips[file.stem] = [
             float(np.mean([error(pictures[i], pictures[i + n], *along(file, i, n)) for i in (0, LENGTH - 1 - n)]))
             for n in APART
         ]
     for i, n in enumerate(APART):
         figures[f"clips over {n}"] = statistics.fmean(one[i] for one in clips.values())
-    figures["tone"] = float(np.sqrt(np.mean(np.square(steps))))
+    figures["tone"] = statistics.fmean(tones)
     return figures | {"clips": clips, "frames": looks(shown, method.painting)}
 
 
@@ -238,10 +240,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="others, NAME=FILE")
     parser.add_argument("--painting", default="starry_night", help="of the others")
+    parser.add_argument("--underpainting", type=float, help="of all models; default: their own")
     parser.add_argument("--only", nargs="*", help="names; of others the file keeps what it has")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    found = methods(options.models, options.painting)
+    found = methods(options.models, options.painting, options.underpainting)
     kept = json.loads(options.output.read_text())["figures"] if options.only and options.output.exists() else {}
     for name in options.only or found:
         kept[name] = measured(found[name]) | {"commit": source_commit(), "date": date.today().isoformat()}

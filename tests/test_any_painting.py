@@ -118,6 +118,13 @@ def test_tiles_are_the_whole_picture(tmp_path, photograph):
     assert np.abs(whole - tiled).max() <= 1
 
 
+def test_pictures_beside_each_other_are_the_same(tmp_path, photograph):
+    stylizer = AnyPainting({painting(tmp_path / "a.png"): 1}, threads=2)
+    beside = stylizer.among(photograph.width * photograph.height)
+    assert beside is not stylizer
+    np.testing.assert_array_equal(*(np.asarray(one.stylize(photograph)) for one in (stylizer, beside)))
+
+
 def test_strength_0_is_the_photograph_and_the_reconstruction_is_near(tmp_path):
     photograph = Image.fromarray(skimage.data.astronaut()).resize((160, 160))
     stylizer = AnyPainting({painting(tmp_path / "a.png"): 1}, strength=0)

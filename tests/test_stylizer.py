@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from nst_fast.errors import UserError
+from nst_fast.stylizing.jobs import find_jobs, stylize_jobs
 from nst_fast.stylizing.looks import Looks
 from nst_fast.stylizing.stroke import grain, restore_edges
 from nst_fast.stylizing.stylizer import Stylizer
@@ -128,14 +129,28 @@ def test_directml_runs_one_picture_at_a_time(model, monkeypatch):
     assert [options.enable_mem_pattern for _, options in asked] == [False, True]
 
 
-@pytest.mark.parametrize(("threads", "each"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 3)])
-def test_runs_side_by_side_share_the_threads(model, threads, each):
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux lists a process's threads there")
+@pytest.mark.parametrize(("threads", "runs"), [(1, 1), (2, 2), (3, 3), (4, 3), (8, 3)])
+def test_runs_beside_each_other_have_so_many_threads_in_all(model, threads, runs):
     stylizer = Stylizer(model, threads=threads)
-    several = stylizer.side_by_side()
-    assert several.session.get_session_options().intra_op_num_threads == each
-    assert stylizer.session.get_session_options().intra_op_num_threads == threads
+    before = len(list(Path("/proc/self/task").iterdir()))
+    several = stylizer.among(40 * 56)
+    workers = len(list(Path("/proc/self/task").iterdir())) - before if several is not stylizer else 0
+    assert (stylizer.runs_at_once, workers + runs) == (runs, threads)
     pictures = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3), np.uint8)
-    np.testing.assert_allclose(several.stylize_array(pictures), stylizer.stylize_array(pictures), atol=1)
+    np.testing.assert_array_equal(several.stylize_array(pictures), stylizer.stylize_array(pictures))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shared"), [([(40, 40)], False), ([(40, 40), (48, 40)], True), ([(1500, 1500), (1500, 1500)], False)]
+)
+def test_threads_are_shared_by_pictures_that_run_beside_each_other(model, sizes, shared, tmp_path):
+    stylizer = Stylizer(model, threads=2)
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size, (90, 120, 30)).save(tmp_path / f"{number}.png")
+    jobs = find_jobs([str(tmp_path / f"{number}.png") for number in range(len(sizes))], f"{tmp_path}/out/", "x", None)
+    assert [result.error for result in stylize_jobs(jobs, stylizer)] == [None] * len(sizes)
+    assert ("several" in vars(stylizer)) == shared
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a script stands for the driver's program")

@@ -193,7 +193,7 @@ class Worker:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.store = plan, Store(plan.output)
-        sessions = {style.path: Stylizer(style.path, **plan.session).side_by_side() for style in plan.styles}
+        sessions = {style.path: Stylizer(style.path, **plan.session) for style in plan.styles}
         self.stylizers = {style.name: sessions[style.path] for style in plan.styles}
         self.paintings = {style.name: style.painting for style in plan.styles}
         self.at_once = min(stylizer.runs_at_once for stylizer in self.stylizers.values())
@@ -263,14 +263,13 @@ class Worker:
         try:
             with reading(picture.id, source):
                 opened = open_image(source)
-            with opened, self.budget.spend(looks.pixels(*opened.size)):
+            with opened, self.budget.spend(pixels := looks.pixels(*opened.size)):
                 began = time.perf_counter()
                 with reading(picture.id, source):
                     opened.load()
                 stage = "stylize"
-                stylized, options = stylize_picture(
-                    picture.id, opened, self.stylizers[task.style], looks, suffix, saving.keep_gps
-                )
+                painter = self.stylizers[task.style].among(pixels)
+                stylized, options = stylize_picture(picture.id, opened, painter, looks, suffix, saving.keep_gps)
                 result = encode_image(stylized, suffix, saving.quality, **options)
                 seconds = time.perf_counter() - began
         except MemoryError:

@@ -215,6 +215,9 @@ def chosen_style(options: argparse.Namespace, stylizer: Stylizer) -> Style | Non
     """Return the style to paint in; UserError where a model of many is there and none is named."""
     if options.style is None and stylizer.paintings:
         raise UserError(f"which style? say --style NAME; {stylizer.path.stem} has {', '.join(stylizer.paintings)}")
+    for name in options.style or ():
+        if name not in stylizer.paintings and os.path.exists(name + SUFFIX):
+            raise UserError(f"no style {name!r} in {stylizer.name}: did you mean the file {name}{SUFFIX}?")
     return None if options.style is None else options.style
 
 

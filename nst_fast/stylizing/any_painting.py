@@ -7,6 +7,7 @@ ship with the package; docs/research/any_painting.md says what they are.
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -21,7 +22,15 @@ from nst_fast.assets import ASSETS
 from nst_fast.errors import UserError, one_line
 from nst_fast.stylizing.images import load_image, resize_short_side
 from nst_fast.stylizing.stroke import Stroke, paint, stroke_size
-from nst_fast.stylizing.stylizer import RUNS_AT_ONCE, Style, choose_providers, create_session, device_name, share
+from nst_fast.stylizing.stylizer import (
+    RUNS_AT_ONCE,
+    TILED_ABOVE,
+    Style,
+    choose_providers,
+    create_session,
+    device_name,
+    threads_beside,
+)
 from nst_fast.stylizing.whitening import Affine, Moments, Statistics, adain, mixed, whitening_coloring
 
 FOLDER = ASSETS / "any_painting"
@@ -113,23 +122,25 @@ class AnyPainting:
         self.runs_at_once = 1 if self.device == "directml" else min(RUNS_AT_ONCE, threads or os.cpu_count() or 1)
         total = sum(paintings.values())
         self.weights = [weight / total for weight in paintings.values()]
-        self.start(threads)
+        self.encoder, *self.decoders = self.sessions(threads)
         self.styles = [self.read(path) for path in paintings]
 
-    def start(self, threads: int) -> None:
-        """Set the sessions, each of so many threads."""
-        self.encoder, *self.decoders = (
-            create_session((FOLDER / f"{name}.onnx").read_bytes(), self.providers, threads, pool=False)
-            for name in ("encoder", *(f"decoder_{level}" for level in LEVELS))
-        )
+    def sessions(self, threads: int) -> Iterator[Any]:
+        """Yield the encoder and the decoders, each of so many threads."""
+        for name in ("encoder", *(f"decoder_{level}" for level in LEVELS)):
+            yield create_session((FOLDER / f"{name}.onnx").read_bytes(), self.providers, threads, pool=False)
 
-    def side_by_side(self) -> AnyPainting:
-        """Return one like it for `runs_at_once` calls at a time, which share the threads: so they end sooner."""
-        if self.device != "cpu" or self.runs_at_once == 1:
-            return self
+    @functools.cached_property
+    def several(self) -> AnyPainting:
+        """One like it whose runs, `runs_at_once` at a time, share the threads."""
         several = copy.copy(self)
-        several.start(share(self.threads, self.runs_at_once))
+        several.encoder, *several.decoders = self.sessions(threads_beside(self.threads, self.runs_at_once))
         return several
+
+    def among(self, pixels: float) -> AnyPainting:
+        """Return what stylizes pictures of so many pixels while others of their size are under way."""
+        several = self.device == "cpu" and self.runs_at_once > 1 and 2 * pixels <= TILED_ABOVE
+        return self.several if several else self
 
     def read(self, path: Path) -> list[Statistics]:
         """Return the statistics of a painting's levels, the picture's own first."""

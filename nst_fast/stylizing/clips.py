@@ -110,7 +110,9 @@ def stylize_clip(
 
     Raises UserError where it cannot be read, stylized or written.
     """
-    at_once = max(1, min(stylizer.runs_at_once, int(TILED_ABOVE / looks.pixels(*reader.size))))
+    pixels = looks.pixels(*reader.size)
+    at_once = max(1, min(stylizer.runs_at_once, int(TILED_ABOVE / pixels)))
+    painter = stylizer.among(pixels)
     halt = stop or threading.Event()
     steady = None
     if looks.steady:
@@ -126,7 +128,7 @@ def stylize_clip(
 
     def apply(frame: Frame) -> Image.Image:
         share = min(1.0, float(frame.time) / end) if end > 0 else 1.0
-        stylized = looks.at(share).apply(stylizer, frame.picture)
+        stylized = looks.at(share).apply(painter, frame.picture)
         return stylized if frame.alpha is None else over_white(stylized, frame.alpha.resize(stylized.size))
 
     try:

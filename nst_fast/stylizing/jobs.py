@@ -379,6 +379,7 @@ def stylize_job(
     budget: PixelBudget,
     watch: Watch,
     stop: threading.Event,
+    alone: bool,
 ) -> Result:
     """Stylize one picture or video once the budget has room for it, and return what became of it, errors too."""
     if job.error is not None:
@@ -393,12 +394,13 @@ def stylize_job(
             raise UserError(f"--steady ties frames of a video; {job.name} becomes a picture")
         if looks.to_style is not None:
             raise UserError(f"--to-style is the end of a video; {job.name} becomes a picture")
-        with open_picture(job) as image, budget.spend(looks.pixels(*image.size)):
+        with open_picture(job) as image, budget.spend(pixels := looks.pixels(*image.size)):
+            painter = stylizer if alone else stylizer.among(pixels)
             began = time.perf_counter()
             known = OF_NAME.get(image.format or "")  # "-" has no name that tells it
             named = job.target.suffix if job.target else written_as(known.suffixes[0] if known else PNG)
             suffix = saving.suffix or named.lower()
-            stylized, options = stylize_picture(job.name, image, stylizer, looks, suffix, saving.keep_gps)
+            stylized, options = stylize_picture(job.name, image, painter, looks, suffix, saving.keep_gps)
             write(job, encode_image(stylized, suffix, saving.quality, **options), saving.overwrite)
     except UserError as error:
         reason = " ".join(str(error).split())
@@ -424,10 +426,10 @@ def stylize_jobs(
     stop = threading.Event()
     looks, saving, budget = looks or Looks(), saving or Saving(), PixelBudget(PIXELS_AT_ONCE)
     jobs = list(jobs)
-    if len(jobs) > 1 or any(job.is_clip(saving.suffix) for job in jobs):
-        stylizer = stylizer.side_by_side()
     with ThreadPoolExecutor(stylizer.runs_at_once) as pool:
-        waiting = deque(pool.submit(stylize_job, job, stylizer, looks, saving, budget, watch, stop) for job in jobs)
+        waiting = deque(
+            pool.submit(stylize_job, job, stylizer, looks, saving, budget, watch, stop, len(jobs) == 1) for job in jobs
+        )
         try:
             while waiting:
                 result = waiting[0].result()

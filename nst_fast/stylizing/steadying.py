@@ -9,7 +9,10 @@ from PIL import Image
 MOST_CARRIED = 0.9  # of a pixel comes from the frame before at the most, so that what is wrong fades
 ROUND_TRIP = 0.01, 0.5  # of the squared lengths of flows there and back, px²; and px² beside it
 FADED = 0.04  # of 1: brightness that may change along the flow; light and shadow do not carry strokes
-AROUND_LOST, FADED_LOST = 65, 0.02  # px, a square whose flow stands for what is lost in its middle; as FADED, there
+PLAIN = 5.0  # of 255: where brightness deviates less, within 9 px, there is nothing that flow could follow
+FADED_LOST = 0.02  # of 1: as FADED, where no flow was found
+SURROUNDINGS = 1 / 2, 1 / 4, 1 / 12  # of the short side: squares around a place without flow, whose flow it takes
+KNOWN = 0.05  # of such a square, which must have flow
 CUT = 0.4  # of all pixels: where fewer are found again, another scene begins
 FINE, AROUND, SHARPEST = 1.25, 8.0, 2.0  # px, below which detail is fine; px, of its surroundings; largest gain
 
@@ -18,8 +21,8 @@ class Steadying:
     """Blends each stylized frame of a clip with the one before, moved to where things are now.
 
     Flow is DIS (Kroeger et al. 2016), and holds where there and back lead home (Sundaram et al. 2010) and brightness is
-    the same. Plain walls, where it finds nothing to follow, move as what is around them does. What blending takes from
-    fine detail is given back: averages of strokes are smears.
+    the same. Where it finds nothing to follow, on plain walls most of all, strokes move with what is around, if
+    brightness is the same then. What blending takes from fine detail is given back: averages of strokes are smears.
 
     Args:
         amount: 0 leaves frames as they are, 1 ties them most.
@@ -50,13 +53,15 @@ class Steadying:
         home = cv2.remap(forth, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         away = ((back + home) ** 2).sum(2)
         led_home = away <= ROUND_TRIP[0] * ((back**2).sum(2) + (home**2).sum(2)) + ROUND_TRIP[1]
-        places = np.stack([columns, rows], 2) + filled(back, led_home)
+        known = led_home & ~is_plain(now)
+        lost = ~led_home & known.any()
+        places = np.stack([columns, rows], 2) + np.where(lost[..., None], surroundings(back, known), back)
         faded = now - cv2.remap(
             before.astype(np.float32), places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        found = np.abs(cv2.GaussianBlur(faded, (0, 0), FINE)) <= 255 * np.where(led_home, FADED, FADED_LOST)
-        found &= ((places > -0.5) & (places < np.array(now.shape[::-1]) - 0.5)).all(2)
-        if (found & led_home).mean() < CUT:
+        found = np.abs(cv2.GaussianBlur(faded, (0, 0), FINE)) <= 255 * np.where(lost, FADED_LOST, FADED)
+        found &= (led_home | lost) & ((places > -0.5) & (places < np.array(now.shape[::-1]) - 0.5)).all(2)
+        if found.mean() < CUT:
             return painted
         mask = found.astype(np.float32)
         share = MOST_CARRIED * self.amount * np.minimum(mask, cv2.GaussianBlur(mask, (0, 0), FINE))[..., None]
@@ -66,11 +71,25 @@ class Steadying:
         return blend + (gain(detail, painted - cv2.GaussianBlur(painted, (0, 0), FINE)) - 1) * detail
 
 
-def filled(flow: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return a flow (H, W, 2) that is the mean of what is known in a square around where it is not known."""
+def is_plain(brightness: np.ndarray) -> np.ndarray:
+    """Return where brightness (H, W), of 255, hardly varies."""
+    pixels = brightness.astype(np.float32)
+    return cv2.blur(pixels**2, (9, 9)) - cv2.blur(pixels, (9, 9)) ** 2 < PLAIN**2
+
+
+def surroundings(flow: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return the mean (H, W, 2) of a flow where it is known, in the smallest square around a place that has enough.
+
+    Where none has, it is that of the whole frame.
+    """
     mask = known.astype(np.float32)[..., None]
-    around = cv2.blur(np.concatenate([flow * mask, mask], 2), (AROUND_LOST, AROUND_LOST))
-    return np.where(known[..., None], flow, around[..., :2] / np.maximum(around[..., 2:], 1 / AROUND_LOST**2))
+    parts = np.concatenate([flow * mask, mask], 2)
+    around = np.broadcast_to(flow[known].mean(0) if known.any() else np.float32(0), flow.shape)
+    for share in SURROUNDINGS:
+        side = 2 * int(share * min(known.shape) / 2) + 1
+        sums, enough = np.split(cv2.blur(parts, (side, side)), [2], 2)
+        around = np.where(enough > KNOWN, sums / np.maximum(enough, KNOWN), around)
+    return around
 
 
 def gain(detail: np.ndarray, wanted: np.ndarray) -> np.ndarray:

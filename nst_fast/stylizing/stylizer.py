@@ -74,8 +74,8 @@ class Painter(Protocol):
     def stylize(self, picture: Image.Image, style: Style | None = None, stroke: Stroke = 1) -> Image.Image:
         """Return the stylized picture of an RGB picture, of exactly its size, with strokes of a size."""
 
-    def side_by_side(self) -> Painter:
-        """Return one like it for `runs_at_once` calls at a time, which share the threads."""
+    def among(self, pixels: float) -> Painter:
+        """Return what stylizes pictures of so many pixels while others of their size are under way."""
 
 
 class Stylizer:
@@ -117,8 +117,8 @@ class Stylizer:
             raise UserError(f"underpainting is {underpainting}; it must be from 0 to 1")
         if not isinstance(threads, int) or threads < 0:
             raise UserError(f"threads is {threads!r}; it must be a whole number, 0 for every core")
-        self.providers, self.threads, self.threads_each = choose_providers(device), threads, threads
-        self.session = self.start(read_model(path), device)
+        self.providers, self.threads, self.content = choose_providers(device), threads, read_model(path)
+        self.session = self.start(self.content, device)
         # One run of a session at a time is all that DirectML allows.
         self.runs_at_once = 1 if self.device == "directml" else min(RUNS_AT_ONCE, threads or os.cpu_count() or 1)
         metadata: Mapping[str, str] = self.session.get_modelmeta().custom_metadata_map
@@ -188,8 +188,7 @@ class Stylizer:
             raise UserError(f"{self.path} has one style; a model of many, such as gallery, is needed to choose one")
         files = [name for name in weights if name.endswith(SUFFIX) and name not in self.paintings]
         if unknown := [name for name in weights if name not in self.paintings and name not in files]:
-            there = {*self.paintings, *(path.name for path in Path().glob(f"*{SUFFIX}"))}
-            raise UserError(f"no style {unknown[0]!r} in {self.name}: {nearest(unknown[0], there)}")
+            raise UserError(f"no style {unknown[0]!r} in {self.name}: {nearest(unknown[0], self.paintings)}")
         numbers = all(isinstance(weight, Real) and weight >= 0 for weight in weights.values())
         total = sum(weights.values()) if numbers else 0
         if not 0 < total < math.inf:
@@ -261,17 +260,21 @@ class Stylizer:
         logger.warning("onnxruntime cannot start %s (%s): the processor does the work; --device cpu", device, reason)
         return session
 
-    def side_by_side(self) -> Stylizer:
-        """Return one like it for `runs_at_once` calls at a time, which share the threads: so they end sooner.
-
-        A run leaves part of a second thread idle: on two cores two runs of one thread take 0.85 of the time.
-        """
-        if self.device != "cpu" or self.runs_at_once == 1:
-            return self
+    @functools.cached_property
+    def several(self) -> Stylizer:
+        """One like it whose runs, `runs_at_once` at a time, share the threads. Its tiles take them all."""
         several = copy.copy(self)
-        several.threads_each = share(self.threads, self.runs_at_once)
-        several.session = several.create_session(read_model(self.path))
+        several.session = create_session(self.content, self.providers, threads_beside(self.threads, self.runs_at_once))
         return several
+
+    def among(self, pixels: float) -> Stylizer:
+        """Return what stylizes pictures of so many pixels while others of their size are under way.
+
+        A run leaves part of a second thread idle, so that several with fewer threads end sooner; a large picture, which
+        memory holds one of, takes all.
+        """
+        several = self.device == "cpu" and self.runs_at_once > 1 and 2 * pixels <= TILED_ABOVE
+        return self.several if several else self
 
     @functools.cached_property
     def tiled_above(self) -> float:
@@ -281,7 +284,7 @@ class Stylizer:
 
     def create_session(self, content: bytes, pool: bool = True) -> Any:
         """Return an onnxruntime session of a model on this stylizer's device and threads."""
-        return create_session(content, self.providers, self.threads_each, pool)
+        return create_session(content, self.providers, self.threads, pool)
 
     @functools.cached_property
     def tiled(self) -> TiledModel:
@@ -289,7 +292,7 @@ class Stylizer:
         from nst_fast.stylizing.tiling import TiledModel  # here: most pictures need no tiles and no second library
 
         create = functools.partial(self.create_session, pool=False)
-        return TiledModel(self.path.read_bytes(), create, at_once=self.runs_at_once)
+        return TiledModel(self.content, create, at_once=self.runs_at_once)
 
     @functools.cached_property
     def can_tile(self) -> bool:
@@ -497,9 +500,12 @@ def device_name(providers: list[tuple[str, dict[str, str]]]) -> str:
     return next(name for name, known in DEVICES.items() if known and known[0] == providers[0][0])
 
 
-def share(threads: int, runs: int) -> int:
-    """Return how many of so many threads, 0 for every core, each of several runs takes, rounded up."""
-    return -(-(threads or os.cpu_count() or 1) // runs)
+def threads_beside(threads: int, runs: int) -> int:
+    """Return the threads, of so many in all, 0 for every core, of a session that several runs at once share.
+
+    Its own are one fewer, and each run brings the one that it is called from.
+    """
+    return max(1, (threads or os.cpu_count() or 1) - runs + 1)
 
 
 def create_session(

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 LEAST_SHIFT, LARGEST_SHIFT = 0.25, 16.0  # px; every octave between is as likely
 ZOOM, TURN = 0.03, 0.03  # standard deviations, of a factor's logarithm and of an angle, rad
 WOBBLE, CELLS = 1.0, 4  # px, standard deviation at the corners of cells; how many cells there are both ways
-FAINT = 1e-5  # of squares: strokes of a pixel that count for nothing
+FAINT = 1e-5  # for each place, added to the squares of its strokes: where there are none, nothing is divided by 0
 NOISE, EXPOSURE = 2.0, 0.03  # of 255, largest standard deviation; of a factor's logarithm, standard deviation
 
 
@@ -51,7 +51,7 @@ def moved(images: Tensor, flow: Tensor) -> Tensor:
 
 
 def strokes(images: Tensor) -> Tensor:
-    """Return images (N, C, H, W) less their mean over a window of about 5 px: what is drawn, without its tone."""
+    """Return images (N, C, H, W) less their mean, twice, over squares of 5 px: what is drawn, without its tone."""
     return images - F.avg_pool2d(
         F.avg_pool2d(images, 5, 1, 2, count_include_pad=False), 5, 1, 2, count_include_pad=False
     )
@@ -61,7 +61,7 @@ def motion_difference(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
     """Return how far second views' strokes are from first ones' moved, where both see the place, shape (N,).
 
     0: they moved along. 1: they have nothing to do with each other. Squares of differences are divided by those of the
-    strokes themselves, so that fainter strokes gain nothing: without it (Wang et al. 2020) networks learn to blur.
+    strokes themselves, so that fainter strokes gain nothing, as they do without the division (Wang et al. 2020).
     """
     seen = (places(flow).abs() <= 1).all(3)[:, None]
     here, there = strokes(second), strokes(moved(first, flow))
