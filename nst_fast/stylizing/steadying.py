@@ -11,8 +11,7 @@ ROUND_TRIP = 0.01, 0.5  # of the squared lengths of flows there and back, px²; 
 FADED = 0.04  # of 1: brightness that may change along the flow; light and shadow do not carry strokes
 PLAIN = 5.0  # of 255: where brightness deviates less, within 9 px, there is nothing that flow could follow
 FADED_LOST = 0.02  # of 1: as FADED, where no flow was found
-SURROUNDINGS = 1 / 2, 1 / 4, 1 / 12  # of the short side: squares around a place without flow, whose flow it takes
-KNOWN = 0.05  # of such a square, which must have flow
+AROUND_LOST, KNOWN = 1 / 12, 0.05  # of the short side: a square around; the part of it that must have flow
 CUT = 0.4  # of all pixels: where fewer are found again, another scene begins
 FINE, AROUND, SHARPEST = 1.25, 8.0, 2.0  # px, below which detail is fine; px, of its surroundings; largest gain
 
@@ -78,18 +77,11 @@ def is_plain(brightness: np.ndarray) -> np.ndarray:
 
 
 def surroundings(flow: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return the mean (H, W, 2) of a flow where it is known, in the smallest square around a place that has enough.
-
-    Where none has, it is that of the whole frame.
-    """
-    mask = known.astype(np.float32)[..., None]
-    parts = np.concatenate([flow * mask, mask], 2)
-    around = np.broadcast_to(flow[known].mean(0) if known.any() else np.float32(0), flow.shape)
-    for share in SURROUNDINGS:
-        side = 2 * int(share * min(known.shape) / 2) + 1
-        sums, enough = np.split(cv2.blur(parts, (side, side)), [2], 2)
-        around = np.where(enough > KNOWN, sums / np.maximum(enough, KNOWN), around)
-    return around
+    """Return the mean (H, W, 2) of a flow where it is known around each place, or, if that is hardly, anywhere."""
+    mask, side = known.astype(np.float32)[..., None], 2 * int(AROUND_LOST * min(known.shape) / 2) + 1
+    sums, parts = np.split(cv2.blur(np.concatenate([flow * mask, mask], 2), (side, side)), [2], 2)
+    anywhere = flow[known].mean(0) if known.any() else np.float32(0)
+    return np.where(parts > KNOWN, sums / np.maximum(parts, KNOWN), anywhere)
 
 
 def gain(detail: np.ndarray, wanted: np.ndarray) -> np.ndarray:
