@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-MOST_CARRIED = 0.9  # of a pixel comes from the frame before at the most, so that what is wrong fades
+MOST_CARRIED = 0.95  # of a pixel comes from the frame before at the most, so that what is wrong fades
 ROUND_TRIP = 0.01, 0.5  # of the squared lengths of flows there and back, px²; and px² beside it
 FADED = 0.04  # of 1: brightness that may change along the flow; light and shadow do not carry strokes
 PLAIN = 5.0  # of 255: where brightness deviates less, within 9 px, there is nothing that flow could follow
