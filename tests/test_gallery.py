@@ -126,9 +126,8 @@ def test_a_gallery_says_what_its_paintings_are(gallery):
     assert len(set(own)) == 3
 
 
-def test_a_gallery_that_goes_on_is_the_one_that_never_stopped(gallery, tmp_path):
-    common = ["style=gallery", f"style.images={gallery / 'paintings'}", *SHORT, "init_from=null"]
-    whole = train_module.train_command([*common, f"output={tmp_path / 'whole'}", "trainer.validate_every=1"])
+def train_until_step_2(arguments: list[str]) -> None:
+    """Train, and stop after two steps as Ctrl-C does."""
     with pytest.MonkeyPatch.context() as patch:
         step = StyleTransfer.training_step
 
@@ -138,7 +137,13 @@ def test_a_gallery_that_goes_on_is_the_one_that_never_stopped(gallery, tmp_path)
 
         patch.setattr(StyleTransfer, "training_step", interrupted)
         with pytest.raises(UserError, match="stopped at step 2"):
-            train_module.train_command([*common, f"output={tmp_path / 'broken'}", "trainer.validate_every=1"])
+            train_module.train_command(arguments)
+
+
+def test_a_gallery_that_goes_on_is_the_one_that_never_stopped(gallery, tmp_path):
+    common = ["style=gallery", f"style.images={gallery / 'paintings'}", *SHORT, "init_from=null"]
+    whole = train_module.train_command([*common, f"output={tmp_path / 'whole'}", "trainer.validate_every=1"])
+    train_until_step_2([*common, f"output={tmp_path / 'broken'}", "trainer.validate_every=1"])
     resumed = train_module.train_command([f"resume={tmp_path / 'broken'}"])
     first, second = (import_network(path).state_dict() for path in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -181,16 +186,7 @@ def test_a_run_of_the_vector_alone_that_goes_on_leaves_the_same_style(gallery, t
     common = ["style=custom", f"style.image={tmp_path / 'mine.png'}", "trainer.vector_steps=3", *SHORT]
     common.append(f"init_from={gallery / 'gallery.onnx'}")
     train_module.train_command([*common, f"output={tmp_path / 'whole'}", "trainer.validate_every=1"])
-    with pytest.MonkeyPatch.context() as patch:
-        step = StyleTransfer.training_step
-
-        def interrupted(self, batch, batch_idx):
-            step(self, batch, batch_idx)
-            self.trainer.should_stop = self.batches_seen == 2
-
-        patch.setattr(StyleTransfer, "training_step", interrupted)
-        with pytest.raises(UserError, match="stopped at step 2"):
-            train_module.train_command([*common, f"output={tmp_path / 'broken'}", "trainer.validate_every=1"])
+    train_until_step_2([*common, f"output={tmp_path / 'broken'}", "trainer.validate_every=1"])
     train_module.train_command([f"resume={tmp_path / 'broken'}"])
     assert (tmp_path / "broken" / "mine.style").read_text() == (tmp_path / "whole" / "mine.style").read_text()
 

@@ -16,7 +16,7 @@ from nst_fast.errors import UserError
 from nst_fast.stylizing.jobs import find_jobs, stylize_jobs
 from nst_fast.stylizing.looks import Looks
 from nst_fast.stylizing.stroke import grain, restore_edges
-from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.stylizing.stylizer import Stylizer, among
 from nst_fast.training.networks import create_network
 from nst_fast.training.onnx_export import export
 
@@ -134,7 +134,7 @@ def test_directml_runs_one_picture_at_a_time(model, monkeypatch):
 def test_runs_beside_each_other_have_so_many_threads_in_all(model, threads, runs):
     stylizer = Stylizer(model, threads=threads)
     before = len(list(Path("/proc/self/task").iterdir()))
-    several = stylizer.among(40 * 56)
+    several = among(stylizer, 40 * 56)
     workers = len(list(Path("/proc/self/task").iterdir())) - before if several is not stylizer else 0
     assert (stylizer.runs_at_once, workers + runs) == (runs, threads)
     pictures = np.random.default_rng(0).integers(0, 256, (1, 40, 56, 3), np.uint8)

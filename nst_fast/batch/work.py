@@ -29,7 +29,7 @@ from nst_fast.stylizing.formats import written_as
 from nst_fast.stylizing.images import encode_image, open_image
 from nst_fast.stylizing.jobs import PIXELS_AT_ONCE, PixelBudget
 from nst_fast.stylizing.looks import Looks, Saving, reading, stylize_picture
-from nst_fast.stylizing.stylizer import Stylizer, read_model
+from nst_fast.stylizing.stylizer import Stylizer, among, read_model
 
 PICTURES = "pictures"
 TARS = "tars"
@@ -268,7 +268,7 @@ class Worker:
                 with reading(picture.id, source):
                     opened.load()
                 stage = "stylize"
-                painter = self.stylizers[task.style].among(pixels)
+                painter = among(self.stylizers[task.style], pixels)
                 stylized, options = stylize_picture(picture.id, opened, painter, looks, suffix, saving.keep_gps)
                 result = encode_image(stylized, suffix, saving.quality, **options)
                 seconds = time.perf_counter() - began

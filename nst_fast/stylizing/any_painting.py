@@ -24,7 +24,6 @@ from nst_fast.stylizing.images import load_image, resize_short_side
 from nst_fast.stylizing.stroke import Stroke, paint, stroke_size
 from nst_fast.stylizing.stylizer import (
     RUNS_AT_ONCE,
-    TILED_ABOVE,
     Style,
     choose_providers,
     create_session,
@@ -136,11 +135,6 @@ class AnyPainting:
         several = copy.copy(self)
         several.encoder, *several.decoders = self.sessions(threads_beside(self.threads, self.runs_at_once))
         return several
-
-    def among(self, pixels: float) -> AnyPainting:
-        """Return what stylizes pictures of so many pixels while others of their size are under way."""
-        several = self.device == "cpu" and self.runs_at_once > 1 and 2 * pixels <= TILED_ABOVE
-        return self.several if several else self
 
     def read(self, path: Path) -> list[Statistics]:
         """Return the statistics of a painting's levels, the picture's own first."""

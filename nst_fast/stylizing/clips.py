@@ -21,7 +21,7 @@ from nst_fast.errors import UserError, one_line
 from nst_fast.files import replacing
 from nst_fast.stylizing.images import over_white
 from nst_fast.stylizing.looks import WHOLE, Looks, Saving, read_frames
-from nst_fast.stylizing.stylizer import TILED_ABOVE, Painter
+from nst_fast.stylizing.stylizer import TILED_ABOVE, Painter, among
 from nst_fast.stylizing.video import Clip, Encoder, Frame, VideoReader, VideoWriter
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def stylize_clip(
     """
     pixels = looks.pixels(*reader.size)
     at_once = max(1, min(stylizer.runs_at_once, int(TILED_ABOVE / pixels)))
-    painter = stylizer.among(pixels)
+    painter = among(stylizer, pixels)
     halt = stop or threading.Event()
     steady = None
     if looks.steady:

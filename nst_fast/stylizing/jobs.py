@@ -28,7 +28,7 @@ from nst_fast.stylizing.folders import no_pictures, search
 from nst_fast.stylizing.formats import OF_NAME, OF_SUFFIX, PNG, SUFFIXES, VIDEO_SUFFIXES, format_of, written_as
 from nst_fast.stylizing.images import encode_image, is_readable, open_image
 from nst_fast.stylizing.looks import WHOLE, Looks, Saving, reading, stylize_picture
-from nst_fast.stylizing.stylizer import TILED_ABOVE, Painter
+from nst_fast.stylizing.stylizer import TILED_ABOVE, Painter, among
 
 logger = logging.getLogger(__name__)
 
@@ -395,7 +395,7 @@ def stylize_job(
         if looks.to_style is not None:
             raise UserError(f"--to-style is the end of a video; {job.name} becomes a picture")
         with open_picture(job) as image, budget.spend(pixels := looks.pixels(*image.size)):
-            painter = stylizer if alone else stylizer.among(pixels)
+            painter = stylizer if alone else among(stylizer, pixels)
             began = time.perf_counter()
             known = OF_NAME.get(image.format or "")  # "-" has no name that tells it
             named = job.target.suffix if job.target else written_as(known.suffixes[0] if known else PNG)

@@ -48,13 +48,14 @@ class Steadying:
         """Return a painted frame (H, W, 3) blended with the one shown before; itself where the scene is another."""
         back, forth = self.flow.calc(now, before, None), self.flow.calc(before, now, None)
         rows, columns = np.indices(now.shape, np.float32)
-        places = np.stack([columns + back[..., 0], rows + back[..., 1]], 2)
+        here = np.stack([columns, rows], 2)
+        places = here + back
         home = cv2.remap(forth, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         away = ((back + home) ** 2).sum(2)
         led_home = away <= ROUND_TRIP[0] * ((back**2).sum(2) + (home**2).sum(2)) + ROUND_TRIP[1]
         known = led_home & ~is_plain(now)
         lost = ~led_home & known.any()
-        places = np.stack([columns, rows], 2) + np.where(lost[..., None], surroundings(back, known), back)
+        places = here + np.where(lost[..., None], surroundings(back, known), back)
         faded = now - cv2.remap(
             before.astype(np.float32), places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )

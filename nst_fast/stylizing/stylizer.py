@@ -68,14 +68,19 @@ class Painter(Protocol):
     runs_at_once: int
 
     @property
+    def device(self) -> str:
+        """The name of what computes."""
+
+    @property
     def name(self) -> str:
         """What results are called after."""
 
     def stylize(self, picture: Image.Image, style: Style | None = None, stroke: Stroke = 1) -> Image.Image:
         """Return the stylized picture of an RGB picture, of exactly its size, with strokes of a size."""
 
-    def among(self, pixels: float) -> Painter:
-        """Return what stylizes pictures of so many pixels while others of their size are under way."""
+    @property
+    def several(self) -> Painter:
+        """One like it whose runs, `runs_at_once` at a time, share the threads."""
 
 
 class Stylizer:
@@ -266,15 +271,6 @@ class Stylizer:
         several = copy.copy(self)
         several.session = create_session(self.content, self.providers, threads_beside(self.threads, self.runs_at_once))
         return several
-
-    def among(self, pixels: float) -> Stylizer:
-        """Return what stylizes pictures of so many pixels while others of their size are under way.
-
-        A run leaves part of a second thread idle, so that several with fewer threads end sooner; a large picture, which
-        memory holds one of, takes all.
-        """
-        several = self.device == "cpu" and self.runs_at_once > 1 and 2 * pixels <= TILED_ABOVE
-        return self.several if several else self
 
     @functools.cached_property
     def tiled_above(self) -> float:
@@ -498,6 +494,16 @@ def choose_providers(device: str) -> list[tuple[str, dict[str, str]]]:
 def device_name(providers: list[tuple[str, dict[str, str]]]) -> str:
     """Return what people call the device of the first provider."""
     return next(name for name, known in DEVICES.items() if known and known[0] == providers[0][0])
+
+
+def among(painter: Painter, pixels: float) -> Painter:
+    """Return what stylizes pictures of so many pixels while others of their size are under way.
+
+    On a processor a run leaves part of a second thread idle, so that several with fewer threads end sooner; a large
+    picture, which memory holds one of, takes all.
+    """
+    shared = painter.device == "cpu" and painter.runs_at_once > 1 and 2 * pixels <= TILED_ABOVE
+    return painter.several if shared else painter
 
 
 def threads_beside(threads: int, runs: int) -> int:

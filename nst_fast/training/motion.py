@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nst_fast.training.networks import blurred
+
 LEAST_SHIFT, LARGEST_SHIFT = 0.25, 16.0  # px; every octave between is as likely
 ZOOM, TURN = 0.03, 0.03  # standard deviations, of a factor's logarithm and of an angle, rad
 WOBBLE, CELLS = 1.0, 4  # px, standard deviation at the corners of cells; how many cells there are both ways
@@ -51,10 +53,8 @@ def moved(images: Tensor, flow: Tensor) -> Tensor:
 
 
 def strokes(images: Tensor) -> Tensor:
-    """Return images (N, C, H, W) less their mean, twice, over squares of 5 px: what is drawn, without its tone."""
-    return images - F.avg_pool2d(
-        F.avg_pool2d(images, 5, 1, 2, count_include_pad=False), 5, 1, 2, count_include_pad=False
-    )
+    """Return images (N, C, H, W) less what they are blurred: what is drawn, without its tone."""
+    return images - blurred(images, 5)
 
 
 def motion_difference(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:

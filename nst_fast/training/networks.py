@@ -215,6 +215,14 @@ class Grain(nn.Module):
         return x + (self.scale * self.grain[rows[:, :, None], columns[:, None, :]][:, None]).to(x.dtype)
 
 
+def blurred(images: Tensor, side: int) -> Tensor:
+    """Return the mean of images (N, C, H, W), twice, over squares of an odd side, as much of them as is in them."""
+    for _ in range(2):
+        images = F.avg_pool2d(images, (1, side), 1, (0, side // 2), count_include_pad=False)
+        images = F.avg_pool2d(images, (side, 1), 1, (side // 2, 0), count_include_pad=False)
+    return images
+
+
 class Contrast(nn.Module):
     """Add the photograph's contrast in three octaves, brought to one level everywhere, scaled for every channel.
 
@@ -233,13 +241,6 @@ class Contrast(nn.Module):
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Return x (N, C, H, W) with the contrast of images (N, 3, 4 H, 4 W) in it."""
-
-        def blurred(x: Tensor, side: int) -> Tensor:
-            for _ in range(2):
-                x = F.avg_pool2d(x, (1, side), 1, (0, side // 2), count_include_pad=False)
-                x = F.avg_pool2d(x, (side, 1), 1, (side // 2, 0), count_include_pad=False)
-            return x
-
         brightness = F.avg_pool2d(image, STRIDE).mean(1, keepdim=True)
         levels = [blurred(brightness, side) for side in self.WINDOWS]
         for scale, fine, coarse, side in zip(self.scale, levels, levels[1:], self.WINDOWS[1:], strict=False):
