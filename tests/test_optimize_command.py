@@ -513,7 +513,7 @@ def test_a_gpu_that_is_not_there_is_one_line(command, folder):
 def test_the_picture_is_the_only_line_on_stdout(command):
     code, out, err = command(*SMALL, *PHOTO, "output=my run")
     assert (code, out) == (0, f"{Path('my run', 'photo.starry_night.png').resolve()}\n")
-    assert "48 px, iteration 0 of 2" in err
+    assert "48 px: step 2 of 2  content" in err
 
 
 def test_cfg_prints_the_config_and_optimises_nothing(command, folder):

@@ -215,35 +215,27 @@ class Follower:
     def __init__(self, cfg: Any, output: Path, console: Console, finish: Callable[[Any, Path], Path]) -> None:
         self.cfg, self.output, self.console, self.finish = cfg, output, console, finish
         self.stopped = False
-        self.bars: dict[int, Any] = {}
+        self.scale: int | None = None  # under way
         self.before = self.done = 0  # iterations, of earlier scales and in all
 
     def __enter__(self) -> Follower:
         """Draw the bar, open the log and take Ctrl-C over; UserError where the log cannot be written."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from torch.utils.tensorboard import SummaryWriter
+
+        from nst_fast.commands.progress import Steps
 
         try:
             self.board = SummaryWriter(str(self.output / "tensorboard"))
         except OSError as error:
             raise UserError(f"cannot write into {self.output}: {error.strerror}; output=FOLDER moves it") from error
-        shown = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[losses]}"),
-        )
-        self.progress = Progress(
-            *shown, TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal
-        )
-        self.progress.start()
+        self.steps = Steps(self.console)
         self.earlier = signal.signal(signal.SIGINT, self.stop)
         return self
 
     def __exit__(self, *_: Any) -> None:
         """Leave everything as it was."""
         signal.signal(signal.SIGINT, self.earlier)
-        self.progress.stop()
+        self.steps.stop()
         self.board.close()
 
     def stop(self, *_: Any) -> None:
@@ -254,15 +246,12 @@ class Follower:
     def follow(self, scale: int, iteration: Any) -> bool:
         """Take note of an iterate, and return whether to end."""
         cfg, number = self.cfg, iteration.number
-        if scale not in self.bars:
-            self.before = 0 if not self.bars else self.done + 1
-            self.bars[scale] = self.progress.add_task(f"{scale} px", total=cfg.iterations, losses="")
+        if scale != self.scale:
+            self.before, self.scale = 0 if self.scale is None else self.done + 1, scale
+            self.steps.start(f"{scale} px", number, cfg.iterations)
         self.done = self.before + number
-        terms = "  ".join(f"{k} {v:.4g}" for k, v in iteration.losses.items())
-        self.progress.update(self.bars[scale], completed=number, losses=terms)
-        if not self.console.is_terminal and number % 50 == 0:
-            told = f"{scale} px, iteration {number} of {cfg.iterations}  {terms}"
-            self.console.print(told, soft_wrap=True)
+        if self.steps.due or number == cfg.iterations:
+            self.steps.show(number, "  ".join(f"{k} {v:.4g}" for k, v in iteration.losses.items()))
         for term, value in iteration.losses.items():
             self.board.add_scalar(f"optimize/{term}_loss", value, self.done)
         if cfg.snapshot_every and number % cfg.snapshot_every == 0:

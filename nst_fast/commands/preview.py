@@ -77,11 +77,10 @@ def preview_sheet(cfg: Any) -> Path:
     """Make the sheet that a config asks for and return its path."""
     import torch
     from PIL import Image
-    from rich.progress import Progress
 
     from nst_fast.assets import GALLERY, find_model
     from nst_fast.commands.perceptual_loss import create_perceptual_loss, find_style
-    from nst_fast.commands.progress import SECONDS_BETWEEN_LINES, download_progress
+    from nst_fast.commands.progress import Steps, download_progress
     from nst_fast.loss.style_weight import content_distance
     from nst_fast.loss.tensors import to_tensor
     from nst_fast.stylizing.images import load_image, resize_long_side, save_image
@@ -109,17 +108,16 @@ def preview_sheet(cfg: Any) -> Path:
     distances = {name: content_distance(name, cfg.loss_network.name) for name in cfg.content_distances}
     total = (cfg.vector_steps + cfg.steps) * len(set(distances.values()))
     console.print(f"style {cfg.style.name} at {cfg.style.size} px, {total} steps on {cfg.device}", soft_wrap=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("preview", total=total)
-        told = began
+    steps, done = Steps(console), 0
 
-        def on_step() -> None:
-            nonlocal told
-            bar.advance(task)
-            if not console.is_terminal and time.perf_counter() - told > SECONDS_BETWEEN_LINES:
-                told = time.perf_counter()
-                console.print(f"step {bar.tasks[task].completed:.0f} of {total}")
+    def on_step() -> None:
+        nonlocal done
+        done += 1
+        if steps.due:
+            steps.show(done)
 
+    steps.start("preview", 0, total)
+    try:
         made = preview(
             content,
             network,
@@ -132,6 +130,8 @@ def preview_sheet(cfg: Any) -> Path:
             seed=cfg.seed,
             on_step=on_step,
         )
+    finally:
+        steps.stop(done)
     rows = {name: made[distance] for name, distance in distances.items()}
     weights = ", ".join(f"{name}: {row.style_weight:.3g}" for name, row in rows.items())
     console.print(f"loss.style_weight {weights}", soft_wrap=True)

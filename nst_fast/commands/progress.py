@@ -28,16 +28,16 @@ SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal to draw on
 SECONDS_BETWEEN_FIGURES = 0.5  # on a terminal; to read them waits for the device
 
 
-class TrainingProgress(Callback):
-    """Show what is trained, then steps, losses, images/s and time left; plain lines where stderr is no terminal."""
+class Steps:
+    """Show steps done, figures and the time left: a bar, or a line every half minute where stderr is no terminal."""
 
-    def __init__(self, console: Console, title: str) -> None:
-        self.console, self.title = console, title
-        self.progress = Progress(
-            TextColumn("training"),
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = Progress(
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[losses]}"),
+            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=True),
@@ -45,42 +45,64 @@ class TrainingProgress(Callback):
             disable=not console.is_terminal,
         )
 
+    def start(self, name: str, done: int, total: int) -> None:
+        """Draw the bar of so many steps, some of which may be done."""
+        self.name, self.first, self.total = name, done, total
+        self.bar = self.bars.add_task(name, total=total, completed=done, figures="")
+        self.began = self.shown = time.perf_counter()
+        self.bars.start()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for new figures; to read them may wait for the device."""
+        least = SECONDS_BETWEEN_FIGURES if self.console.is_terminal else SECONDS_BETWEEN_LINES
+        return time.perf_counter() - self.shown > least
+
+    def show(self, done: int, figures: str = "") -> None:
+        """Move the bar, or print a line."""
+        self.shown = time.perf_counter()
+        self.bars.update(self.bar, completed=done, figures=figures)
+        if not self.console.is_terminal:
+            minutes = (self.total - done) * (self.shown - self.began) / max(1, done - self.first) / 60
+            line = f"{self.name}: step {done} of {self.total}  {figures}  {minutes:.1f} minutes left"
+            self.console.print(line, soft_wrap=True)
+
+    def stop(self, done: int | None = None) -> None:
+        """Leave the bar as it is, or after so many steps, and the terminal as it was."""
+        if done is not None:
+            self.bars.update(self.bar, completed=done)
+        self.bars.stop()
+
+
+class TrainingProgress(Callback):
+    """Show what is trained, then steps, losses, images/s and time left."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console, self.title, self.steps = console, title, Steps(console)
+
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Print the title."""
         self.console.print(self.title, soft_wrap=True)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Draw the bar."""
-        self.bar = self.progress.add_task("", total=trainer.max_steps, completed=trainer.global_step, losses="")
-        self.progress.start()
-        self.last_shown = time.perf_counter()
+        self.steps.start("training", trainer.global_step, trainer.max_steps)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Move it."""
-        now = time.perf_counter()
-        terminal = self.console.is_terminal
-        if now - self.last_shown <= (SECONDS_BETWEEN_FIGURES if terminal else SECONDS_BETWEEN_LINES):
-            return
-        self.last_shown = now
-        metrics = trainer.callback_metrics
-        shown = {"content": "train/content_loss", "style": "train/style_loss", "images/s": "images_per_second"}
-        losses = "  ".join(f"{name} {float(metrics[key]):.3g}" for name, key in shown.items() if key in metrics)
-        self.progress.update(self.bar, completed=trainer.global_step, losses=losses)
-        if not terminal:
-            batch_size = trainer.train_dataloader.batch_size * trainer.world_size  # type: ignore[union-attr]
-            left = (trainer.max_steps - trainer.global_step) * batch_size
-            minutes = left / max(float(metrics["images_per_second"]), 1e-9) / 60
-            line = f"step {trainer.global_step} of {trainer.max_steps}  {losses}  {minutes:.1f} minutes left"
-            self.console.print(line, soft_wrap=True)
+        if self.steps.due:
+            metrics = trainer.callback_metrics
+            shown = {"content": "train/content_loss", "style": "train/style_loss", "images/s": "images_per_second"}
+            figures = (f"{name} {float(metrics[key]):.3g}" for name, key in shown.items() if key in metrics)
+            self.steps.show(trainer.global_step, "  ".join(figures))
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Leave the finished bar."""
-        self.progress.update(self.bar, completed=trainer.global_step)
-        self.progress.stop()
+        self.steps.stop(trainer.global_step)
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
-        self.progress.stop()
+        self.steps.stop()
 
 
 @contextmanager
