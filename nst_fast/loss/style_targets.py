@@ -23,12 +23,11 @@ from nst_fast.loss.perceptual_loss import ENERGY, SLICED, Targets, split_name, s
 from nst_fast.loss.tensors import to_tensor
 from nst_fast.loss.terms import QUANTILES, SLICES
 from nst_fast.stylizing.folders import find_pictures
-from nst_fast.stylizing.images import load_image, resize_short_side
+from nst_fast.stylizing.images import load_image, resize_painting
 from nst_fast.weights import read_safetensors
 
 FORMAT = "nst_fast style targets 2"
 LEAST_SIZE, LARGEST_SIZE = 16, 16384  # px, short side of a painting
-LONGEST_PAINTING = 16  # of a painting; at its short side a thread would be endless
 
 
 @dataclass(frozen=True)
@@ -129,11 +128,8 @@ def painting_targets(
 
     Raises UserError where it is so long that no memory holds it at that size.
     """
-    if max(painting.size) > LONGEST_PAINTING * min(painting.size):
-        got = "×".join(map(str, painting.size))
-        raise UserError(f"the painting is {got} px; one side may be {LONGEST_PAINTING} times the other: crop it")
     device = next(loss_network.parameters()).device
-    image = to_tensor(resize_short_side(painting, size)).to(device)
+    image = to_tensor(resize_painting(painting, size)).to(device)
     layers = {name: split_name(name)[1] for name in names}
     features = loss_network(image, list(dict.fromkeys(layers.values())))
     return {name: style_target(loss_network, name, features[layer]).cpu() for name, layer in layers.items()}

@@ -20,7 +20,7 @@ from PIL import Image
 
 from nst_fast.assets import ASSETS
 from nst_fast.errors import UserError, one_line
-from nst_fast.stylizing.images import load_image, resize_short_side
+from nst_fast.stylizing.images import load_image, resize_painting
 from nst_fast.stylizing.stroke import Stroke, paint, stroke_size
 from nst_fast.stylizing.stylizer import (
     RUNS_AT_ONCE,
@@ -30,17 +30,15 @@ from nst_fast.stylizing.stylizer import (
     device_name,
     threads_beside,
 )
-from nst_fast.stylizing.whitening import Affine, Moments, Statistics, adain, mixed, whitening_coloring
+from nst_fast.stylizing.whitening import UNIT, Affine, Moments, Statistics, adain, mixed, whitening_coloring
 
 FOLDER = ASSETS / "any_painting"
 LEVELS = (1, 2)  # of features, fine to coarse; a position of level n stands for 2ⁿ px both ways. Level 0 is the picture
 PAINTING_SIZE = 512  # px, short side at which a painting is seen
-LONGEST_PAINTING = 16  # of a painting; at its short side a thread would be endless
 TILE = 1024  # px, side of what is kept of a tile
 STRIDE = 4  # px that a position of the coarsest level stands for
 HALO = 32  # px around what is kept of a tile that encoder and decoders look at
 BORDER = 16  # px that a picture is continued by: convolutions that see its end give features that no picture has
-UNIT = np.float32(63.75)  # of 255, in which the picture itself is level 0: an average one has a variance of about 1
 Features = NDArray[np.float32]
 # What gives features the painting's statistics. Colours are whitened and colored whatever the method.
 METHODS: dict[str, Callable[[Statistics, Statistics], Affine]] = {"adain": adain, "wct": whitening_coloring}
@@ -101,7 +99,7 @@ class AnyPainting:
         method: of `METHODS`.
         tile: px, side of what is run in one piece.
 
-    Raises UserError where a painting cannot be read, is longer than `LONGEST_PAINTING` times its short side, or the
+    Raises UserError where a painting cannot be read, is longer than 16 times its short side, or the
     weights come to nothing.
     """
 
@@ -138,11 +136,7 @@ class AnyPainting:
 
     def read(self, path: Path) -> list[Statistics]:
         """Return the statistics of a painting's levels, the picture's own first."""
-        painting = load_image(path)
-        if max(painting.size) > LONGEST_PAINTING * min(painting.size):
-            got = "×".join(map(str, painting.size))
-            raise UserError(f"{path} is {got} px; one side may be {LONGEST_PAINTING} times the other: crop it")
-        return self.statistics(padded(resize_short_side(painting, PAINTING_SIZE)))
+        return self.statistics(padded(resize_painting(load_image(path), PAINTING_SIZE, str(path))))
 
     def encode(self, pixels: Features, levels: Sequence[int]) -> Iterator[tuple[Box, list[Features]]]:
         """Yield tiles of pixels (3, H, W) and the features of some levels in each."""

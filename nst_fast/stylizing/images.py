@@ -34,6 +34,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 METADATA = ("exif", "dpi")  # Pillow's options
 LARGEST_ICO = 256  # px, of a side
+LONGEST_PAINTING = 16  # times its short side; at a painting's short side a thread would be endless
 # What files begin with that are called like pictures, or are pictures of kinds that are not read.
 STARTS = {
     b"%PDF": "it is a PDF document",
@@ -291,6 +292,17 @@ def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
     ratio = short_side / min(image.size)
     size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
     return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def resize_painting(painting: Image.Image, short_side: int, name: str = "the painting") -> Image.Image:
+    """Return a painting with its short side at the given length in pixels.
+
+    Raises UserError where it is longer than `LONGEST_PAINTING` times its short side.
+    """
+    if max(painting.size) > LONGEST_PAINTING * min(painting.size):
+        got = "×".join(map(str, painting.size))
+        raise UserError(f"{name} is {got} px; one side may be {LONGEST_PAINTING} times the other: crop it")
+    return resize_short_side(painting, short_side)
 
 
 def resize_long_side(image: Image.Image, long_side: int) -> Image.Image:
