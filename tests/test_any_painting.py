@@ -126,8 +126,8 @@ def test_pictures_beside_each_other_are_the_same(tmp_path, photograph):
 
 def test_strength_0_is_the_photograph_and_the_reconstruction_is_near(tmp_path):
     photograph = Image.fromarray(skimage.data.astronaut()).resize((160, 160))
-    stylizer = AnyPainting({painting(tmp_path / "a.png"): 1}, strength=0)
-    assert np.array_equal(np.asarray(stylizer.stylize(photograph)), np.asarray(photograph))
+    stylizer = AnyPainting({painting(tmp_path / "a.png"): 1})
+    assert np.array_equal(np.asarray(stylizer.stylize(photograph, strength=0)), np.asarray(photograph))
     pixels = padded(photograph)
     given_back = stylizer.decode(pixels, stylizer.statistics(pixels), 0.0)
     kept = given_back[:, BORDER : BORDER + 160, BORDER : BORDER + 160].transpose(1, 2, 0)
@@ -195,7 +195,7 @@ def test_command(tmp_path, photograph):
         "--painting", f"{c}=0.6,{b}=0.4", "--strength", 0.5, tmp_path / "photo.png", "-o", tmp_path / "o.png"
     )
     assert done.returncode == 0, done.stderr
-    expected = np.asarray(AnyPainting({c: 0.6, b: 0.4}, strength=0.5).stylize(photograph))
+    expected = np.asarray(AnyPainting({c: 0.6, b: 0.4}).stylize(photograph, strength=0.5))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "o.png")), expected)
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from conftest import Result
 from PIL import Image
 
+from nst_fast.assets import ASSETS
 from nst_fast.commands import stylize as stylize_module
 from nst_fast.commands import train as train_module
 from nst_fast.commands.configuration import load_config
@@ -23,6 +25,7 @@ from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
 from nst_fast.loss.style_targets import find_paintings
 from nst_fast.stylizing.contact_sheet import contact_sheet
 from nst_fast.stylizing.looks import Looks
+from nst_fast.stylizing.stroke import underpainted
 from nst_fast.stylizing.style_file import StyleFile
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.networks import create_network
@@ -374,7 +377,36 @@ def test_minutes_become_the_steps_that_repeat_the_run(tmp_path, capfd):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_strength_is_a_blend_with_the_photograph(gallery):
+def test_the_galleries_strength_blends_vectors_and_gives_the_photograph_back():
+    painter, photograph = Stylizer("gallery", 1, device="cpu"), np.asarray(skimage.data.chelsea())[100:200, 100:260]
+    given_back = StyleFile.load(next((ASSETS / "photograph").glob("*.style")), painter.metadata["trunk"], 936)
+    own = {"style_weights": np.zeros(20, np.float32), "style_vector": np.array(given_back.vector, np.float32)}
+    seen = Image.fromarray(photograph)
+
+    def by_hand(feeds):  # the two layers of the model
+        def run(picture):
+            return Image.fromarray(painter.run_fed(np.asarray(picture)[None], feeds)[0])
+
+        return np.asarray(run(underpainted(run, seen, painter.underpainting)), float)
+
+    whole = painter(photograph, "great_wave")
+    assert np.array_equal(painter(photograph, "great_wave", 1), whole)
+    assert np.array_equal(painter(photograph, "great_wave", 0), photograph)
+    lost, distances = photograph - by_hand(own), []
+    for strength in (0.25, 0.5, 0.75):
+        weights = strength * (np.array(list(painter.paintings)) == "great_wave")
+        vector = (1 - strength) * own["style_vector"]
+        fed = {"style_weights": weights.astype(np.float32), "style_vector": vector.astype(np.float32)}
+        expected = (by_hand(fed) + (1 - strength) * lost).clip(0, 255)
+        got = painter(photograph, "great_wave", strength)
+        assert np.abs(got - expected).max() <= 1
+        distances.append(np.abs(got.astype(float) - photograph).mean())
+    assert 0 < distances[0] < distances[1] < distances[2] < np.abs(whole.astype(float) - photograph).mean()
+    with pytest.raises(UserError, match="the strength is 2; it must be from 0"):
+        painter(photograph, "great_wave", 2)
+
+
+def test_strength_of_another_gallery_is_a_blend_with_the_photograph(gallery):
     painter, photograph = Stylizer(gallery / "gallery.onnx"), np.asarray(Image.open(gallery / "photo.png"))
     whole = painter(photograph, "b").astype(float)
     for strength in (0, 0.25, 1):

@@ -240,9 +240,8 @@ def stylize(arguments: list[str]) -> int:
     stylizer: Stylizer | AnyPainting
     chosen = None
     if options.painting:
-        given = {"device": options.device, "strength": options.strength, "method": options.method or "adain"}
-        stylizer = AnyPainting(options.painting, options.threads, **given)
-        options.strength = 1.0  # features are blended, not pictures
+        method = options.method or "adain"
+        stylizer = AnyPainting(options.painting, options.threads, device=options.device, method=method)
     else:
         stylizer = Stylizer(
             options.model,

@@ -95,7 +95,6 @@ class AnyPainting:
         paintings: files, each with its weight; the weights are divided by their sum.
         threads: for the sessions; 0 takes every core.
         device: as a `Stylizer` has it.
-        strength: α, from 0, the photograph, to 1; features are blended, not pictures.
         method: of `METHODS`.
         tile: px, side of what is run in one piece.
 
@@ -109,11 +108,10 @@ class AnyPainting:
         threads: int = 0,
         *,
         device: str = "auto",
-        strength: float = 1.0,
         method: str = "adain",
         tile: int = TILE,
     ) -> None:
-        self.threads, self.strength, self.transform, self.tile = threads, strength, METHODS[method], tile
+        self.threads, self.transform, self.tile = threads, METHODS[method], tile
         self.providers = choose_providers(device)
         self.name, self.device = "+".join(path.stem for path in paintings), device_name(self.providers)
         self.runs_at_once = 1 if self.device == "directml" else min(RUNS_AT_ONCE, threads or os.cpu_count() or 1)
@@ -189,23 +187,28 @@ class AnyPainting:
             tile.of(result)[:] = (255 * tile.of(picture[0], origin=seen[:2])).clip(0, 255)
         return result
 
-    def stylize(self, picture: Image.Image, style: Style | None = None, stroke: Stroke = 1) -> Image.Image:
+    def stylize(
+        self, picture: Image.Image, style: Style | None = None, stroke: Stroke = 1, strength: float = 1.0
+    ) -> Image.Image:
         """Return the stylized picture of an RGB picture, of exactly its size, with strokes of a size.
+
+        The strength α is from 0, the photograph, to 1; features are blended, not pictures.
 
         Raises ValueError for a style: the paintings are given once and for all.
         """
         if style is not None:
             raise ValueError(f"got the style {style}; paintings are all that there is")
         if stroke != 1:
-            return paint(self.stylize, picture, stroke_size(stroke, picture.size))
+            run = functools.partial(self.stylize, strength=strength)
+            return paint(run, picture, stroke_size(stroke, picture.size))
         pixels = padded(picture)
         try:
-            if self.strength == 1:
+            if strength == 1:
                 stylized = self.decode(pixels, self.styles[0], 1.0)
             else:
                 own = self.statistics(pixels)
                 lost = pixels - self.decode(pixels, own, 0.0)  # by the decoders, of the photograph
-                stylized = self.decode(pixels, own, self.strength) + (1 - self.strength) * lost
+                stylized = self.decode(pixels, own, strength) + (1 - strength) * lost
         except Exception as error:  # onnxruntime's share no base class
             size = f"{picture.width}×{picture.height}"
             raise UserError(f"{self.name} cannot stylize a picture of {size}: {one_line(error)}") from error

@@ -17,7 +17,6 @@ from nst_fast.errors import UserError
 from nst_fast.stylizing.exif import LONGEST_IN_JPEG, carried, exif_bytes, fit
 from nst_fast.stylizing.formats import OF_NAME, format_of
 from nst_fast.stylizing.images import (
-    blend,
     fill_hidden,
     keep_colours,
     over_white,
@@ -98,10 +97,8 @@ class Looks:
 
     def paint(self, stylizer: Painter, photograph: Image.Image, style: Style | None) -> Image.Image:
         """Return a whole RGB picture in a style, of the photograph's size."""
-        stylized = stylizer.stylize(photograph, style, self.stroke)
-        if self.keep_colours:
-            stylized = keep_colours(stylized, photograph)
-        return blend(photograph, stylized, self.strength)
+        stylized = stylizer.stylize(photograph, style, self.stroke, self.strength)
+        return keep_colours(stylized, photograph) if self.keep_colours and self.strength else stylized
 
 
 @dataclass(frozen=True)

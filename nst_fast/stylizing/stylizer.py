@@ -20,11 +20,11 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from nst_fast.assets import find_model, nearest
+from nst_fast.assets import ASSETS, find_model, nearest
 from nst_fast.errors import UserError, one_line
 from nst_fast.stylizing.images import blend, load_image, to_rgb
 from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout, trial
-from nst_fast.stylizing.stroke import Stroke, paint, stroke_size, underpainted
+from nst_fast.stylizing.stroke import STRIP, Stroke, paint, stroke_size, underpainted
 from nst_fast.stylizing.style_file import SUFFIX, StyleFile
 
 if TYPE_CHECKING:
@@ -75,8 +75,10 @@ class Painter(Protocol):
     def name(self) -> str:
         """What results are called after."""
 
-    def stylize(self, picture: Image.Image, style: Style | None = None, stroke: Stroke = 1) -> Image.Image:
-        """Return the stylized picture of an RGB picture, of exactly its size, with strokes of a size."""
+    def stylize(
+        self, picture: Image.Image, style: Style | None = None, stroke: Stroke = 1, strength: float = 1.0
+    ) -> Image.Image:
+        """Return the stylized picture of an RGB picture, of exactly its size, with strokes of a size and a strength."""
 
     @property
     def several(self) -> Painter:
@@ -205,6 +207,16 @@ class Stylizer:
             vector += np.float32(weights[name] / total) * np.array(found.vector, np.float32)
         shares = np.array([weights.get(name, 0) / total for name in self.paintings], np.float32)
         return {"style_weights": shares, "style_vector": vector}
+
+    @functools.cached_property
+    def photograph(self) -> np.ndarray | None:
+        """The vector in which the gallery gives photographs back; None for a model that has learned none."""
+        known = {path.stem: path for path in (ASSETS / "photograph").glob(f"*{SUFFIX}")}
+        trunk = self.metadata.get("trunk", "")
+        if not self.paintings or trunk not in known:
+            return None
+        sizes = {i.name: i.shape for i in self.session.get_overridable_initializers()}
+        return np.array(StyleFile.load(known[trunk], trunk, *sizes["style_vector"]).vector, np.float32)
 
     def read_min_size(self) -> int:
         """Return the least height and width that the model takes, px; raises UserError where it says no such number."""
@@ -392,18 +404,24 @@ class Stylizer:
             self.multiple = needed
         return stylized
 
-    def stylize_array(self, pictures: np.ndarray, style: Style | None = None, stroke: Stroke = 1) -> np.ndarray:
+    def stylize_array(
+        self, pictures: np.ndarray, style: Style | None = None, stroke: Stroke = 1, strength: float = 1.0
+    ) -> np.ndarray:
         """Return stylized uint8 RGB (N, H, W, 3) of pictures of the same shape and type."""
         if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape:
             raise ValueError(f"got {pictures.dtype} {pictures.shape}; uint8 (N, H, W, 3), none of them 0, is needed")
-        if stroke != 1 or self.underpainting:
-            return np.stack([np.asarray(self.stylize(Image.fromarray(one), style, stroke)) for one in pictures])
+        if stroke != 1 or strength != 1 or self.underpainting:
+            images = (Image.fromarray(one) for one in pictures)
+            return np.stack([np.asarray(self.stylize(image, style, stroke, strength)) for image in images])
         return self.run_once(pictures, style)
 
     def run_once(self, pictures: np.ndarray, style: Style | None = None) -> np.ndarray:
         """Return the stylized pictures of pictures that the model sees as they are, uint8 (N, H, W, 3)."""
+        return self.run_fed(pictures, self.feeds(style))
+
+    def run_fed(self, pictures: np.ndarray, feeds: Arrays) -> np.ndarray:
+        """Return what `run_once` does, for values of the optional inputs."""
         height, width = pictures.shape[1:3]
-        feeds = self.feeds(style)
         if self.needs_tiles(width, height):
             return np.concatenate([self.run_tiles(picture[None], feeds) for picture in pictures])
         if self.fixed_size is not None:
@@ -417,11 +435,31 @@ class Stylizer:
             return padded[:, before[0] : before[0] + height, before[1] : before[1] + width]
         return self.run(pictures, feeds)
 
-    def stylize(self, picture: Image.Image, style: Style | None = None, stroke: Stroke = 1) -> Image.Image:
-        """Return the stylized picture of an RGB picture, of exactly its size, with strokes of a size.
+    def stylize(
+        self, picture: Image.Image, style: Style | None = None, stroke: Stroke = 1, strength: float = 1.0
+    ) -> Image.Image:
+        """Return the stylized picture of an RGB picture, of exactly its size, with strokes of a size and a strength.
 
-        Raises UserError where the model takes pictures of one size alone, and its strokes are asked for in another.
+        Between 0, the photograph, and 1 the gallery blends vectors, the style's and the one that gives photographs
+        back, and adds its share of what that one loses of this photograph: P(s style + (1 − s) own) + (1 − s)
+        (photograph − P(own)). So strokes grow weaker, and nothing shows through them. Other models' pictures are
+        blended with the photograph.
+
+        Raises UserError where the strength is out of its range, or the model takes pictures of one size alone, and its
+        strokes are asked for in another.
         """
+        feeds = self.feeds(style)
+        if not 0 < strength < 1 or self.photograph is None:
+            return blend(picture, self.painted(picture, feeds, stroke), strength)
+        first = np.eye(1, len(self.paintings), dtype=np.float32)[0]
+        chosen = {"style_weights": first, "style_vector": np.zeros_like(self.photograph)} | feeds
+        own = {"style_weights": np.zeros_like(first), "style_vector": self.photograph}
+        mixed = {name: np.float32(strength) * chosen[name] + np.float32(1 - strength) * own[name] for name in own}
+        given_back = self.painted(picture, own, stroke)
+        return with_lost(picture, given_back, self.painted(picture, mixed, stroke), 1 - strength)
+
+    def painted(self, picture: Image.Image, feeds: Arrays, stroke: Stroke) -> Image.Image:
+        """Return the stylized picture of an RGB picture, of exactly its size, for values of the optional inputs."""
         if self.fixed_size is None:
             smaller = stroke_size(stroke, picture.size)
         elif stroke in (1, "auto"):
@@ -432,8 +470,8 @@ class Stylizer:
 
         def run(seen: Image.Image) -> Image.Image:
             if self.needs_tiles(*seen.size) and not self.foreign:
-                return self.run_tiled(seen, self.feeds(style))  # which takes no second copy of it
-            return Image.fromarray(np.ascontiguousarray(self.run_once(np.asarray(seen)[None], style)[0]))
+                return self.run_tiled(seen, feeds)  # which takes no second copy of it
+            return Image.fromarray(np.ascontiguousarray(self.run_fed(np.asarray(seen)[None], feeds)[0]))
 
         def layered(seen: Image.Image) -> Image.Image:
             return run(underpainted(run, seen, self.underpainting) if self.underpainting else seen)
@@ -455,15 +493,27 @@ class Stylizer:
         Args:
             image: the picture.
             style: of a model of many paintings, one's name or {name: weight} of several; None is the first.
-            strength: 0 gives the photograph back, 1 the stylized picture, in between a blend of the two.
+            strength: 0 gives the photograph back, 1 the stylized picture.
             stroke: how many times as large strokes are as the model has learned them; above 1 edges come from the full
                 picture. "auto": the same part of any picture.
         """
         if isinstance(image, np.ndarray):
-            stylized = Image.fromarray(self.stylize_array(image[None], style, stroke)[0])
-            return np.array(blend(Image.fromarray(image), stylized, strength))
+            return self.stylize_array(image[None], style, stroke, strength)[0]
         photograph = to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
-        return blend(photograph, self.stylize(photograph, style, stroke), strength)
+        return self.stylize(photograph, style, stroke, strength)
+
+
+def with_lost(
+    photograph: Image.Image, given_back: Image.Image, painted: Image.Image, share: float, strip: int = STRIP
+) -> Image.Image:
+    """Return a painted RGB picture, a share of what another one lost of the photograph added, all of one size."""
+    result, rows = Image.new("RGB", painted.size), max(1, strip // painted.width)
+    for top in range(0, painted.height, rows):
+        box = (0, top, painted.width, min(top + rows, painted.height))
+        whole, back, values = (np.asarray(p.crop(box), np.float32) for p in (photograph, given_back, painted))
+        values = values + np.float32(share) * (whole - back)
+        result.paste(Image.fromarray(values.clip(0, 255).round().astype(np.uint8)), box)
+    return result
 
 
 def read_model(path: Path) -> bytes:
