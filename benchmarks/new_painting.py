@@ -2,7 +2,7 @@
 
 Each painting, held out by docs/held_out.json, is trained by its vector alone, as `train style=custom` stands, and from
 nothing for the steps that took before. Same machine, data, loss and seed; validation losses beside the seconds of
-training, which they are part of.
+training, in which the validations count.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def main() -> None:
         if (step + 1) % 50 == 0:
             print(f"step {step + 1} of {options.steps}, loss {float(loss.detach()):.3f}", flush=True)
     identity = trunk(onnx.load(options.model))
-    options.output.mkdir(exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
     style = StyleFile(identity, {"name": "photograph"}, vector.detach()[0].tolist())
     style.save(options.output / f"{identity}.style")
 

@@ -128,6 +128,9 @@ def test_strength_0_is_the_photograph_and_the_reconstruction_is_near(tmp_path):
     photograph = Image.fromarray(skimage.data.astronaut()).resize((160, 160))
     stylizer = AnyPainting({painting(tmp_path / "a.png"): 1})
     assert np.array_equal(np.asarray(stylizer.stylize(photograph, strength=0)), np.asarray(photograph))
+    for strength in (-0.1, 1.5, float("nan")):
+        with pytest.raises(UserError, match=r"the strength is .*; it must be from 0"):
+            stylizer.stylize(photograph, strength=strength)
     pixels = padded(photograph)
     given_back = stylizer.decode(pixels, stylizer.statistics(pixels), 0.0)
     kept = given_back[:, BORDER : BORDER + 160, BORDER : BORDER + 160].transpose(1, 2, 0)

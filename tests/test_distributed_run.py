@@ -17,7 +17,7 @@ STEPS = 300
 
 def assert_one_reports(progress):
     """Check that lines, which there are only on a busy machine, are of one process's progress."""
-    matches = [re.match(rf"step (\d+) of {STEPS} .* minutes left$", line) for line in progress]
+    matches = [re.match(rf"training: step (\d+) of {STEPS} .* minutes left$", line) for line in progress]
     assert all(matches), progress
     steps = [int(match[1]) for match in matches]
     assert steps == sorted(set(steps))

@@ -27,7 +27,7 @@ from nst_fast.stylizing.contact_sheet import contact_sheet
 from nst_fast.stylizing.looks import Looks
 from nst_fast.stylizing.stroke import underpainted
 from nst_fast.stylizing.style_file import StyleFile
-from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.stylizing.stylizer import Stylizer, add_lost
 from nst_fast.training.networks import create_network
 from nst_fast.training.onnx_export import import_network
 from nst_fast.training.style_transfer import Recipe, StyleTransfer, chosen_paintings
@@ -379,7 +379,8 @@ def test_minutes_become_the_steps_that_repeat_the_run(tmp_path, capfd):
 
 def test_the_galleries_strength_blends_vectors_and_gives_the_photograph_back():
     painter, photograph = Stylizer("gallery", 1, device="cpu"), np.asarray(skimage.data.chelsea())[100:200, 100:260]
-    given_back = StyleFile.load(next((ASSETS / "photograph").glob("*.style")), painter.metadata["trunk"], 936)
+    trunk = painter.metadata["trunk"]
+    given_back = StyleFile.load(ASSETS / "photograph" / f"{trunk}.style", trunk, 936)
     own = {"style_weights": np.zeros(20, np.float32), "style_vector": np.array(given_back.vector, np.float32)}
     seen = Image.fromarray(photograph)
 
@@ -404,6 +405,19 @@ def test_the_galleries_strength_blends_vectors_and_gives_the_photograph_back():
     assert 0 < distances[0] < distances[1] < distances[2] < np.abs(whole.astype(float) - photograph).mean()
     with pytest.raises(UserError, match="the strength is 2; it must be from 0"):
         painter(photograph, "great_wave", 2)
+    small = Stylizer("gallery.int8", 1, device="cpu")  # the same vector; eight bits move values by a few steps
+    assert (
+        np.abs(small(photograph, "great_wave", 0.5).astype(float) - painter(photograph, "great_wave", 0.5)).mean() < 8
+    )
+
+
+def test_what_is_lost_is_added_strip_by_strip():
+    painted, photograph, back = (blocks(seed, 50, 37) for seed in range(3))
+    values = [np.asarray(picture, float) for picture in (painted, photograph, back)]
+    expected = (values[0] + 0.4 * (values[1] - values[2])).clip(0, 255)
+    for strip in (1, 200, 1 << 20):
+        got = np.asarray(add_lost(painted.copy(), photograph, back, 0.4, strip), float)
+        assert np.abs(got - expected).max() <= 0.51
 
 
 def test_strength_of_another_gallery_is_a_blend_with_the_photograph(gallery):

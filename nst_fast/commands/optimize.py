@@ -217,6 +217,7 @@ class Follower:
         self.stopped = False
         self.scale: int | None = None  # under way
         self.before = self.done = 0  # iterations, of earlier scales and in all
+        self.figures = ""  # of the last one
 
     def __enter__(self) -> Follower:
         """Draw the bar, open the log and take Ctrl-C over; UserError where the log cannot be written."""
@@ -235,6 +236,7 @@ class Follower:
     def __exit__(self, *_: Any) -> None:
         """Leave everything as it was."""
         signal.signal(signal.SIGINT, self.earlier)
+        self.end_scale()
         self.steps.stop()
         self.board.close()
 
@@ -243,15 +245,22 @@ class Follower:
         self.stopped = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def end_scale(self) -> None:
+        """Show the last iteration of the scale under way, which may be none of the last it could have had."""
+        if self.scale is not None:
+            self.steps.show(self.done - self.before, self.figures)
+
     def follow(self, scale: int, iteration: Any) -> bool:
         """Take note of an iterate, and return whether to end."""
         cfg, number = self.cfg, iteration.number
         if scale != self.scale:
+            self.end_scale()
             self.before, self.scale = 0 if self.scale is None else self.done + 1, scale
             self.steps.start(f"{scale} px", number, cfg.iterations)
         self.done = self.before + number
-        if self.steps.due or number == cfg.iterations:
-            self.steps.show(number, "  ".join(f"{k} {v:.4g}" for k, v in iteration.losses.items()))
+        self.figures = "  ".join(f"{k} {v:.4g}" for k, v in iteration.losses.items())
+        if self.steps.due:
+            self.steps.show(number, self.figures)
         for term, value in iteration.losses.items():
             self.board.add_scalar(f"optimize/{term}_loss", value, self.done)
         if cfg.snapshot_every and number % cfg.snapshot_every == 0:

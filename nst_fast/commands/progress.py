@@ -1,4 +1,4 @@
-"""One line that says how training goes, or a download."""
+"""Lines and bars: how training, a preview or an optimisation goes, or a download."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Steps:
         self.bars.update(self.bar, completed=done, figures=figures)
         if not self.console.is_terminal:
             minutes = (self.total - done) * (self.shown - self.began) / max(1, done - self.first) / 60
-            line = f"{self.name}: step {done} of {self.total}  {figures}  {minutes:.1f} minutes left"
-            self.console.print(line, soft_wrap=True)
+            parts = (f"{self.name}: step {done} of {self.total}", figures, f"{minutes:.1f} minutes left")
+            self.console.print("  ".join(part for part in parts if part), soft_wrap=True)
 
     def stop(self, done: int | None = None) -> None:
         """Leave the bar as it is, or after so many steps, and the terminal as it was."""

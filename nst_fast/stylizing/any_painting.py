@@ -20,7 +20,7 @@ from PIL import Image
 
 from nst_fast.assets import ASSETS
 from nst_fast.errors import UserError, one_line
-from nst_fast.stylizing.images import load_image, resize_painting
+from nst_fast.stylizing.images import check_strength, load_image, resize_painting
 from nst_fast.stylizing.stroke import Stroke, paint, stroke_size
 from nst_fast.stylizing.stylizer import (
     RUNS_AT_ONCE,
@@ -30,7 +30,7 @@ from nst_fast.stylizing.stylizer import (
     device_name,
     threads_beside,
 )
-from nst_fast.stylizing.whitening import UNIT, Affine, Moments, Statistics, adain, mixed, whitening_coloring
+from nst_fast.stylizing.whitening import Affine, Moments, Statistics, adain, mixed, whitening_coloring
 
 FOLDER = ASSETS / "any_painting"
 LEVELS = (1, 2)  # of features, fine to coarse; a position of level n stands for 2ⁿ px both ways. Level 0 is the picture
@@ -38,6 +38,7 @@ PAINTING_SIZE = 512  # px, short side at which a painting is seen
 TILE = 1024  # px, side of what is kept of a tile
 STRIDE = 4  # px that a position of the coarsest level stands for
 HALO = 32  # px around what is kept of a tile that encoder and decoders look at
+UNIT = np.float32(63.75)  # of 255, in which the picture itself is level 0: an average one has a variance of about 1
 BORDER = 16  # px that a picture is continued by: convolutions that see its end give features that no picture has
 Features = NDArray[np.float32]
 # What gives features the painting's statistics. Colours are whitened and colored whatever the method.
@@ -192,12 +193,13 @@ class AnyPainting:
     ) -> Image.Image:
         """Return the stylized picture of an RGB picture, of exactly its size, with strokes of a size.
 
-        The strength α is from 0, the photograph, to 1; features are blended, not pictures.
+        The strength α is from 0, the photograph, to 1; features are blended, not pictures. UserError outside.
 
         Raises ValueError for a style: the paintings are given once and for all.
         """
         if style is not None:
             raise ValueError(f"got the style {style}; paintings are all that there is")
+        check_strength(strength)
         if stroke != 1:
             run = functools.partial(self.stylize, strength=strength)
             return paint(run, picture, stroke_size(stroke, picture.size))

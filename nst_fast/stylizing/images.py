@@ -280,10 +280,14 @@ def load_image(source: str | Path | bytes | io.BytesIO) -> Image.Image:
         raise UserError(f"{name} cannot be read as a picture: {why_unreadable(source, error)}") from error
 
 
-def blend(photograph: Image.Image, stylized: Image.Image, strength: float) -> Image.Image:
-    """Return a blend of two RGB pictures of one size: at 0 the photograph, at 1 the other; UserError outside."""
+def check_strength(strength: float) -> None:
+    """Raise UserError for a strength that is not from 0 to 1."""
     if not 0 <= strength <= 1:
         raise UserError(f"the strength is {strength}; it must be from 0, the photograph, to 1, the stylized picture")
+
+
+def blend(photograph: Image.Image, stylized: Image.Image, strength: float) -> Image.Image:
+    """Return a blend of two RGB pictures of one size: at 0 the photograph, at 1 the other."""
     return stylized if strength == 1 else Image.blend(photograph, stylized, strength)
 
 

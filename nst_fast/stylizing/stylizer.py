@@ -22,7 +22,7 @@ from PIL import Image
 
 from nst_fast.assets import ASSETS, find_model, nearest
 from nst_fast.errors import UserError, one_line
-from nst_fast.stylizing.images import blend, load_image, to_rgb
+from nst_fast.stylizing.images import blend, check_strength, load_image, to_rgb
 from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout, trial
 from nst_fast.stylizing.stroke import STRIP, Stroke, paint, stroke_size, underpainted
 from nst_fast.stylizing.style_file import SUFFIX, StyleFile
@@ -209,7 +209,7 @@ class Stylizer:
         return {"style_weights": shares, "style_vector": vector}
 
     @functools.cached_property
-    def photograph(self) -> np.ndarray | None:
+    def photograph_vector(self) -> np.ndarray | None:
         """The vector in which the gallery gives photographs back; None for a model that has learned none."""
         known = {path.stem: path for path in (ASSETS / "photograph").glob(f"*{SUFFIX}")}
         trunk = self.metadata.get("trunk", "")
@@ -440,23 +440,22 @@ class Stylizer:
     ) -> Image.Image:
         """Return the stylized picture of an RGB picture, of exactly its size, with strokes of a size and a strength.
 
-        Between 0, the photograph, and 1 the gallery blends vectors, the style's and the one that gives photographs
-        back, and adds its share of what that one loses of this photograph: P(s style + (1 − s) own) + (1 − s)
-        (photograph − P(own)). So strokes grow weaker, and nothing shows through them. Other models' pictures are
-        blended with the photograph.
+        Between 0, the photograph, and 1 the gallery paints with a blend of two vectors, the style's and the one that
+        gives photographs back. What that one loses of this photograph is added by its share: P(s style + (1 − s) own)
+        + (1 − s) (photograph − P(own)). Other models' pictures are blended with the photograph.
 
         Raises UserError where the strength is out of its range, or the model takes pictures of one size alone, and its
         strokes are asked for in another.
         """
+        check_strength(strength)
         feeds = self.feeds(style)
-        if not 0 < strength < 1 or self.photograph is None:
+        if not 0 < strength < 1 or self.photograph_vector is None:
             return blend(picture, self.painted(picture, feeds, stroke), strength)
-        first = np.eye(1, len(self.paintings), dtype=np.float32)[0]
-        chosen = {"style_weights": first, "style_vector": np.zeros_like(self.photograph)} | feeds
-        own = {"style_weights": np.zeros_like(first), "style_vector": self.photograph}
+        chosen = feeds or self.feeds(next(iter(self.paintings)))
+        own = {"style_weights": np.zeros_like(chosen["style_weights"]), "style_vector": self.photograph_vector}
         mixed = {name: np.float32(strength) * chosen[name] + np.float32(1 - strength) * own[name] for name in own}
         given_back = self.painted(picture, own, stroke)
-        return with_lost(picture, given_back, self.painted(picture, mixed, stroke), 1 - strength)
+        return add_lost(self.painted(picture, mixed, stroke), picture, given_back, 1 - strength)
 
     def painted(self, picture: Image.Image, feeds: Arrays, stroke: Stroke) -> Image.Image:
         """Return the stylized picture of an RGB picture, of exactly its size, for values of the optional inputs."""
@@ -503,17 +502,17 @@ class Stylizer:
         return self.stylize(photograph, style, stroke, strength)
 
 
-def with_lost(
-    photograph: Image.Image, given_back: Image.Image, painted: Image.Image, share: float, strip: int = STRIP
+def add_lost(
+    painted: Image.Image, photograph: Image.Image, given_back: Image.Image, share: float, strip: int = STRIP
 ) -> Image.Image:
-    """Return a painted RGB picture, a share of what another one lost of the photograph added, all of one size."""
-    result, rows = Image.new("RGB", painted.size), max(1, strip // painted.width)
+    """Add a share of what another picture lost of a photograph to a painted one, in place, and return it; all RGB."""
+    rows = max(1, strip // painted.width)
     for top in range(0, painted.height, rows):
         box = (0, top, painted.width, min(top + rows, painted.height))
-        whole, back, values = (np.asarray(p.crop(box), np.float32) for p in (photograph, given_back, painted))
+        values, whole, back = (np.asarray(p.crop(box), np.float32) for p in (painted, photograph, given_back))
         values = values + np.float32(share) * (whole - back)
-        result.paste(Image.fromarray(values.clip(0, 255).round().astype(np.uint8)), box)
-    return result
+        painted.paste(Image.fromarray(values.clip(0, 255).round().astype(np.uint8)), box)
+    return painted
 
 
 def read_model(path: Path) -> bytes:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 # The least variance that a direction of features is divided by. The encoder's taps give an average picture a variance
 # of 1 in every direction: what has less than a tenth of that is mostly noise, amplified three times and more.
 FLOOR = 0.1
-UNIT = np.float32(63.75)  # of 255, in which a picture's own colours are features: an average one has a variance of 1
 Matrix = NDArray[np.float64]
 
 
