@@ -246,7 +246,7 @@ class Follower:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def end_scale(self) -> None:
-        """Show the last iteration of the scale under way, which may be none of the last it could have had."""
+        """Show where the scale under way ended, perhaps early."""
         if self.scale is not None:
             self.steps.show(self.done - self.before, self.figures)
 

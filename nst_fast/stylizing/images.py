@@ -286,11 +286,6 @@ def check_strength(strength: float) -> None:
         raise UserError(f"the strength is {strength}; it must be from 0, the photograph, to 1, the stylized picture")
 
 
-def blend(photograph: Image.Image, stylized: Image.Image, strength: float) -> Image.Image:
-    """Return a blend of two RGB pictures of one size: at 0 the photograph, at 1 the other."""
-    return stylized if strength == 1 else Image.blend(photograph, stylized, strength)
-
-
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
     """Return the picture with its short side at the given length in pixels, its proportions kept."""
     ratio = short_side / min(image.size)

@@ -98,7 +98,7 @@ class Looks:
     def paint(self, stylizer: Painter, photograph: Image.Image, style: Style | None) -> Image.Image:
         """Return a whole RGB picture in a style, of the photograph's size."""
         stylized = stylizer.stylize(photograph, style, self.stroke, self.strength)
-        return keep_colours(stylized, photograph) if self.keep_colours and self.strength else stylized
+        return keep_colours(stylized, photograph) if self.keep_colours else stylized
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from nst_fast.assets import ASSETS, find_model, nearest
 from nst_fast.errors import UserError, one_line
-from nst_fast.stylizing.images import blend, check_strength, load_image, to_rgb
+from nst_fast.stylizing.images import check_strength, load_image, to_rgb
 from nst_fast.stylizing.peers import FLOATS, MULTIPLES, NEEDED, TYPES, channels_first, run_at_size, same_layout, trial
 from nst_fast.stylizing.stroke import STRIP, Stroke, paint, stroke_size, underpainted
 from nst_fast.stylizing.style_file import SUFFIX, StyleFile
@@ -209,14 +209,11 @@ class Stylizer:
         return {"style_weights": shares, "style_vector": vector}
 
     @functools.cached_property
-    def photograph_vector(self) -> np.ndarray | None:
-        """The vector in which the gallery gives photographs back; None for a model that has learned none."""
+    def photograph_feeds(self) -> Arrays:
+        """The values with which the gallery gives photographs back; none for a model that has learned none."""
         known = {path.stem: path for path in (ASSETS / "photograph").glob(f"*{SUFFIX}")}
-        trunk = self.metadata.get("trunk", "")
-        if not self.paintings or trunk not in known:
-            return None
-        sizes = {i.name: i.shape for i in self.session.get_overridable_initializers()}
-        return np.array(StyleFile.load(known[trunk], trunk, *sizes["style_vector"]).vector, np.float32)
+        path = known.get(self.metadata.get("trunk", "")) if self.paintings else None
+        return self.feeds(None if path is None else str(path))
 
     def read_min_size(self) -> int:
         """Return the least height and width that the model takes, px; raises UserError where it says no such number."""
@@ -449,10 +446,10 @@ class Stylizer:
         """
         check_strength(strength)
         feeds = self.feeds(style)
-        if not 0 < strength < 1 or self.photograph_vector is None:
-            return blend(picture, self.painted(picture, feeds, stroke), strength)
+        if not 0 < strength < 1 or not (own := self.photograph_feeds):
+            stylized = self.painted(picture, feeds, stroke)
+            return stylized if strength == 1 else Image.blend(picture, stylized, strength)
         chosen = feeds or self.feeds(next(iter(self.paintings)))
-        own = {"style_weights": np.zeros_like(chosen["style_weights"]), "style_vector": self.photograph_vector}
         mixed = {name: np.float32(strength) * chosen[name] + np.float32(1 - strength) * own[name] for name in own}
         given_back = self.painted(picture, own, stroke)
         return add_lost(self.painted(picture, mixed, stroke), picture, given_back, 1 - strength)
