@@ -74,7 +74,7 @@ function compose(look: Look): void {
 }
 
 const look = (): Look => lookOf(model, chosen, strength.valueAsNumber / 100, 2 ** (stroke.valueAsNumber / 10));
-const seen = (): Look => ({ ...look(), mix: 1 }); // mixing is the page's, at once
+const seen = (): Look => ({ ...look(), mix: 1 }); // mixing with the photograph is the page's, at once
 
 let [wanted, finer, busy] = [false, false, false];
 

@@ -40,6 +40,7 @@ export interface Model {
   minSize: number;
   underpainting: number; // share of a first layer, in large strokes, that the model paints over
   inputs: Record<string, number[]>; // beside the picture: name and default
+  photograph: Record<string, number[]>; // the inputs with which it gives photographs back; {} where it has learned none
   styles: Style[];
   tiles?: Stages;
 }
@@ -49,5 +50,6 @@ export interface Look {
   model: string;
   inputs: Record<string, number[]>;
   mix: number; // 1: the painting, 0: the photograph
+  lost?: { inputs: Record<string, number[]>; share: number }; // what a picture of these inputs lost is added by its share
   stroke: number; // 1: as trained, 2: strokes twice as large
 }

@@ -51,6 +51,13 @@ export function fromModel(
   }
 }
 
+/** Adds a share of what another picture lost of a photograph to a painted one, in place: `add_lost` of stylizer.py. */
+export function addLost(painted: Picture, photograph: Picture, back: Picture, share: number): void {
+  for (let i = 0; i < painted.data.length; i++) {
+    if ((i & 3) < 3) painted.data[i]! += share * (photograph.data[i]! - back.data[i]!);
+  }
+}
+
 /** Lays a picture over white: a JPEG has no place for alpha. */
 export function overWhite(data: Uint8ClampedArray): void {
   for (let i = 0; i < data.length; i += 4) {

@@ -2,7 +2,7 @@
 
 import type { Look, Model } from "./models";
 import { type Canvas, Painting } from "./painting";
-import { fit, overWhite } from "./pixels";
+import { addLost, fit, overWhite } from "./pixels";
 import { start } from "./runtime";
 import { addGrain, changeOf, halved, restoreEdges, seenAt } from "./stroke";
 
@@ -62,19 +62,27 @@ function draw(source: CanvasImageSource, width: number, height: number): ImageDa
   return drawn.getImageData(0, 0, width, height);
 }
 
+/** Paints a source at a size in one piece, with what it lost where that is asked for. */
 async function paint(source: ImageBitmap, pixels: number, look: Look, id: number, quick: boolean) {
-  const painting = await ready(look, id);
-  const [width, height] = fit(source.width, source.height, pixels);
-  const [picture, loading] = [draw(source, width, height), report(id, "Loading the style")];
-  if (look.stroke === 1) {
-    const seconds = await painting.paint(picture, look, loading, quick);
-    return { picture: await createImageBitmap(picture), seconds };
+  const size = fit(source.width, source.height, pixels);
+  let [picture, seconds] = await paintWhole(source, size, look, id, quick);
+  if (look.lost) {
+    const [back, more] = await paintWhole(source, size, { ...look, inputs: look.lost.inputs }, id, quick);
+    addLost(picture, draw(source, ...size), back, look.lost.share);
+    seconds += more;
   }
+  return { picture: await createImageBitmap(picture), seconds };
+}
+
+async function paintWhole(source: ImageBitmap, [width, height]: [number, number], look: Look, id: number, quick: boolean) {
+  const painting = await ready(look, id);
+  const [picture, loading] = [draw(source, width, height), report(id, "Loading the style")];
+  if (look.stroke === 1) return [picture, await painting.paint(picture, look, loading, quick)] as const;
   const size = seenAt(width, height, look.stroke);
   const [small, painted] = [draw(source, ...size), draw(source, ...size)];
   const seconds = await painting.paint(painted, { ...look, mix: 1 }, loading, quick);
   restoreEdges(picture, { top: 0, height }, changeOf(small, painted), size, look.mix);
-  return { picture: await createImageBitmap(picture), seconds };
+  return [picture, seconds] as const;
 }
 
 /** Returns a drawing as a canvas that is read and written in parts. */
@@ -103,17 +111,21 @@ async function layOver(canvas: Canvas, small: Canvas, mix: number, paint: Paint,
   }
 }
 
-/** Paints a source at a size, in tiles where that is large, and hands on what is painted of it. */
-async function paintAll(source: CanvasImageSource, [width, height]: [number, number], look: Look, id: number, write: Canvas["write"]): Promise<void> {
-  const painting = await ready(look, id);
+/** Reads parts of a source as it is at a size. */
+function reading(source: CanvasImageSource, [width, height]: [number, number]): Canvas["read"] {
   let part = context(1, 1);
-  const read: Canvas["read"] = ({ left, top, right, bottom }) => {
+  return ({ left, top, right, bottom }) => {
     const [columns, rows] = [right - left, bottom - top];
     if (part.canvas.width < columns || part.canvas.height < rows) part = context(columns, rows);
     part.clearRect(0, 0, columns, rows);
     part.drawImage(source, -left, -top, width, height);
     return part.getImageData(0, 0, columns, rows);
   };
+}
+
+/** Paints a source at a size, in tiles where that is large, and hands on what is painted of it, each part once. */
+async function paintAll(source: CanvasImageSource, [width, height]: [number, number], look: Look, id: number, write: Canvas["write"]): Promise<void> {
+  const painting = await ready(look, id);
   const once: Paint = (canvas, mix) => painting.paintAll(canvas, { ...look, mix }, report(id, "Painting"), turn(id));
   const layers: Paint = async (canvas, mix) => {
     if (!painting.underpainting) return once(canvas, mix);
@@ -131,7 +143,7 @@ async function paintAll(source: CanvasImageSource, [width, height]: [number, num
     await layOver({ ...canvas, write }, small, painting.underpainting, once, turn(id));
     return once({ ...canvas, under: under.read }, mix);
   };
-  const whole: Canvas = { width, height, read, write };
+  const whole: Canvas = { width, height, read: reading(source, [width, height]), write };
   if (look.stroke === 1) return layers(whole, look.mix);
   const small = context(...seenAt(width, height, look.stroke));
   small.drawImage(source, 0, 0, small.canvas.width, small.canvas.height);
@@ -165,12 +177,22 @@ const jobs: { [N in Name]: (options: Parameters<Jobs[N]>[0], id: number) => Resu
 
   async save({ look, pixels, type }, id) {
     const size = fit(photograph!.width, photograph!.height, pixels);
-    const result = context(...size);
-    await paintAll(photograph!, size, look, id, ({ left, top }, picture) => {
+    const drawn = context(...size);
+    const result = canvasOf(drawn);
+    const finish: Canvas["write"] = (box, picture) => {
       if (type === "image/jpeg") overWhite(picture.data);
-      result.putImageData(picture as ImageData, left, top);
-    });
-    return result.canvas.convertToBlob({ type, quality: 0.95 });
+      result.write(box, picture);
+    };
+    await paintAll(photograph!, size, look, id, look.lost ? result.write : finish);
+    if (look.lost) {
+      const [{ inputs, share }, read] = [look.lost, reading(photograph!, size)];
+      await paintAll(photograph!, size, { ...look, inputs }, id, (box, back) => {
+        const painted = result.read(box);
+        addLost(painted, read(box), back, share);
+        finish(box, painted);
+      });
+    }
+    return drawn.canvas.convertToBlob({ type, quality: 0.95 });
   },
 };
 

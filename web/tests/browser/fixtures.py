@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
             painted = stylizer.stylize(load_image(source), style)
             painted.save(folder / f"{name}.{style}.png")
             if name == "coffee":
-                Image.blend(pictures[name], painted, 0.4).save(folder / f"{name}.{style}.40.png")
+                stylizer.stylize(pictures[name], style, strength=0.4).save(folder / f"{name}.{style}.40.png")
 
     for name in ("coffee", "large"):
         stylizer(pictures[name], BLEND, 0.5).save(folder / f"{name}.blend.png")

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { lookOf, shares } from "../../src/blend";
 import type { Model } from "../../src/models";
-import { fit, fromModel, overWhite, padding, steady, toModel } from "../../src/pixels";
+import { addLost, fit, fromModel, overWhite, padding, steady, toModel } from "../../src/pixels";
 
 const style = (name: string) => ({ name, title: name, artist: "", year: 0, licence: "", thumbnail: "" });
 const gallery: Model = {
@@ -10,9 +10,10 @@ const gallery: Model = {
   minSize: 16,
   underpainting: 0,
   inputs: { style_weights: [0.5, 0.25, 0.25], style_vector: [0, 0] },
+  photograph: { style_weights: [0, 0, 0], style_vector: [8, -4] },
   styles: ["a", "b", "c"].map(style),
 };
-const single: Model = { name: "single", file: "single.onnx", minSize: 16, underpainting: 0, inputs: {}, styles: [style("single")] };
+const single: Model = { name: "single", file: "single.onnx", minSize: 16, underpainting: 0, inputs: {}, photograph: {}, styles: [style("single")] };
 
 describe("a blend", () => {
   it("has shares that sum to 1, in the model's order", () => {
@@ -22,8 +23,15 @@ describe("a blend", () => {
 
   it("is asked of a model that has several styles", () => {
     const chosen = new Map([["b", 50]]);
-    expect(lookOf(gallery, chosen, 0.4, 2)).toEqual({ model: "gallery", inputs: { style_weights: [0, 1, 0] }, mix: 0.4, stroke: 2 });
+    expect(lookOf(gallery, chosen, 1, 2)).toEqual({ model: "gallery", inputs: { style_weights: [0, 1, 0] }, mix: 1, stroke: 2 });
     expect(lookOf(single, chosen, 0.4, 2)).toEqual({ model: "single", inputs: {}, mix: 0.4, stroke: 2 });
+  });
+
+  it("of a strength is one of vectors where the model knows the photograph's", () => {
+    const { inputs, mix, lost } = lookOf(gallery, new Map([["b", 75], ["a", 25]]), 0.75, 1);
+    expect(inputs).toEqual({ style_weights: [0.1875, 0.5625, 0], style_vector: [2, -1] });
+    expect([mix, lost]).toEqual([1, { inputs: gallery.photograph, share: 0.25 }]);
+    expect(lookOf(gallery, new Map([["b", 50]]), 0, 1).mix).toBe(0);
   });
 });
 
@@ -55,6 +63,12 @@ describe("pixels", () => {
     const small = picture(1, 1, (_x, _y, c) => [10, 200, 101, 77][c]!);
     fromModel(small, [20, 100, 100], { left: 0, top: 0, width: 1 }, 0.25);
     expect([...small.data]).toEqual([12, 175, 100, 77]); // 12.5, 175 and 100.75, cut off
+  });
+
+  it("get back a share of what was lost, rounded and clipped, and keep their alpha", () => {
+    const [painted, photograph, back] = [[100, 250, 3, 9], [50, 90, 10, 1], [41, 50, 30, 2]].map((values) => picture(1, 1, (_x, _y, c) => values[c]!));
+    addLost(painted!, photograph!, back!, 0.25);
+    expect([...painted!.data]).toEqual([102, 255, 0, 9]); // 102.25, 260 and -2
   });
 
   it("lie over white where there is no place for alpha", () => {
