@@ -4,7 +4,8 @@ python benchmarks/any_painting.py pictures --output FOLDER   # pictures, scenes 
 python benchmarks/any_painting.py speed                      # the first picture cold, further ones, peak memory
 
 FOLDER/384.json and FOLDER/720.json are scenes for `votes.py prepare`. Paintings and photographs are held out. Magenta's
-pair takes 384 px alone: at 720 px its pictures are enlarged. Figures are means over the paintings.
+pair takes 384 px alone: at 720 px its pictures are enlarged. Figures are means over the paintings; style_vgg16 is that
+at the painting size that fits a method's pictures best, of those that do not enlarge the painting.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import nst_fast  # noqa: F401  before onnxruntime: it turns its telemetry off
 import numpy as np
 import onnxruntime
 import skimage.data
-from judging import SHARED
+from judging import SHARED, Judge
 from PIL import Image, ImageOps
 
 from nst_fast.stylizing.any_painting import AnyPainting
@@ -66,17 +67,12 @@ def magenta(painting: Image.Image, photographs: list[Image.Image]) -> list[Image
     return [Image.fromarray((picture * 255).clip(0, 255).round().astype(np.uint8)) for picture in made]
 
 
-def judge(folder: Path, painting: Path) -> dict[str, float]:
-    command = [sys.executable, SHARED / "judge.py", "--pairs", folder, "--style", painting]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {name: told[name] for name in FIGURES}
-
-
 def pictures(options: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     scenes: dict[int, list[Any]] = {size: [] for size in options.sizes}
     for name in HELD_OUT["paintings"][: options.paintings]:
         file = SHARED / "paintings" / name
+        judge = Judge(file) if options.judge else None
         for size in options.sizes:
             sources = {}
             for stem in PHOTOGRAPHS[: options.photographs]:
@@ -94,9 +90,10 @@ def pictures(options: argparse.Namespace) -> dict[str, Any]:
                 for stem, photograph, result in zip(sources, given, results, strict=True):
                     photograph.save(folder / f"{stem}.content.png")
                     result.save(folder / f"{stem}.stylized.png")
-                if options.judge:
+                if judge:
                     kept = figures.setdefault(f"{size} px", {}).setdefault(method, {})
-                    kept[file.stem] = judge(folder, file)
+                    found = judge.figures(list(zip(given, results, strict=True)))
+                    kept[file.stem] = {name: round(found[name], 5) for name in FIGURES}
                     print(size, method, file.stem, kept[file.stem], flush=True)
             scenes[size] += [
                 {
