@@ -28,6 +28,7 @@ from nst_fast.stylizing.looks import Looks
 from nst_fast.stylizing.stroke import underpainted
 from nst_fast.stylizing.style_file import StyleFile
 from nst_fast.stylizing.stylizer import Stylizer, add_lost
+from nst_fast.training.checkpoints import read_checkpoint
 from nst_fast.training.networks import create_network
 from nst_fast.training.onnx_export import import_network
 from nst_fast.training.style_transfer import Recipe, StyleTransfer, chosen_paintings
@@ -107,7 +108,7 @@ def test_a_batch_of_several_paintings_has_the_mean_gradient_of_its_pictures():
     network = create_network("fast", 8, 1, paintings=3)
     module = StyleTransfer(network, loss, paintings, Recipe(1, grid_weight=0.0, weave_weight=0.0), {"config": {}})
     content, chosen = torch.rand(4, 3, 32, 32), torch.tensor([2, 0, 2, 1])
-    together = module.losses(content, module.stylize(content, chosen), chosen)["total"]
+    together = module.losses(content, module.stylize(content, chosen), chosen)["total"].mean()
     parameters = list(network.parameters())
     got = torch.autograd.grad(together, parameters)
     totals = []
@@ -117,6 +118,38 @@ def test_a_batch_of_several_paintings_has_the_mean_gradient_of_its_pictures():
     assert together.item() == pytest.approx(sum(totals).item() / 4, rel=1e-5)
     for gradient, expected in zip(got, torch.autograd.grad(sum(totals) / 4, parameters), strict=True):
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_picture_has_the_style_weight_of_its_painting():
+    loss_network = freeze(VGG([[8], [12]]))
+    loss = BalancedLoss(loss_network, {"relu2_1": 1.0}, {"relu1_1": 1.0}, 1.0, 10.0, 1.0)
+    painted, content, painting = torch.rand(3, 3, 32, 32), torch.rand(3, 3, 32, 32), torch.rand(1, 3, 48, 40)
+    features = loss_network(painting, loss.layers)
+    targets = {n: style_target(loss_network, n, features[split_name(n)[1]]) for n in loss.style_target_names}
+    got = loss.each(painted, loss.content_targets(content), targets, torch.tensor([1.0, 5.0, 25.0]))["total"]
+    for number, weight in enumerate((1.0, 5.0, 25.0)):
+        loss.style_weight = weight
+        one = slice(number, number + 1)
+        expected = loss(painted[one], loss.content_targets(content[one]), targets)["total"]
+        assert got[number].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_paintings_are_taken_equally_far_from_photographs(gallery, monkeypatch, capfd, tmp_path):
+    given = [f"style.images={gallery / 'paintings'}", *SHORT, "init_from=null", "style.content_distance=3"]
+    given += [f"output={tmp_path / 'run'}", "trainer.max_steps=12", "trainer.validate_every=6"]
+    monkeypatch.chdir(tmp_path)
+    told = command(train_module.main, monkeypatch, capfd, "train", "style=gallery", *given)
+    assert told.code == 0, told.err
+    weights = json.loads((tmp_path / "run" / "summary.json").read_text())["style_weights"]
+    assert list(weights) == ["a", "b", "c"]
+    assert len(set(weights.values())) == 3
+    stored = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    kept = stored["state_dict"]["control.log_weight"].exp().tolist()
+    assert kept == pytest.approx(list(weights.values()))
+    assert f"style weights of {min(weights.values()):.3g} to {max(weights.values()):.3g} give" in " ".join(
+        told.err.split()
+    )
 
 
 def test_a_gallery_says_what_its_paintings_are(gallery):

@@ -42,6 +42,16 @@ def test_one_step_of_the_weight_by_hand():
     assert float(control.log_weight) == pytest.approx(math.log(7) - 0.1 * 0.5, abs=1e-6)
 
 
+def test_each_painting_has_a_weight_of_its_own():
+    control, alone = StyleWeightControl(0.5, 7.0, 0.1, paintings=3), [StyleWeightControl(0.5, 7.0, 0.1) for _ in "abc"]
+    for distances in ([0.3, math.nan, 0.9], [0.4, 0.6, math.nan]):
+        control.update(torch.tensor(distances))
+        for single, distance in zip(alone, distances, strict=True):
+            single.update(torch.tensor(distance))
+    assert control.style_weight.tolist() == [float(single.style_weight) for single in alone]
+    assert control.style_weight[0] > 7 > control.style_weight[2]
+
+
 def test_a_content_distance_is_what_its_loss_network_shows_of_it():
     assert content_distance("medium", "vgg19@abc") == 1.2
     assert (

@@ -123,12 +123,12 @@ def create_perceptual_loss(cfg: Any, progress: Progress | None = None) -> Percep
     )
 
 
-def create_control(cfg: Any, rate: float) -> StyleWeightControl | None:
-    """Return what steers the style weight of a config that asks for a content distance; None where it does not."""
+def create_control(cfg: Any, rate: float, paintings: int) -> StyleWeightControl | None:
+    """Return what steers the style weights of a config that asks for a content distance; None where it does not."""
     if cfg.style.content_distance is None:
         return None
     distance = content_distance(cfg.style.content_distance, cfg.loss_network.name)
-    return StyleWeightControl(distance, cfg.loss.style_weight, rate)
+    return StyleWeightControl(distance, cfg.loss.style_weight, rate, paintings)
 
 
 def find_style(

@@ -340,7 +340,7 @@ def train_command(arguments: list[str]) -> Path | None:
         image_sha256=sha256,
         paintings=paintings,
         trunk=trunk,
-        control=create_control(cfg, CONTROL_RATE),
+        control=create_control(cfg, CONTROL_RATE, len(style_targets)),
         resume=resume,
         start_over=resumed and resume is None,
         float_nchw=cfg.float_nchw,
@@ -360,10 +360,12 @@ def tell(trained: Any, cfg: Any, console: Console) -> None:
         off = trained.summary["validation_losses"]["val/content_loss"] / content_distance(
             distance, cfg.loss_network.name
         )
-        wanted = content_distance(distance)
+        wanted, weights = content_distance(distance), trained.summary.get("style_weights", {}).values()
+        several = f"style weights of {min(weights):.3g} to {max(weights):.3g} give" if weights else ""
         console.print(
-            f"style.content_distance={distance}: a style weight of {trained.summary['style_weight']:.3g} gives "
-            f"{off * wanted:.3g} on validation pictures, {wanted:.3g} is wanted"
+            f"style.content_distance={distance}: "
+            + (several or f"a style weight of {trained.summary['style_weight']:.3g} gives")
+            + f" {off * wanted:.3g} on validation pictures, {wanted:.3g} is wanted"
             + ("; more steps come nearer" if abs(off - 1) > FAR_OFF else ""),
             soft_wrap=True,
         )

@@ -2,7 +2,7 @@
 
 Beside Gram matrices, style may be compared by the distributions of features and colours.
 One `PerceptualLoss` serves the trainer and the per-image optimiser. What it aims at is handed in: content targets of
-the photographs, style targets of a painting. All terms are means over the batch.
+the photographs, style targets of a painting.
 """
 
 from __future__ import annotations
@@ -131,35 +131,49 @@ class PerceptualLoss(nn.Module):
         return targets
 
     def forward(self, stylized: Tensor, content_targets: Targets, style_targets: Targets) -> dict[str, Tensor]:
-        """Return the scalars ``content``, ``style`` and ``tv``, not yet weighted, and their weighted sum ``total``.
+        """Return the means over the batch, scalars, of what `each` returns."""
+        return {name: term.mean() for name, term in self.each(stylized, content_targets, style_targets).items()}
+
+    def each(
+        self,
+        stylized: Tensor,
+        content_targets: Targets,
+        style_targets: Targets,
+        style_weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return ``content``, ``style`` and ``tv`` of each picture, not yet weighted, and their weighted sum ``total``.
+
+        All are of shape (N,).
 
         Args:
             stylized: (N, 3, H, W) in [0, 1].
             content_targets: of the content images, from `content_targets`.
             style_targets: {name: target} of one painting, first axis 1, or of a painting for each picture, first
                 axis N, as `gather` gives them.
+            style_weight: of each picture, (N,); None: the loss's own.
 
         Raises UserError where a style target is missing or of another loss network.
         """
         self.check(style_targets)
         features = self.loss_network(stylized, self.layers)
         with torch.autocast(stylized.device.type, enabled=False):
-            content, style = stylized.new_zeros(()), stylized.new_zeros(())
+            content, style = stylized.new_zeros(len(stylized)), stylized.new_zeros(len(stylized))
             for layer, weight in self.content_layers.items():
                 x = in_full_precision(content_representation(self.loss_network, layer, features[layer]))
                 target, energy = in_full_precision(content_targets[layer]), style_targets[ENERGY + layer]
-                content = content + weight * self.content_term(x, target, energy, self.filters(layer)).mean()
+                content = content + weight * self.content_term(x, target, energy, self.filters(layer))
             for layer, weight in self.style_layers.items():
                 gram, target = layer_gram_matrix(self.loss_network, layer, features[layer]), style_targets[layer]
                 if gram.shape[1:] != target.shape[1:]:
                     raise UserError(f"the style targets have {len(target[0])} channels of {layer}, not {len(gram[0])}")
-                style = style + weight * self.style_term(gram, target, self.filters(layer)).mean()
+                style = style + weight * self.style_term(gram, target, self.filters(layer))
             for layer, weight in self.sliced_layers.items():
                 x = in_full_precision(content_representation(self.loss_network, layer, features[layer]))
                 target, start = style_targets[SLICED + layer], content_targets.get("slices")
-                style = style + weight * self.sliced_term(x, target, start).mean()
-            tv = total_variation(stylized).mean()
-            total = self.content_weight * content + self.style_weight * style + self.tv_weight * tv
+                style = style + weight * self.sliced_term(x, target, start)
+            tv = total_variation(stylized)
+            of_style = self.style_weight if style_weight is None else style_weight
+            total = self.content_weight * content + of_style * style + self.tv_weight * tv
         return {"content": content, "style": style, "tv": tv, "total": total}
 
     def filters(self, layer: str) -> int | None:

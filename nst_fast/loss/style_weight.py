@@ -32,32 +32,34 @@ class StyleWeightControl(nn.Module):
 
     A weight that leaves one painting faint drowns the photograph in another. Minimising style under the constraint
     content = target instead says the same for every painting, size and loss network; the weight is the constraint's
-    multiplier, and each step moves its logarithm towards the target (multiplicative dual ascent).
+    multiplier, and each step moves its logarithm towards the target (multiplicative dual ascent). Of many paintings
+    each has its own.
 
     Args:
         content: the content distance to aim for.
         style_weight: where to start.
         rate: how far the logarithm of the weight moves a step for a distance that is off by a factor of e.
+        paintings: how many there are.
     """
 
     log_weight: Tensor
     content: Tensor
 
-    def __init__(self, content: float, style_weight: float, rate: float) -> None:
+    def __init__(self, content: float, style_weight: float, rate: float, paintings: int = 1) -> None:
         super().__init__()
         self.target, self.rate = content, rate
         start = min(max(style_weight, LEAST_WEIGHT), LARGEST_WEIGHT)
-        self.register_buffer("log_weight", torch.tensor(math.log(start)))
-        self.register_buffer("content", torch.tensor(float(content)))  # running mean, as wanted until it is known
+        self.register_buffer("log_weight", torch.full((paintings,), math.log(start)))
+        self.register_buffer("content", torch.full((paintings,), float(content)))  # running means, as wanted at first
 
     @property
     def style_weight(self) -> Tensor:
-        """The weight to take the next step with, a scalar."""
+        """The weight to take the next step with, of each painting."""
         return self.log_weight.exp()
 
     @torch.no_grad()
     def update(self, content: Tensor) -> None:
-        """Take note of a step's content distance, a scalar, and move the weight; nothing where it is not finite."""
+        """Move each painting's weight by its content distance in a step; not where that is not finite."""
         mean = self.content.lerp(content.to(self.content), 1 - MEMORY)
         off = (math.log(self.target) - mean.clamp_min(1e-12).log()).clamp(-FURTHEST, FURTHEST)
         moved = (self.log_weight + self.rate * off).clamp(math.log(LEAST_WEIGHT), math.log(LARGEST_WEIGHT))

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import shlex
+import statistics
 import tempfile
 import time
 import warnings
@@ -204,6 +205,7 @@ def steps_in(
 
 def summarise(module: StyleTransfer, trainer: pl.Trainer, batch_size: int) -> dict[str, Any]:
     """Return what a run came to, as summary.json has it."""
+    names = [painting["name"] for painting in module.description["paintings"]]
     kind, told = module.device.type, {"cpu": f"CPU, {torch.get_num_threads()} threads", "mps": "Apple's GPU"}
     return {
         "steps": trainer.global_step,
@@ -214,7 +216,8 @@ def summarise(module: StyleTransfer, trainer: pl.Trainer, batch_size: int) -> di
         "device": torch.cuda.get_device_name() if kind == "cuda" else told[kind],
         "precision": trainer.precision,
         "loss_network": module.perceptual_loss.loss_network.identity,
-        "style_weight": float(module.perceptual_loss.style_weight),
+        "style_weight": statistics.fmean(module.style_weights),
+        **({"style_weights": dict(zip(names, module.style_weights, strict=True))} if len(names) > 1 else {}),
         "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 

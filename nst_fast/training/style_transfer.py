@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -87,7 +88,7 @@ class StyleTransfer(pl.LightningModule):
         style_targets: of each painting, as the perceptual loss names them; not stored either.
         recipe: how it learns.
         description: plain types to store in checkpoints: the resolved config and what was chosen.
-        control: sets the perceptual loss's style weight while training; None leaves it as it is.
+        control: sets the style weight of each painting while training; None leaves the perceptual loss's for all.
     """
 
     def __init__(
@@ -161,11 +162,15 @@ class StyleTransfer(pl.LightningModule):
         return self.network(content.contiguous(memory_format=torch.channels_last), vectors).to(self.dtype)
 
     def losses(self, content: Tensor, stylized: Tensor, chosen: Tensor) -> dict[str, Tensor]:
-        """Return the perceptual loss's terms for a batch, with ``grid`` and ``weave`` beside them and in the total."""
+        """Return the perceptual loss's terms of each picture, with ``grid`` and ``weave`` beside them and in the total.
+
+        All are of shape (N,).
+        """
         content_targets = self.perceptual_loss.content_targets(content)
-        terms = self.perceptual_loss(stylized, content_targets, self.style_targets(chosen))
-        grid = pixel_grid(stylized, self.network.stride).mean()
-        weave = pixel_weave(stylized).mean()
+        weight = None if self.control is None else self.control.style_weight[chosen]
+        terms = self.perceptual_loss.each(stylized, content_targets, self.style_targets(chosen), weight)
+        grid = pixel_grid(stylized, self.network.stride)
+        weave = pixel_weave(stylized)
         total = terms["total"] + self.recipe.grid_weight * grid + self.recipe.weave_weight * weave
         return terms | {"grid": grid, "weave": weave, "total": total}
 
@@ -176,7 +181,7 @@ class StyleTransfer(pl.LightningModule):
         stylized = self.stylize(content, chosen)
         terms = self.losses(content, stylized, chosen)
         if second is not None and flow is not None:
-            terms["motion"] = motion_difference(stylized, self.stylize(second, chosen), flow).mean()
+            terms["motion"] = motion_difference(stylized, self.stylize(second, chosen), flow)
             terms["total"] = terms["total"] + self.recipe.motion_weight * terms["motion"]
         return terms
 
@@ -196,7 +201,7 @@ class StyleTransfer(pl.LightningModule):
             terms = self.backward_in_threads(views[0], chosen, *views[1:], *flow)
         else:
             terms = self.training_losses(views[0], chosen, *views[1:], *flow)
-            self.manual_backward(terms["total"])
+            self.manual_backward(terms["total"].mean())
             for parameter in set(self.network.parameters()) - set(self.learning()):
                 parameter.grad = None
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.network.parameters() if p.grad is not None])
@@ -213,21 +218,31 @@ class StyleTransfer(pl.LightningModule):
         schedule: Any = self.lr_schedulers()
         schedule.step()
         self.skipped = torch.stack([self.skipped[0] + skip, (self.skipped[1] + 1) * skip])
-        if self.control is not None:  # every process has its own pictures, and all have one weight
-            distance = self.trainer.strategy.reduce(terms["content"].detach(), reduce_op="mean")
-            self.control.update(distance.masked_fill(skip, torch.nan))
-            self.perceptual_loss.style_weight = self.control.style_weight
-        metrics = {f"train/{name}_loss": value.detach() for name, value in terms.items()}
+        if self.control is not None:  # every process has its own pictures, and all have the same weights
+            content = terms["content"].detach()
+            sums = content.new_zeros(2, self.paintings)
+            sums.index_add_(1, chosen, torch.stack([content, torch.ones_like(content)]))
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            self.control.update((sums[0] / sums[1]).masked_fill(skip, torch.nan))  # 0 / 0: not in this step
+        metrics = {f"train/{name}_loss": value.detach().mean() for name, value in terms.items()}
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
         images = (self.batches_seen - self.first_batch) * len(views[0]) * self.trainer.world_size
         metrics |= {"train/gradient_norm": norm, "images_per_second": torch.tensor(images / (now - self.started))}
         if self.control is not None:
-            metrics["style_weight"] = self.control.style_weight
+            metrics["style_weight"] = self.control.style_weight.mean()
         self.log_dict(metrics, logger=False)
         if self.batches_seen % min(LOG_EVERY, self.trainer.val_check_interval) == 0:
             self.write_log(metrics)
             self.check_steps()
+
+    @property
+    def style_weights(self) -> list[float]:
+        """The style weight of each painting."""
+        weights = (
+            torch.as_tensor(self.perceptual_loss.style_weight) if self.control is None else self.control.style_weight
+        )
+        return weights.expand(self.paintings).tolist()
 
     @property
     def skipped_steps(self) -> int:
@@ -250,8 +265,8 @@ class StyleTransfer(pl.LightningModule):
     def backward_in_threads(self, content: Tensor, chosen: Tensor, *moved: Tensor) -> dict[str, Tensor]:
         """Leave a batch's gradients in the parameters and return the losses' terms, the pictures shared among threads.
 
-        Small maps and serial operations leave cores of a CPU idle where all of them work on the same operation. Every
-        term is a mean over pictures, so the shares add up; they do so in order, whichever ends first.
+        Small maps and serial operations leave cores of a CPU idle where all of them work on the same operation. The
+        loss is a mean over pictures, so the shares' gradients add up; they do so in order, whichever ends first.
         """
         workers = min(len(content), torch.get_num_threads())
         threads = max(1, torch.get_num_threads() // workers)
@@ -261,22 +276,18 @@ class StyleTransfer(pl.LightningModule):
             torch.set_num_threads(threads)  # of this thread; the others keep theirs
             with self.trainer.precision_plugin.train_step_context():
                 terms = self.training_losses(part, *others)
-            weighted = {name: value * (len(part) / len(content)) for name, value in terms.items()}
-            gradients = torch.autograd.grad(weighted["total"], parameters)
-            return {name: value.detach() for name, value in weighted.items()}, gradients
+            gradients = torch.autograd.grad(terms["total"].sum() / len(content), parameters)
+            return {name: value.detach() for name, value in terms.items()}, gradients
 
-        (terms, gradients), *others = share_pool(workers).map(
-            share, *(t.tensor_split(workers) for t in (content, chosen, *moved))
-        )
-        for more_terms, more_gradients in others:
-            for name, value in more_terms.items():
-                terms[name] += value
+        parts = (t.tensor_split(workers) for t in (content, chosen, *moved))
+        terms, (gradients, *others) = zip(*share_pool(workers).map(share, *parts), strict=True)
+        for more_gradients in others:
             for gradient, more in zip(gradients, more_gradients, strict=True):
                 gradient += more
         for parameter, gradient in zip(parameters, gradients, strict=True):
             # In its parameter's memory layout, as fused Adam takes for granted.
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
-        return terms
+        return {name: torch.cat([part[name] for part in terms]) for name in terms[0]}
 
     def write_log(self, metrics: dict[str, Tensor]) -> None:
         """Log metrics under the number of the last batch; Lightning's own count shifts when a run is resumed."""
@@ -294,9 +305,7 @@ class StyleTransfer(pl.LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Start the clocks, and take the style weight up where a checkpoint left it."""
-        if self.control is not None:
-            self.perceptual_loss.style_weight = self.control.style_weight
+        """Start the clocks."""
         self.started = self.clock = time.perf_counter()
         self.first_batch = self.batches_seen
 
@@ -313,7 +322,7 @@ class StyleTransfer(pl.LightningModule):
             rows.append(self.stylize(content, chosen).clamp(0, 1))
             shares = {"saturated_share": saturated_share(rows[-1]).mean()}
             losses = self.losses(content, rows[-1], chosen)
-            found.append({f"{name}_loss": value for name, value in losses.items()} | shares)
+            found.append({f"{name}_loss": value.mean() for name, value in losses.items()} | shares)
         figures = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
         if self.paintings > 1:
             names = [painting["name"] for painting in self.description["paintings"]]
@@ -353,7 +362,7 @@ class StyleTransfer(pl.LightningModule):
             "skipped_in_a_row": int(self.skipped[1]),
             "seconds": self.seconds,
             "validation_losses": self.validation_losses,
-            "style_weight": float(self.perceptual_loss.style_weight),
+            "style_weight": statistics.fmean(self.style_weights),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
