@@ -40,7 +40,6 @@ HELD_OUT = json.loads((Path(__file__).resolve().parents[1] / "docs" / "held_out.
 # A portrait, an animal, a city, a landscape, a building, water.
 PHOTOGRAPHS = ("cameras_016", "unsplash_008", "popos_004", "sunhays80_014", "cameras_044", "pexels-ocean_007")
 SIZES = (384, 720)
-FIGURES = ("style_vgg16", "content_vgg16", "palette")
 MEASURED = """
 import resource, sys
 from nst_fast.commands.stylize import stylize
@@ -92,8 +91,10 @@ def pictures(options: argparse.Namespace) -> dict[str, Any]:
                     result.save(folder / f"{stem}.stylized.png")
                 if judge:
                     kept = figures.setdefault(f"{size} px", {}).setdefault(method, {})
-                    found = judge.figures(list(zip(given, results, strict=True)))
-                    kept[file.stem] = {name: round(found[name], 5) for name in FIGURES}
+                    kept[file.stem] = {
+                        "style_vgg16": min(judge.style(map(judge.grams, results)).values()),
+                        "palette": statistics.fmean(map(judge.palette, results)),
+                    }
                     print(size, method, file.stem, kept[file.stem], flush=True)
             scenes[size] += [
                 {
@@ -110,7 +111,9 @@ def pictures(options: argparse.Namespace) -> dict[str, Any]:
         (options.output / f"{size}.json").write_text(json.dumps(listed, indent=1) + "\n")
     means = {
         size: {
-            method: {name: statistics.fmean(one[name] for one in by_painting.values()) for name in FIGURES}
+            method: {
+                name: statistics.fmean(one[name] for one in by_painting.values()) for name in ("style_vgg16", "palette")
+            }
             for method, by_painting in methods.items()
         }
         for size, methods in figures.items()

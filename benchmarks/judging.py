@@ -63,10 +63,11 @@ class Judge:
         sys.path.insert(0, str(SHARED))
         import judge
 
-        self.judge, self.painting = judge, painting
+        self.judge = judge
         self.network = judge.Teacher("vgg16_features.safetensors")
         longest = min(judge.load(painting).size)
         self.paintings = {s: self.grams(judge.load(painting, s)) for s in sizes or judge.SWEEP if s <= longest}
+        self.colours = judge.quantiles(judge.load(painting, 512))
 
     def features(self, picture: Image.Image, layers: list[str]) -> Grams:
         """Return features of a picture by layer."""
@@ -88,19 +89,6 @@ class Judge:
             for size, painting in self.paintings.items()
         }
 
-    def figures(self, pairs: Sequence[tuple[Image.Image, Image.Image]]) -> dict[str, float]:
-        """Return style_vgg16, content_vgg16 and palette of photographs and their pictures."""
-        colours = self.judge.quantiles(self.judge.load(self.painting, 512))
-        layers = self.judge.JOHNSON
-        grams, error, energy, palette = [], 0.0, 0.0, []
-        for photograph, picture in pairs:
-            found, wanted = self.features(picture, layers), self.features(photograph, ["relu3_3"])["relu3_3"]
-            grams.append({name: self.judge.gram(f) for name, f in found.items()})
-            error += float(((found["relu3_3"] - wanted) ** 2).sum())
-            energy += float((wanted**2).sum())
-            palette.append(float(((self.judge.quantiles(picture) - colours) ** 2).mean() ** 0.5))
-        return {
-            "style_vgg16": min(self.style(grams).values()),
-            "content_vgg16": error / energy,
-            "palette": statistics.fmean(palette),
-        }
+    def palette(self, picture: Image.Image) -> float:
+        """Return how far a picture's colours are from the painting's."""
+        return float(((self.judge.quantiles(picture) - self.colours) ** 2).mean() ** 0.5)
