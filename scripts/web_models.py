@@ -195,7 +195,7 @@ def make(path: Path, output: Path) -> dict[str, Any]:
         "minSize": int(metadata.get("min_size", 1)),
         "underpainting": float(metadata.get("underpainting", 0)),
         "inputs": {name: value.ravel().tolist() for name, value in defaults.items()},
-        "photograph": {name: value.tolist() for name, value in stylizer.photograph_feeds.items()},
+        "photograph": {n: [float(f"{x:.5g}") for x in v] for n, v in stylizer.photograph_feeds.items()},
         "styles": styles,
     }
     quick = path.with_suffix(f"{INT8}.onnx")

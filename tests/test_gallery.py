@@ -135,21 +135,24 @@ def test_a_picture_has_the_style_weight_of_its_painting():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_paintings_are_taken_equally_far_from_photographs(gallery, monkeypatch, capfd, tmp_path):
+def test_a_content_distance_gives_each_painting_a_style_weight_of_its_own(gallery, monkeypatch, capfd, tmp_path):
     given = [f"style.images={gallery / 'paintings'}", *SHORT, "init_from=null", "style.content_distance=3"]
     given += [f"output={tmp_path / 'run'}", "trainer.max_steps=12", "trainer.validate_every=6"]
     monkeypatch.chdir(tmp_path)
     told = command(train_module.main, monkeypatch, capfd, "train", "style=gallery", *given)
     assert told.code == 0, told.err
-    weights = json.loads((tmp_path / "run" / "summary.json").read_text())["style_weights"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    weights, losses = summary["style_weights"], summary["validation_losses"]
     assert list(weights) == ["a", "b", "c"]
     assert len(set(weights.values())) == 3
     stored = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     kept = stored["state_dict"]["control.log_weight"].exp().tolist()
     assert kept == pytest.approx(list(weights.values()))
-    assert f"style weights of {min(weights.values()):.3g} to {max(weights.values()):.3g} give" in " ".join(
-        told.err.split()
-    )
+    came = [losses[f"val/{name}_content_loss"] / 0.92 for name in "abc"]  # vgg16_slim shows 0.92 of a distance
+    expected = f"style weights of {min(weights.values()):.3g} to {max(weights.values()):.3g} give "
+    expected += f"{min(came):.3g} to {max(came):.3g} on validation pictures, 3 is wanted"
+    assert expected in told.err
+    assert losses["val/content_loss"] == pytest.approx(0.92 * sum(came) / 3, rel=1e-5)
 
 
 def test_a_gallery_says_what_its_paintings_are(gallery):

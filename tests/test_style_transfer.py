@@ -360,6 +360,23 @@ def test_a_step_without_effect_leaves_the_style_weight_where_it_is(tmp_path):
     assert moved == [True, True, False, True, True]
 
 
+def test_the_style_weight_of_a_run_of_0_1_0_goes_on(tmp_path):
+    module = make_module(2)
+    module.control = StyleWeightControl(0.2, 10.0, 0.1)
+    trainer = make_trainer(tmp_path, 2)
+    trainer.fit(module, make_data())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    for name in ("control.log_weight", "control.content"):
+        checkpoint["state_dict"][name] = checkpoint["state_dict"][name][0]  # a scalar, as then
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    again = make_module(2)
+    again.control = StyleWeightControl(0.2, 10.0, 0.1)
+    make_trainer(tmp_path, 2).fit(again, make_data(), ckpt_path=tmp_path / "old.ckpt", weights_only=True)
+    assert torch.equal(again.control.log_weight, module.control.log_weight)
+    assert torch.equal(again.control.content, module.control.content)
+
+
 def test_twenty_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path):
     module, watch = make_module(50), NotFinite(range(3, 50))
     with pytest.raises(UserError, match="20 steps in a row") as refusal:

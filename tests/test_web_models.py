@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from nst_fast import Stylizer
+from nst_fast.assets import ASSETS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,6 +93,10 @@ def test_every_style_of_a_gallery_is_listed_with_a_thumbnail_of_its_own(tmp_path
     assert [style["name"] for style in entry["styles"]] == list(Stylizer(GALLERY).paintings)
     assert len({(output / style["thumbnail"]).read_bytes() for style in entry["styles"]}) == len(entry["styles"])
     assert len(entry["inputs"]["style_weights"]) == len(entry["styles"])
+    (file,) = (ASSETS / "photograph").glob("*.style")
+    vector = json.loads(file.read_text())["vector"]
+    assert entry["photograph"]["style_vector"] == pytest.approx(vector, rel=1e-4)
+    assert not any(entry["photograph"]["style_weights"])
 
 
 def test_a_model_of_other_pixels_is_refused_in_one_line(tmp_path: Path) -> None:

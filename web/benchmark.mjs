@@ -51,7 +51,7 @@ function sizes() {
     first_load_kB_gzipped: sum(page) / 1e3,
     wasm_MB_gzipped: sum(wasm) / 1e6,
     one_model_MB_gzipped: sum(model) / 1e6,
-    what: "first load: all of the page but onnxruntime-web, its worker and the models; thumbnails of 4 styles",
+    what: "first load: all of the page but onnxruntime-web, its worker and the models; thumbnails of all styles",
   };
 }
 

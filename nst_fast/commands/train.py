@@ -41,7 +41,7 @@ Train a network on a style and export it to ONNX.
   style.underpainting=F    0 to 1: more gives bolder strokes, less keeps more of the scene (default 0.25)
   loss.style_weight=W      4 is subtle, 16 strong (default 8)
   style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 1.6) or a
-                           number. Training finds the style weight. Needs loss=balanced
+                           number. Training finds the style weight, of each painting. Needs loss=balanced
 
   trainer.max_steps=N      length of training (default: 600 steps on a CPU, 40,000 on a GPU)
   trainer.minutes=M        train for so many minutes; the steps that this machine takes in them are printed
@@ -356,17 +356,19 @@ def tell(trained: Any, cfg: Any, console: Console) -> None:
     from nst_fast.loss.style_weight import content_distance
 
     if cfg.style.content_distance is not None:
-        distance = cfg.style.content_distance
-        off = trained.summary["validation_losses"]["val/content_loss"] / content_distance(
-            distance, cfg.loss_network.name
-        )
-        wanted, weights = content_distance(distance), trained.summary.get("style_weights", {}).values()
-        several = f"style weights of {min(weights):.3g} to {max(weights):.3g} give" if weights else ""
+        distance, losses = cfg.style.content_distance, trained.summary["validation_losses"]
+        weights = trained.summary.get("style_weights", {})
+        shown, wanted = content_distance(distance, cfg.loss_network.name), content_distance(distance)
+        # Relative to what is wanted, of each painting.
+        off = [losses[f"val/{name}content_loss"] / shown for name in [f"{painting}_" for painting in weights] or [""]]
+        if weights:
+            found = f"style weights of {min(weights.values()):.3g} to {max(weights.values()):.3g} give "
+            found += f"{min(off) * wanted:.3g} to {max(off) * wanted:.3g}"
+        else:
+            found = f"a style weight of {trained.summary['style_weight']:.3g} gives {off[0] * wanted:.3g}"
         console.print(
-            f"style.content_distance={distance}: "
-            + (several or f"a style weight of {trained.summary['style_weight']:.3g} gives")
-            + f" {off * wanted:.3g} on validation pictures, {wanted:.3g} is wanted"
-            + ("; more steps come nearer" if abs(off - 1) > FAR_OFF else ""),
+            f"style.content_distance={distance}: {found} on validation pictures, {wanted:.3g} is wanted"
+            + ("; more steps come nearer" if max(abs(each - 1) for each in off) > FAR_OFF else ""),
             soft_wrap=True,
         )
     if trained.skipped_pictures:

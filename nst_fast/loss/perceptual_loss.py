@@ -98,7 +98,7 @@ class PerceptualLoss(nn.Module):
         loss_network.check_layers(self.layers)
         self.loss_network = loss_network
         self.content_weight, self.tv_weight = content_weight, tv_weight
-        self.style_weight: float | Tensor = style_weight
+        self.style_weight = style_weight
 
     @property
     def style_target_names(self) -> list[str]:

@@ -33,7 +33,7 @@ class StyleWeightControl(nn.Module):
     A weight that leaves one painting faint drowns the photograph in another. Minimising style under the constraint
     content = target instead says the same for every painting, size and loss network; the weight is the constraint's
     multiplier, and each step moves its logarithm towards the target (multiplicative dual ascent). Of many paintings
-    each has its own.
+    each has its own, which moves in the steps that have the painting.
 
     Args:
         content: the content distance to aim for.

@@ -86,7 +86,7 @@ def preview(
         photograph = to_image(content)
         return run(underpainted(run, photograph, underpainting) if underpainting else photograph)
 
-    made, weight = {}, float(loss.style_weight)
+    made, weight = {}, loss.style_weight
     for distance in sorted(distances):  # so that vectors go on from each other, whatever order they are shown in
         weight = learn(network, distance, weight, vector_steps, True)
         whole = copy.deepcopy(network)
@@ -115,7 +115,7 @@ def rehearse(
         style_weight: where to start.
         steps: one a batch.
         vector: whether the painting's vector alone learns.
-        loss: on the network's device; its style weight is moved.
+        loss: on the network's device; its own style weight does not count.
         style_targets: of the painting, there too.
         batches: content images (N, 3, H, W) uint8.
         on_step: called after each step.
@@ -128,15 +128,15 @@ def rehearse(
     network.train()
     for batch in itertools.islice(batches, steps):
         content = (batch.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
-        loss.style_weight = control.style_weight
         with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device.type)):
-            terms = loss(network(content).float(), loss.content_targets(content), style_targets)
+            targets = loss.content_targets(content)
+            terms = loss.each(network(content).float(), targets, style_targets, control.style_weight)
         network.zero_grad()
-        terms["total"].backward()
+        terms["total"].mean().backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         schedule.step()
-        control.update(terms["content"].detach())
+        control.update(terms["content"].detach().mean())
         on_step()
     network.eval()
     return float(control.style_weight)

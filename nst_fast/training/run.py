@@ -206,6 +206,7 @@ def steps_in(
 def summarise(module: StyleTransfer, trainer: pl.Trainer, batch_size: int) -> dict[str, Any]:
     """Return what a run came to, as summary.json has it."""
     names = [painting["name"] for painting in module.description["paintings"]]
+    steered = names and module.control is not None
     kind, told = module.device.type, {"cpu": f"CPU, {torch.get_num_threads()} threads", "mps": "Apple's GPU"}
     return {
         "steps": trainer.global_step,
@@ -217,7 +218,7 @@ def summarise(module: StyleTransfer, trainer: pl.Trainer, batch_size: int) -> di
         "precision": trainer.precision,
         "loss_network": module.perceptual_loss.loss_network.identity,
         "style_weight": statistics.fmean(module.style_weights),
-        **({"style_weights": dict(zip(names, module.style_weights, strict=True))} if len(names) > 1 else {}),
+        **({"style_weights": dict(zip(names, module.style_weights, strict=True))} if steered else {}),
         "versions": {"nst_fast": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 

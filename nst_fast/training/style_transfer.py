@@ -239,10 +239,8 @@ class StyleTransfer(pl.LightningModule):
     @property
     def style_weights(self) -> list[float]:
         """The style weight of each painting."""
-        weights = (
-            torch.as_tensor(self.perceptual_loss.style_weight) if self.control is None else self.control.style_weight
-        )
-        return weights.expand(self.paintings).tolist()
+        same = [self.perceptual_loss.style_weight] * self.paintings
+        return same if self.control is None else self.control.style_weight.tolist()
 
     @property
     def skipped_steps(self) -> int:
@@ -326,7 +324,8 @@ class StyleTransfer(pl.LightningModule):
         figures = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
         if self.paintings > 1:
             names = [painting["name"] for painting in self.description["paintings"]]
-            figures |= {f"{name}_total_loss": each["total_loss"] for name, each in zip(names, found, strict=True)}
+            own = ["total_loss"] if self.control is None else ["content_loss", "total_loss"]
+            figures |= {f"{name}_{key}": each[key] for name, each in zip(names, found, strict=True) for key in own}
         for name, value in figures.items():
             self.log(f"val/{name}", value, batch_size=len(batch), logger=False)
         if batch_idx == 0:
@@ -368,8 +367,10 @@ class StyleTransfer(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the counters up where the checkpoint left them; ValueError where Adam's memory is of another network.
 
-        Fused Adam reads and writes it without looking at shapes or strides.
+        Fused Adam reads and writes it without looking at shapes or strides. 0.1.0 kept one style weight as a scalar.
         """
+        for name in checkpoint["state_dict"].keys() & {"control.log_weight", "control.content"}:
+            checkpoint["state_dict"][name] = checkpoint["state_dict"][name].expand(self.paintings).clone()
         for number, parameter in enumerate(self.network.parameters()):
             memory = checkpoint["optimizer_states"][0]["state"].get(number, {})
             for name in memory.keys() - {"step"}:

@@ -61,7 +61,7 @@ function show(source: CanvasImageSource, width: number, height: number): void {
 
 /** Draws the painting over the photograph, as strong as is wished. */
 function compose(look: Look): void {
-  if (!last) return;
+  if (!last && look.mix) return;
   const { width, height } = photograph;
   if (painted.width !== width || painted.height !== height) [painted.width, painted.height] = [width, height];
   const context = painted.getContext("2d")!;
@@ -70,7 +70,7 @@ function compose(look: Look): void {
   if (look.mix < 1) context.drawImage(photograph, 0, 0);
   context.globalAlpha = look.mix;
   context.imageSmoothingQuality = "high";
-  context.drawImage(last.picture, 0, 0, width, height);
+  if (last) context.drawImage(last.picture, 0, 0, width, height);
 }
 
 const look = (): Look => lookOf(model, chosen, strength.valueAsNumber / 100, 2 ** (stroke.valueAsNumber / 10));
@@ -99,7 +99,7 @@ async function repaint(): Promise<void> {
 async function paintOnce(shown: NonNullable<typeof photo>): Promise<void> {
   const asked = seen();
   const key = JSON.stringify(asked);
-  if (last?.look !== key || finer) {
+  if (look().mix && (last?.look !== key || finer)) {
     finer = false;
     const all = shown.width * shown.height;
     const pixels = Math.min(looked, all);

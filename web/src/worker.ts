@@ -62,14 +62,20 @@ function draw(source: CanvasImageSource, width: number, height: number): ImageDa
   return drawn.getImageData(0, 0, width, height);
 }
 
+let givenBack: { source: ImageBitmap; of: string; picture: ImageData } | undefined; // the last photograph, as painted by its own vector
+
 /** Paints a source at a size in one piece, with what it lost where that is asked for. */
 async function paint(source: ImageBitmap, pixels: number, look: Look, id: number, quick: boolean) {
   const size = fit(source.width, source.height, pixels);
   let [picture, seconds] = await paintWhole(source, size, look, id, quick);
   if (look.lost) {
-    const [back, more] = await paintWhole(source, size, { ...look, inputs: look.lost.inputs }, id, quick);
-    addLost(picture, draw(source, ...size), back, look.lost.share);
-    seconds += more;
+    const of = JSON.stringify([look.model, look.stroke, size]);
+    if (givenBack?.source !== source || givenBack.of !== of) {
+      const [back, more] = await paintWhole(source, size, { ...look, inputs: look.lost.inputs }, id, quick);
+      givenBack = { source, of, picture: back };
+      seconds += more;
+    }
+    addLost(picture, draw(source, ...size), givenBack.picture, look.lost.share);
   }
   return { picture: await createImageBitmap(picture), seconds };
 }

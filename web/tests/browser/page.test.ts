@@ -94,7 +94,7 @@ describe.skipIf(!hasChromium)("the painting", () => {
     }
     const photograph = shown.at(-1)!;
     const change = shown.map((picture) => picture.reduce((sum, value, i) => sum + Math.abs(value - photograph[i]!), 0));
-    expect(change).toEqual(change.toSorted((a, b) => b - a));
+    for (const [i, less] of change.slice(1).entries()) expect(less).toBeLessThan(0.95 * change[i]!);
     const own = await page.$eval("#photograph", (canvas) => [...(canvas as HTMLCanvasElement).getContext("2d")!.getImageData(100, 100, 50, 50).data]);
     expect(photograph).toEqual(own);
     await slide(page, "strength", 40);
