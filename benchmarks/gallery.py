@@ -4,6 +4,7 @@ Figures are those of ../shared/judge.py on the real VGG-16, on held-out photogra
 
   blends    eleven blends of two paintings: the distance from each, and whether it only falls or only rises
   strength  eleven strengths of one painting: its distance and the content distance, likewise
+  singles   paintings of the gallery against networks of their own, trained from nothing into runs/gallery
   seconds   a picture at 720p against a model of one painting, in alternating turns
 """
 
@@ -14,6 +15,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -35,6 +38,7 @@ from nst_fast.training.onnx_export import source_commit
 PAIRS = [("starry_night", "the_scream"), ("great_wave", "composition_vii")]
 FILES = {name: f"{name}.jpg" for name in ("starry_night", "the_scream", "composition_vii")} | {"great_wave": "wave.jpg"}
 PHOTOGRAPHS = ("cameras_016", "unsplash_008", "popos_004")
+SINGLES = {name: Path("runs", "gallery", name) for name in ("starry_night", "the_scream", "composition_vii")}
 SHARES = np.linspace(0, 1, 11)
 SIDE = 512  # px
 ROUNDS = 15
@@ -89,6 +93,22 @@ def measure_strength(gallery: Stylizer, pictures: list[Image.Image]) -> Any:
     return found
 
 
+def measure_singles(gallery: Stylizer, pictures: list[Image.Image]) -> Any:
+    """Return style_vgg16 of the gallery's pictures, and of those of a network of the painting's own."""
+    found = {}
+    for name, run in SINGLES.items():
+        model = run / f"{name}.onnx"
+        if not model.exists():
+            options = [f"style={name}", "style.size=192", "init_from=null", f"output={run}"]
+            subprocess.run([sys.executable, "-m", "nst_fast.commands.train", *options], check=True)
+        judge, single = Judge(SHARED / "styles" / FILES[name], SWEEP), Stylizer(model)
+        ours, theirs = (
+            style_of(judge, made) for made in ([gallery(p, name) for p in pictures], [single(p) for p in pictures])
+        )
+        found[name] = {"gallery": ours, "single": theirs, "ratio": ours / theirs}
+    return found
+
+
 def measure_seconds(gallery: Stylizer, pictures: list[Image.Image]) -> Any:
     """Return seconds a picture at 720p, medians of alternating turns, by the clock and of all processors together."""
     picture, single = pictures[0].resize((1280, 720)), Stylizer("starry_night")
@@ -107,7 +127,12 @@ def measure_seconds(gallery: Stylizer, pictures: list[Image.Image]) -> Any:
     return found
 
 
-PARTS = {"blends": measure_blends, "strength": measure_strength, "seconds": measure_seconds}
+PARTS = {
+    "blends": measure_blends,
+    "strength": measure_strength,
+    "singles": measure_singles,
+    "seconds": measure_seconds,
+}
 
 
 def main() -> None:
