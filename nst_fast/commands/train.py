@@ -251,11 +251,16 @@ def train_command(arguments: list[str]) -> Path | None:
 
     Of several processes that train together the first one writes and prints; the others return None.
     """
-    import pytorch_lightning as pl
     from omegaconf import OmegaConf
-    from pytorch_lightning.utilities import rank_zero_only
 
     from nst_fast.commands.configuration import literal, load_config
+
+    resumed = any(a.startswith("resume=") and a != "resume=null" for a in arguments)
+    cfg: Any = None if resumed else load_config("train", arguments)  # a mistake is told at once
+    with Console(stderr=True).status("loading PyTorch Lightning"):  # ten seconds and more on slow cores
+        import pytorch_lightning as pl
+    from pytorch_lightning.utilities import rank_zero_only
+
     from nst_fast.commands.perceptual_loss import (
         create_control,
         create_perceptual_loss,
@@ -273,8 +278,8 @@ def train_command(arguments: list[str]) -> Path | None:
     first = getattr(rank_zero_only, "rank", 0) == 0
     console = Console(stderr=True, markup=False, emoji=False, highlight=False, quiet=not first)
     show_warnings(console)
-    resumed = any(a.startswith("resume=") and a != "resume=null" for a in arguments)
-    cfg = resume_run(arguments) if resumed else load_config("train", arguments)
+    if resumed:
+        cfg = resume_run(arguments)
     resolve(cfg, console)
     pl.seed_everything(cfg.seed, verbose=False)
     # First of all that draws random numbers: the same seed starts alike whatever the loss network.
@@ -413,8 +418,6 @@ def main() -> None:
             if "--cfg" in arguments:
                 print(OmegaConf.to_yaml(load_config("train", [a for a in arguments if a != "--cfg"])), end="")
                 return
-            with Console(stderr=True).status("loading PyTorch Lightning"):  # ten seconds and more on slow cores
-                import pytorch_lightning  # noqa: F401
             model = train_command(arguments)
         except ModuleNotFoundError as error:
             require_training_packages(error)
