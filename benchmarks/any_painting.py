@@ -111,10 +111,8 @@ def pictures(options: argparse.Namespace) -> dict[str, Any]:
         (options.output / f"{size}.json").write_text(json.dumps(listed, indent=1) + "\n")
     means = {
         size: {
-            method: {
-                name: statistics.fmean(one[name] for one in by_painting.values()) for name in ("style_vgg16", "palette")
-            }
-            for method, by_painting in methods.items()
+            method: {name: statistics.fmean(one[name] for one in found) for name in found[0]}
+            for method, found in ((method, list(of.values())) for method, of in methods.items())
         }
         for size, methods in figures.items()
     }

@@ -193,7 +193,7 @@ def shifts(method: Method) -> tuple[dict[str, float], list[np.ndarray]]:
 
 @cache
 def judge_of(painting: Path) -> Judge:
-    return Judge(painting, judge.SWEEP)
+    return Judge(painting)
 
 
 @torch.no_grad()

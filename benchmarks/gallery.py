@@ -15,8 +15,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -27,7 +25,7 @@ import nst_fast  # noqa: F401  before onnxruntime: it turns its telemetry off
 # isort: split
 import numpy as np
 import onnxruntime
-from judging import SHARED, Judge
+from judging import SHARED, Judge, trained
 from PIL import Image
 from stroke import SWEEP
 
@@ -38,7 +36,7 @@ from nst_fast.training.onnx_export import source_commit
 PAIRS = [("starry_night", "the_scream"), ("great_wave", "composition_vii")]
 FILES = {name: f"{name}.jpg" for name in ("starry_night", "the_scream", "composition_vii")} | {"great_wave": "wave.jpg"}
 PHOTOGRAPHS = ("cameras_016", "unsplash_008", "popos_004")
-SINGLES = {name: Path("runs", "gallery", name) for name in ("starry_night", "the_scream", "composition_vii")}
+SINGLES = ("starry_night", "the_scream", "composition_vii")
 SHARES = np.linspace(0, 1, 11)
 SIDE = 512  # px
 ROUNDS = 15
@@ -96,12 +94,10 @@ def measure_strength(gallery: Stylizer, pictures: list[Image.Image]) -> Any:
 def measure_singles(gallery: Stylizer, pictures: list[Image.Image]) -> Any:
     """Return style_vgg16 of the gallery's pictures, and of those of a network of the painting's own."""
     found = {}
-    for name, run in SINGLES.items():
-        model = run / f"{name}.onnx"
-        if not model.exists():
-            options = [f"style={name}", "style.size=192", "init_from=null", f"output={run}"]
-            subprocess.run([sys.executable, "-m", "nst_fast.commands.train", *options], check=True)
-        judge, single = Judge(SHARED / "styles" / FILES[name], SWEEP), Stylizer(model)
+    for name in SINGLES:
+        painting = SHARED / "styles" / FILES[name]
+        _, model = trained(painting, Path("runs", "gallery", name), ["style.size=192", "init_from=null"], data=())
+        judge, single = Judge(painting, SWEEP), Stylizer(model)
         ours, theirs = (
             style_of(judge, made) for made in ([gallery(p, name) for p in pictures], [single(p) for p in pictures])
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import subprocess
@@ -23,14 +24,14 @@ TEACHERS = [
 ]
 
 
-def trained(style: Path, run: Path, options: list[str]) -> tuple[Any, Path]:
+def trained(style: Path, run: Path, options: list[str], data: Sequence[str] = DATA) -> tuple[Any, Path]:
     """Train a painting with these options of `train`, unless its model is in the run already.
 
     Returns the run's summary and the model.
     """
     model = run / f"{style.stem}.onnx"
     if not model.exists():
-        command = [sys.executable, "-m", "nst_fast.commands.train", "style=custom", f"style.image={style}", *DATA]
+        command = [sys.executable, "-m", "nst_fast.commands.train", "style=custom", f"style.image={style}", *data]
         last = run / "checkpoints" / "last.ckpt"
         given = [f"resume={last}"] if last.exists() else [*options, f"output={run}"]
         subprocess.run([*command, *given], check=True, stdout=subprocess.DEVNULL)
@@ -53,6 +54,15 @@ def judged(style: Path, run: Path, options: list[str]) -> tuple[Any, Any, Path]:
 Grams = Mapping[str, "torch.Tensor"]
 
 
+@functools.cache
+def outside_judge() -> tuple[Any, Any]:
+    """Return the judge's module, and its VGG-16."""
+    sys.path.insert(0, str(SHARED))
+    import judge
+
+    return judge, judge.Teacher("vgg16_features.safetensors")
+
+
 class Judge:
     """The outside judge's VGG-16 for one painting, at sizes in px of its short side that do not enlarge it.
 
@@ -60,14 +70,10 @@ class Judge:
     """
 
     def __init__(self, painting: Path, sizes: Iterable[int] | None = None) -> None:
-        sys.path.insert(0, str(SHARED))
-        import judge
-
-        self.judge = judge
-        self.network = judge.Teacher("vgg16_features.safetensors")
-        longest = min(judge.load(painting).size)
-        self.paintings = {s: self.grams(judge.load(painting, s)) for s in sizes or judge.SWEEP if s <= longest}
-        self.colours = judge.quantiles(judge.load(painting, 512))
+        self.judge, self.network = outside_judge()
+        self.painting, load = painting, self.judge.load
+        longest = min(load(painting).size)
+        self.paintings = {s: self.grams(load(painting, s)) for s in sizes or self.judge.SWEEP if s <= longest}
 
     def features(self, picture: Image.Image, layers: list[str]) -> Grams:
         """Return features of a picture by layer."""
@@ -88,6 +94,11 @@ class Judge:
             )
             for size, painting in self.paintings.items()
         }
+
+    @functools.cached_property
+    def colours(self) -> Any:
+        """The painting's, as the judge samples them."""
+        return self.judge.quantiles(self.judge.load(self.painting, 512))
 
     def palette(self, picture: Image.Image) -> float:
         """Return how far a picture's colours are from the painting's."""
