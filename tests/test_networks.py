@@ -339,16 +339,23 @@ def test_unknown_network_is_a_user_error_that_names_the_nearest():
         create_network("jonson", 32, 5)
 
 
-def test_outside_training_the_fast_network_sees_the_picture_continued_by_reflection():
-    network, margin = create_network("fast", 16, 1), FastNetwork.margin
+@pytest.mark.parametrize("margin", [0, 8, 24])
+def test_outside_training_the_fast_network_sees_the_picture_continued_by_reflection(margin):
+    network = create_network("fast", 16, 1, margin=margin)
     image = torch.rand(1, 3, 33, 46, generator=torch.Generator().manual_seed(0))
     around = ((0, 0), (0, 0), (margin, margin + 3), (margin, margin + 2))  # and on to multiples of the stride
     continued = torch.from_numpy(np.pad(image.numpy(), around, "reflect"))
     with torch.no_grad():
         expected = network.train()(continued)[:, :, margin : margin + 33, margin : margin + 46]
         torch.testing.assert_close(network.eval()(image), expected)
-    assert margin % FastNetwork.stride == 0
-    assert margin < FastNetwork.min_size
+        least = network.min_size
+        assert network(image[:, :, :least, :least]).shape == (1, 3, least, least)
+
+
+@pytest.mark.parametrize("margin", [-4, 6, 68])
+def test_a_margin_is_a_multiple_of_the_stride_up_to_64(margin):
+    with pytest.raises(UserError, match=rf"network.margin is {margin}; a multiple of 4 from 0 to 64"):
+        create_network("fast", 16, 1, margin=margin)
 
 
 def test_making_a_copy_for_inference_leaves_the_network_as_it_is():

@@ -261,17 +261,20 @@ class TransformationNetwork(nn.Module):
     Attributes:
         vectors: of the paintings, (S, V).
         stride: total down-sampling.
-        min_size: smallest height and width in pixels that reflection padding allows.
-        margin: what is seen around the picture outside training, in pixels, a multiple of the stride.
+        margin: what is seen around the picture outside training, in pixels, a multiple of the stride up to 64.
     """
 
     stride: ClassVar[int] = STRIDE
-    min_size: ClassVar[int] = 16
-    margin: ClassVar[int] = 0
+    margin: int = 0
     stem: Layers
     grain: Grain | None
     contrast: Contrast | None
     body: Layers
+
+    @property
+    def min_size(self) -> int:
+        """Smallest height and width in pixels that reflection padding allows."""
+        return max(16, self.margin + self.stride)
 
     def create_vectors(self, paintings: int) -> None:
         """Give each norm its place in the vectors, and every painting scales of 1 and biases of 0."""
@@ -339,15 +342,23 @@ class FastNetwork(TransformationNetwork):
 
     Bilinear ×2 is nearest ×2 followed by [1 2 1] / 4 both ways: plain nearest upsampling strings strokes into beads of
     four pixels, and pixel-shuffle leaves a two-pixel grid in flat skies. Outside training the picture is continued by
-    reflection and the margin cut off again: the loss network's zero padding teaches brighter borders.
+    reflection and the margin cut off again: the loss network's zero padding teaches brighter borders. Instance norms
+    see the margin, which training has not.
     """
 
-    margin: ClassVar[int] = 8  # px; instance norms see it, which training has not
-
     def __init__(
-        self, width: int = 48, blocks: int = 4, grain: bool = False, contrast: bool = False, paintings: int = 1
+        self,
+        width: int = 48,
+        blocks: int = 4,
+        grain: bool = False,
+        contrast: bool = False,
+        paintings: int = 1,
+        margin: int = 8,
     ) -> None:
         super().__init__()
+        if margin not in range(0, 65, self.stride):
+            raise UserError(f"network.margin is {margin}; a multiple of {self.stride} from 0 to 64 is needed, px")
+        self.margin = int(margin)
         half, full = width // 2, width // 4
         self.stem = Layers(nn.Conv2d(3, width, 12, 4, 4, padding_mode="reflect"), Norm(width), nn.ReLU())
         self.grain, self.contrast = Grain(width) if grain else None, Contrast(width) if contrast else None
@@ -363,13 +374,11 @@ class FastNetwork(TransformationNetwork):
 class TinyNetwork(FastNetwork):
     """`FastNetwork` without its last convolution: the last upsampling gives the picture."""
 
-    def __init__(
-        self, width: int = 16, blocks: int = 3, grain: bool = False, contrast: bool = False, paintings: int = 1
-    ) -> None:
-        super().__init__(width, blocks, grain, contrast, paintings)
+    def __init__(self, width: int = 16, blocks: int = 3, **options: Any) -> None:
+        super().__init__(width, blocks, **options)
         last = max(index for index, module in enumerate(self.body) if isinstance(module, UpsampleConv))
         self.body = Layers(*self.body[:last], UpsampleConv(width // 2, 3), PhasePixels(3))
-        self.create_vectors(paintings)
+        self.create_vectors(len(self.vectors))
 
 
 NETWORKS: dict[str, type[JohnsonNetwork] | type[FastNetwork]] = {
@@ -387,8 +396,8 @@ def create_network(name: str, width: int, blocks: int, **options: Any) -> Transf
 
 
 def in_words(config: Mapping[str, Any]) -> str:
-    """Return what `create_network` was given as text, but for the paintings: fast, width 48, blocks 4, grain."""
-    options = {key: value for key, value in config.items() if key != "paintings" and value is not False}
+    """Return what `create_network` was given as text, but what changes no weight: fast, width 48, blocks 4, grain."""
+    options = {k: value for k, value in config.items() if k not in ("paintings", "margin") and value is not False}
     told = [key if value is True else f"{key} {value}" for key, value in options.items()]
     return ", ".join(told).removeprefix("name ")
 
