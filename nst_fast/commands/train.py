@@ -268,8 +268,9 @@ def train_command(arguments: list[str]) -> Path | None:
         find_sizes,
         find_style,
     )
-    from nst_fast.commands.progress import TrainingProgress, download_progress
+    from nst_fast.commands.progress import download_progress
     from nst_fast.commands.resume import RUNS, resume_run
+    from nst_fast.commands.training_progress import TrainingProgress
     from nst_fast.training.networks import create_network
     from nst_fast.training.run import Engine, finished_model, steps_in, train
     from nst_fast.training.stroke_size import StrokeSize

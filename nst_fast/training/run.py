@@ -31,11 +31,12 @@ from nst_fast.files import write_atomically
 from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets
 from nst_fast.loss.style_weight import StyleWeightControl
 from nst_fast.stylizing.style_file import SUFFIX, StyleFile
-from nst_fast.training.checkpoints import CHECKPOINT_KEY, LAST, PREVIOUS, Checkpoints, read_checkpoint, trained_network
+from nst_fast.training.checkpoints import CHECKPOINT_KEY, LAST, PREVIOUS, read_checkpoint, trained_network
 from nst_fast.training.content_images import ContentImages
 from nst_fast.training.interruption import Interruption, interrupt_at_once
 from nst_fast.training.networks import TransformationNetwork
 from nst_fast.training.onnx_export import export_checkpoint
+from nst_fast.training.saving import Checkpoints
 from nst_fast.training.style_transfer import Recipe, StyleTransfer
 
 logger = logging.getLogger(__name__)
