@@ -1,10 +1,12 @@
 """Many paintings in one network: how it is trained, chosen from, blended, and how a new painting starts from it."""
 
+import io
 import json
 import math
 import re
 import shlex
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -59,15 +61,19 @@ def command(main, monkeypatch, capfd, *arguments: object) -> Result:
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory) -> Path:
     """A folder with a gallery of three paintings that learned for three steps."""
-    folder = tmp_path_factory.mktemp("gallery")
+    folder = tmp_path_factory.mktemp("my gallery")
     (folder / "paintings").mkdir()
     for number in range(3):
         blocks(number).save(folder / "paintings" / f"{number}.png")
     told = [{"file": f"{number}.png", "name": name, "artist": "A. Blocks"} for number, name in enumerate("abc")]
     (folder / "paintings" / "manifest.json").write_text(json.dumps(told))
-    train_module.train_command(
-        ["style=gallery", f"style.images={folder / 'paintings'}", *SHORT, "init_from=null", f"output={folder}"]
-    )
+    given = ["style=gallery", f"style.images={folder / 'paintings'}", *SHORT, "init_from=null", f"output={folder}"]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+        patch.setattr(sys, "argv", ["train", *given])
+        with pytest.raises(SystemExit) as leaving:
+            train_module.main()
+    assert not leaving.value.code
+    (folder / "printed.txt").write_text(out.getvalue())
     blocks(9, 70, 80).save(folder / "photo.png")
     return folder
 
@@ -137,7 +143,7 @@ def test_a_picture_has_the_style_weight_of_its_painting():
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_content_distance_gives_each_painting_a_style_weight_of_its_own(gallery, monkeypatch, capfd, tmp_path):
     given = [f"style.images={gallery / 'paintings'}", *SHORT, "init_from=null", "style.content_distance=3"]
-    given += [f"output={tmp_path / 'run'}", "trainer.max_steps=12", "trainer.validate_every=6"]
+    given += [f"output={tmp_path / 'run'}", "trainer.max_steps=6", "trainer.validate_every=6"]
     monkeypatch.chdir(tmp_path)
     told = command(train_module.main, monkeypatch, capfd, "train", "style=gallery", *given)
     assert told.code == 0, told.err
@@ -180,11 +186,11 @@ def train_until_step_2(arguments: list[str]) -> None:
 
 
 def test_a_gallery_that_goes_on_is_the_one_that_never_stopped(gallery, tmp_path):
+    """Though it validates after every step."""
     common = ["style=gallery", f"style.images={gallery / 'paintings'}", *SHORT, "init_from=null"]
-    whole = train_module.train_command([*common, f"output={tmp_path / 'whole'}", "trainer.validate_every=1"])
     train_until_step_2([*common, f"output={tmp_path / 'broken'}", "trainer.validate_every=1"])
     resumed = train_module.train_command([f"resume={tmp_path / 'broken'}"])
-    first, second = (import_network(path).state_dict() for path in (whole, resumed))
+    first, second = (import_network(path).state_dict() for path in (gallery / "gallery.onnx", resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -261,10 +267,9 @@ def test_results_are_called_after_the_style(gallery, stylize):
 
 
 def test_the_command_that_training_prints_paints_with_the_gallery(gallery, monkeypatch, capfd, tmp_path):
-    options = ["style=gallery", f"style.images={gallery / 'paintings'}", *SHORT, "init_from=null"]
-    trained = command(train_module.main, monkeypatch, capfd, "train", *options, f"output={tmp_path / 'my run'}")
-    typed = shlex.split(trained.out.splitlines()[-1])
+    typed = shlex.split((gallery / "printed.txt").read_text().splitlines()[-1])
     assert typed[-1] == "photo.jpg"
+    assert " " in str(gallery)  # it is quoted
     done = command(
         stylize_module.main, monkeypatch, capfd, *typed[:-1], gallery / "photo.png", "-o", tmp_path / "painted.png"
     )
@@ -405,12 +410,18 @@ def test_a_manifest_gives_a_painting_a_size_of_its_own(tmp_path):
 def test_minutes_become_the_steps_that_repeat_the_run(tmp_path, capfd):
     blocks(5).save(tmp_path / "mine.png")
     common = ["style=custom", f"style.image={tmp_path / 'mine.png'}", *SHORT[:-1], "init_from=null"]
-    timed = train_module.train_command([*common, "trainer.minutes=0.1", f"output={tmp_path / 'timed'}"])
+    train_until_step_2([*common, "trainer.minutes=0.1", f"output={tmp_path / 'timed'}"])
     (steps,) = re.findall(r"trainer\.max_steps=(\d+) repeats", capfd.readouterr().err)
-    counted = train_module.train_command([*common, f"trainer.max_steps={steps}", f"output={tmp_path / 'counted'}"])
-    first, second = (import_network(path).state_dict() for path in (timed, counted))
-    assert json.loads((tmp_path / "timed" / "summary.json").read_text())["steps"] == int(steps)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    train_until_step_2([*common, f"trainer.max_steps={steps}", f"output={tmp_path / 'counted'}"])
+    timed, counted = (read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("timed", "counted"))
+    configs = [checkpoint["nst_fast"]["config"] for checkpoint in (timed, counted)]
+    assert configs[0]["trainer"] == configs[1]["trainer"]  # their length among it, and no minutes
+    assert configs[0]["trainer"]["max_steps"] == int(steps) > 2
+    assert configs[0]["trainer"]["minutes"] is None
+    assert all(torch.equal(tensor, counted["state_dict"][name]) for name, tensor in timed["state_dict"].items())
+    # Other lengths would have other learning rates by now.
+    rates = [checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] for checkpoint in (timed, counted)]
+    assert rates[0] == rates[1]
 
 
 def test_the_galleries_strength_blends_vectors_and_gives_the_photograph_back():
