@@ -38,6 +38,7 @@ BIN = Path(sys.executable).parent
 PEERS = Path(__file__).resolve().parents[2] / "shared" / "peers"
 OPTIMIZERS = ["lbfgs from content", "adam from content", "lbfgs from noise", "adam from noise"]
 TERMS = ("content", "style", "tv", "total")
+SIZE, ITERATIONS = 96, 20  # of the comparison that most tests look at
 QUICK = ["--size", "48", "--iterations", "2", "--methods", "lbfgs", "--starts", "content"]
 
 
@@ -112,7 +113,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     make_model(cwd / "same.onnx", style="starry_night")
     make_model(cwd / "other.onnx", 1, style="the_scream")
     models = ["--model", "starry_night", "--model", "same.onnx", "--model", "other.onnx"]
-    result = nst_compare(cwd, *models, "--content", "photos", "--size", 128, "--iterations", 30)
+    result = nst_compare(cwd, *models, "--content", "photos", "--size", SIZE, "--iterations", ITERATIONS)
     assert result.code == 0, result.err
     folder = cwd / "comparison"
     return Run(folder, result, read_report(folder), (folder / "report.html").read_text())
@@ -131,8 +132,8 @@ def test_report_says_under_which_conditions(finished):
     assert (report["style"], report["style_size"], report["size"], report["iterations"]) == (
         "starry_night",
         192,
-        128,
-        30,
+        SIZE,
+        ITERATIONS,
     )
     # The teachers that it was trained on are not handed on with it.
     assert report["loss_network"] == file_identity("vgg16_slim", VGG16_SLIM)
@@ -151,7 +152,7 @@ def test_traces_hold_every_iteration_of_every_optimiser(finished):
     for photograph in finished.report["photographs"].values():
         assert list(photograph["optimizers"]) == OPTIMIZERS
         for trace in photograph["optimizers"].values():
-            assert [row["iteration"] for row in trace] == list(range(31))
+            assert [row["iteration"] for row in trace] == list(range(ITERATIONS + 1))
             assert all(set(row) == {"iteration", "seconds", *TERMS} for row in trace)
 
 
@@ -161,7 +162,7 @@ def test_losses_of_the_model_are_those_of_its_pictures_on_the_shipped_targets(fi
     targets = StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").sizes[192]
     stylize = Stylizer(shipped_models()["starry_night"])
     for name, photograph in finished.report["photographs"].items():
-        small = resize_long_side(load_image(finished.folder.parent / "photos" / name), 128)
+        small = resize_long_side(load_image(finished.folder.parent / "photos" / name), SIZE)
         expected = perceptual_losses(loss, targets, to_tensor(stylize(small)), to_tensor(small))
         assert photograph["models"]["starry_night"]["losses"] == pytest.approx(expected, rel=1e-4)
 
@@ -179,7 +180,7 @@ def test_summary_agrees_with_the_traces(finished, model):
             trace, total = photograph["optimizers"][name], photograph["models"][model]["losses"]["total"]
             first = min((row["iteration"] for row in trace if row["total"] <= total), default=None)
             not_reached += first is None
-            iterations.append(30 if first is None else first)
+            iterations.append(ITERATIONS if first is None else first)
             seconds.append(trace[-1 if first is None else first]["seconds"])
         expected = {"median": sum(iterations) / 2, "least": min(iterations), "most": max(iterations)}
         assert passed["iterations"] == {**expected, "not_reached": not_reached}
@@ -266,7 +267,7 @@ def test_the_page_shows_every_picture(finished):
     pictures = Page(finished.page).pictures
     assert len(pictures) == 2 * (1 + 3 + len(OPTIMIZERS))
     for picture, name in zip(pictures[:: len(pictures) // 2], ("cat <1>.png", "cup.png"), strict=True):
-        photo = resize_long_side(load_image(finished.folder.parent / "photos" / name), 128)
+        photo = resize_long_side(load_image(finished.folder.parent / "photos" / name), SIZE)
         assert picture.size == photo.size
         assert np.abs(np.asarray(picture, int) - np.asarray(photo)).mean() < 6  # JPEG
     shown = [np.asarray(p, int)[:32] for p in pictures[1:8]]
