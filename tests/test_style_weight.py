@@ -75,7 +75,7 @@ def test_a_start_that_is_no_weight_is_brought_within_bounds(start, least, most):
 
 def test_training_with_a_content_distance_records_the_weight_it_found(train, tmp_path):
     Image.effect_noise((64, 64), 60).convert("RGB").save(tmp_path / "mine.png")
-    options = ["style=custom", "style.image=mine.png", "style.size=64", *SMALL, *MACHINE, "trainer.max_steps=30"]
+    options = ["style=custom", "style.image=mine.png", "style.size=64", *SMALL, *MACHINE, "trainer.max_steps=12"]
     weights = {}
     for distance in (0.05, 9):
         result = train(*options, f"style.content_distance={distance}", f"output={distance}")
