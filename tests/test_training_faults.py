@@ -104,7 +104,7 @@ def make_pictures(folder: Path, count: int) -> set[str]:
 
 
 def test_bad_pictures_are_counted_and_named_and_the_run_ends(train, tmp_path):
-    unreadable = make_pictures(tmp_path / "pictures", 500)
+    unreadable = make_pictures(tmp_path / "pictures", 100)
     result = train(STYLE, *FIRST, "data=folder", "data.root=pictures", "data.num_workers=0", "output=run")
     assert result.code == 0, result.err
     assert "Traceback" not in result.err
