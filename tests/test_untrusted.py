@@ -684,7 +684,10 @@ def test_damaged_files_are_used_or_refused_in_one_line(name, whole, call):
     commands = {
         "last.ckpt": ["nst-export", "last.ckpt", "-o", "out.onnx"],
         "mine.onnx": ["stylize", "--model", "mine.onnx", "photo.png", "-o", "out.png", "--overwrite"],
-        "mine.safetensors": ["train", "style=custom", "style.targets=mine.safetensors", "loss_network=vgg16_slim"],
+        "mine.safetensors": [
+            *("nst-optimize", "content=photo.png", "style=custom", "style.targets=mine.safetensors"),
+            *("loss_network=vgg16_slim", "size=32", "iterations=1"),
+        ],
     }
     refusals = 0
     for number in range(25):
