@@ -74,6 +74,9 @@ def test_training_from_a_folder_leaves_the_picture_that_the_trained_network_pain
     options = [*TINY, "trainer.max_steps=2", "output=run", "style.underpainting=0"]
     done = run(tmp_path, "train_folder.py", "painting.png", "my photos", "photo.png", "painted.png", *options)
     assert done.returncode == 0, done.stderr
+    started, *progress = done.stderr.splitlines()  # by `train`, a process of its own
+    assert started.startswith("style painting at 64 px")
+    assert all(line.startswith("training: step ") for line in progress), done.stderr  # on a busy machine
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert Path(config["data"]["root"]).samefile(tmp_path / "my photos")
