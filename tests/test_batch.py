@@ -1,5 +1,6 @@
 """`nst-batch`: everything done once, on record, and as `stylize` does it; what is wrong is one line or one row."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -13,7 +14,9 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import fsspec
 import numpy as np
@@ -28,6 +31,8 @@ from nst_fast.batch.inputs import Picture
 from nst_fast.batch.manifest import Keys
 from nst_fast.batch.run import stylize_batch
 from nst_fast.batch.work import Plan, Style
+from nst_fast.commands import batch as batch_command
+from nst_fast.commands import stylize as stylize_command
 from nst_fast.errors import UserError
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.networks import create_network
@@ -37,13 +42,28 @@ HARNESS = Path(__file__).resolve().parents[1] / "benchmarks" / "kill_batch.py"
 GOOD = ["a.jpg", "b.png", "below/a.jpg", "below/deep/c d.é.webp"]
 
 
-def command(name: str, *arguments, folder: Path) -> subprocess.CompletedProcess:
-    call = [sys.executable, "-m", f"nst_fast.commands.{name}", *map(str, arguments), "--threads", "1"]
-    return subprocess.run(call, capture_output=True, text=True, cwd=folder, timeout=300)
+def command(main: Callable[[], NoReturn], *arguments, folder: Path) -> subprocess.CompletedProcess:
+    """Run a command in this process."""
+    call, out, err = ["nst", *map(str, arguments), "--threads", "1"], io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", call)
+        with pytest.raises(SystemExit) as end:
+            main()
+    return subprocess.CompletedProcess(call, end.value.code, out.getvalue(), err.getvalue())
 
 
 def batch(*arguments, folder: Path) -> subprocess.CompletedProcess:
-    return command("batch", *arguments, folder=folder)
+    return command(batch_command.main, *arguments, folder=folder)
+
+
+def stylize(*arguments, folder: Path) -> subprocess.CompletedProcess:
+    return command(stylize_command.main, *arguments, folder=folder)
+
+
+def batch_from_the_shell(*arguments, folder: Path) -> subprocess.CompletedProcess:
+    call = [sys.executable, "-m", "nst_fast.commands.batch", *map(str, arguments), "--threads", "1"]
+    return subprocess.run(call, capture_output=True, text=True, cwd=folder, timeout=300)
 
 
 def rows(output: Path, kind: str = "manifest") -> list[dict]:
@@ -90,12 +110,12 @@ def folder(tmp_path, models):
 
 
 def test_results_are_those_of_stylize_and_rows_say_so(folder):
-    done = batch("--model", "one.onnx", "photos", "-o", "out", "--json", folder=folder)
+    done = batch_from_the_shell("--model", "one.onnx", "photos", "-o", "out", "--json", folder=folder)
     assert (done.returncode, done.stderr) == (1, "")
     told = json.loads(done.stdout)
     assert (told["stylized"], told["failed"], told["done"]) == (4, 1, 5)
     assert json.loads((folder / "out" / "summary.json").read_text())["failed_share"] == 0.2
-    command("stylize", "--model", "one.onnx", "-r", "photos", "-o", "stylized", folder=folder)
+    stylize("--model", "one.onnx", "-r", "photos", "-o", "stylized", folder=folder)
     results = rows(folder / "out")
     assert sorted(row["id"] for row in results) == sorted(f"photos/{name}" for name in GOOD)
     for row in results:
@@ -176,7 +196,7 @@ def test_strengths_are_drawn_from_their_range_and_stylize_gives_the_same(folder)
         assert 0.3 <= row["strength"] <= 0.8
         again = folder / f"again{Path(row['id']).suffix}"
         told = ("--strength", row["strength"], row["id"], "-o", again, "--overwrite")
-        command("stylize", "--model", "one.onnx", *told, folder=folder)
+        stylize("--model", "one.onnx", *told, folder=folder)
         assert again.read_bytes() == (folder / "out" / row["output"]).read_bytes()
 
 
@@ -189,7 +209,7 @@ def test_each_paints_every_picture_by_every_model(folder):
 
 
 def test_tars_go_in_and_out(folder):
-    command("stylize", "--model", "one.onnx", "-r", "photos", "-o", "stylized", folder=folder)
+    stylize("--model", "one.onnx", "-r", "photos", "-o", "stylized", folder=folder)
     for number in range(2):
         (folder / "shards").mkdir(exist_ok=True)
         with tarfile.open(folder / "shards" / f"{number}.tar", "w") as tar:
@@ -272,7 +292,8 @@ def test_what_is_wrong_is_one_line_and_nothing_is_half(folder, arguments, words)
     (folder / "one.tar").write_bytes(b"no tar" * 200)
     save_photo(folder / "late" / "late.jpg")
     before = files(folder / "out")
-    assert_one_line(batch(*arguments, "-o", "out", folder=folder), *words)
+    run = batch_from_the_shell if "--address" in arguments else batch  # Ray is not imported for one line
+    assert_one_line(run(*arguments, "-o", "out", folder=folder), *words)
     assert files(folder / "out") == before
 
 
@@ -322,7 +343,7 @@ def test_a_full_disk_is_one_line_and_the_rest_is_done_once_there_is_room(folder)
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", small], capture_output=True).returncode:
         pytest.skip("no right to mount")
     try:
-        done = batch("--model", "one.onnx", "photos", "-o", "small/out", folder=folder)
+        done = batch_from_the_shell("--model", "one.onnx", "photos", "-o", "small/out", folder=folder)
         assert_one_line(done, "No space left on device")
         written = rows(small / "out")
         assert len(written) < 44
@@ -380,7 +401,7 @@ def test_keys_are_a_set():
 
 
 def batch_on_ray(*arguments, folder: Path) -> subprocess.CompletedProcess:
-    done = batch(*arguments, "--address", "local", folder=folder)
+    done = batch_from_the_shell(*arguments, "--address", "local", folder=folder)
     if "The current node timed out during startup" in done.stderr:
         pytest.skip("Ray gives a node 30 seconds to start, and the machine was too busy for it")
     return done
