@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import skimage.data
 from PIL import Image
 
+from nst_fast.commands import stylize as stylize_command
 from nst_fast.errors import UserError
 from nst_fast.stylizing.any_painting import BORDER, AnyPainting, padded
 from nst_fast.stylizing.whitening import (
@@ -181,15 +183,26 @@ def test_a_painting_that_is_too_long_is_one_line(tmp_path):
         AnyPainting({painting(tmp_path / "long.png", (170, 10)): 1})
 
 
-def stylize(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nst_fast.commands.stylize", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def stylize(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command in this process."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        given = ["stylize", *map(str, arguments)]
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", given)
+        with pytest.raises(SystemExit) as leaving:
+            stylize_command.main()
+        return subprocess.CompletedProcess(given, leaving.value.code, *capfd.readouterr())
+
+    return call
 
 
-def test_command(tmp_path, photograph):
+def test_command(tmp_path, photograph, stylize):
     photograph.save(tmp_path / "photo.png")
     a, b = painting(tmp_path / "a,=1.png", seed=1), painting(tmp_path / "b.png", seed=2)
-    done = stylize("--painting", a, tmp_path / "photo.png")
+    given = [sys.executable, "-m", "nst_fast.commands.stylize", "--painting", a, tmp_path / "photo.png"]
+    done = subprocess.run(given, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'photo.a,=1.png'}\n"), done.stderr
     expected = np.asarray(AnyPainting({a: 1}).stylize(photograph))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "photo.a,=1.png")), expected)
@@ -218,7 +231,7 @@ def test_command(tmp_path, photograph):
         (["--painting", "text.png", "photo.png"], "text.png cannot be read as a picture"),
     ],
 )
-def test_faults_are_one_line(tmp_path, photograph, monkeypatch, arguments, said):
+def test_faults_are_one_line(tmp_path, photograph, monkeypatch, stylize, arguments, said):
     monkeypatch.chdir(tmp_path)
     photograph.save("photo.png")
     Path("text.png").write_text("no picture")
