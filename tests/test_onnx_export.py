@@ -163,11 +163,12 @@ def test_place_that_cannot_be_written_is_a_user_error(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("float_nchw", [False, True])
+OPTIONS = [{"name": n, "grain": g, "contrast": c} for n in NETWORKS for g in (False, True) for c in (False, True)]
+WITH_ALL = [options for options in OPTIONS if options["grain"] and options["contrast"]]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{"name": n, "grain": g, "contrast": c} for n in NETWORKS for g in (False, True) for c in (False, True)],
-    ids=str,
+    ("options", "float_nchw"), [*((o, False) for o in OPTIONS), *((o, True) for o in WITH_ALL)], ids=str
 )
 def test_a_models_network_comes_back_with_the_weights_that_it_was_trained_with(options, float_nchw, tmp_path):
     config = {**options, "width": 8, "blocks": 1}
