@@ -1,5 +1,6 @@
 """Models in 8-bit integers: what they do, against the same in floating point and against ONNX's own evaluator."""
 
+import functools
 import itertools
 import json
 import shutil
@@ -20,6 +21,7 @@ from nst_fast.loss.pretrained import create_loss_network
 from nst_fast.loss.style_targets import StyleTargets
 from nst_fast.loss.tensors import to_tensor
 from nst_fast.loss.terms import layer_gram_matrix
+from nst_fast.stylizing import quantization
 from nst_fast.stylizing.images import resize_short_side
 from nst_fast.stylizing.quantization import SHORT_SIDE, export_int8, quantize
 from nst_fast.stylizing.stylizer import Stylizer
@@ -46,6 +48,12 @@ def paintings_of(network) -> dict[str, str]:
     """The metadata that name a network's paintings, where it has several."""
     names = [{"name": f"painting {number}"} for number in range(len(network.vectors))]
     return {"paintings": json.dumps(names)} if len(names) > 1 else {}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Lay 8 bits over photographs of a seventh of the pixels that models are released with, in as much of the time."""
+    monkeypatch.setattr(quantization, "SHORT_SIDE", 192)
 
 
 @pytest.fixture(scope="module", params=[*NETWORKS, "contrast", "gallery"])
@@ -158,7 +166,7 @@ def test_the_metadata_are_the_models_and_say_how_near_it_comes(pair):
 
 
 @pytest.mark.parametrize("factor", [0, 1e-4, 1e-2, 100])
-def test_a_channel_that_hardly_changes_or_changes_much_does_no_harm(factor, tmp_path):
+def test_a_channel_that_hardly_changes_or_changes_much_does_no_harm(factor, small, tmp_path):
     torch.manual_seed(0)
     network = create_network("fast", 8, 1)
     with torch.no_grad():
@@ -172,7 +180,7 @@ def test_a_channel_that_hardly_changes_or_changes_much_does_no_harm(factor, tmp_
     assert psnr(Stylizer(before)(photograph(96, 96)), Stylizer(after)(photograph(96, 96))) > 33
 
 
-def test_ranges_are_those_of_all_photographs_together(pair):
+def test_ranges_are_those_of_all_photographs_together(pair, small):
     """A picture of little contrast and colour would leave most of 8 bits unused, or clip what others have."""
     model = Stylizer(pair[0])
     black = np.zeros((64, 64, 3), np.uint8)
@@ -180,17 +188,17 @@ def test_ranges_are_those_of_all_photographs_together(pair):
         quantized = quantize(pair[0], photographs)
         session = model.create_session(quantized.SerializeToString())
         picture = photograph(128, 128)
-        assert psnr(model(picture), session.run(None, {"image": picture[None]})[0][0]) > 33
+        assert psnr(model(picture), session.run(None, {"image": picture[None]})[0][0]) > 34.5
 
 
-def test_what_comes_out_too_different_is_refused_and_not_written(pair, tmp_path, monkeypatch):
+def test_what_comes_out_too_different_is_refused_and_not_written(pair, small, tmp_path, monkeypatch):
     monkeypatch.setattr("nst_fast.stylizing.quantization.LEAST_PSNR", 99.0)
     with pytest.raises(UserError, match=r"too different, \d\d\.\d dB .* 99 dB are needed"):
         export_int8(pair[0], tmp_path / "out.onnx", SEEN, HELD_OUT)
     assert not list(tmp_path.iterdir())
 
 
-def test_models_that_are_not_as_exported_are_refused(pair, tmp_path):
+def test_models_that_are_not_as_exported_are_refused(pair, small, tmp_path):
     photographs = [skimage.data.astronaut()]
     with pytest.raises(UserError, match="in 8-bit integers already"):
         quantize(pair[1], photographs)
@@ -248,7 +256,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("change", "told"), CHANGES.values(), ids=CHANGES)
-def test_an_altered_model_is_refused_in_one_line(change, told, pair, tmp_path, recwarn):
+def test_an_altered_model_is_refused_in_one_line(change, told, pair, small, tmp_path, recwarn):
     with pytest.raises(UserError, match=told) as caught:
         export_int8(changed(pair[0], tmp_path, change), tmp_path / "out.onnx", SEEN, HELD_OUT)
     assert "changed.onnx" in str(caught.value)
@@ -257,7 +265,7 @@ def test_an_altered_model_is_refused_in_one_line(change, told, pair, tmp_path, r
     assert not (tmp_path / "out.onnx").exists()
 
 
-def test_a_norms_epsilon_is_kept(pair, tmp_path):
+def test_a_norms_epsilon_is_kept(pair, small, tmp_path):
     def enlarge(graph):
         for node in graph.node:
             if node.op_type == "InstanceNormalization":
@@ -269,7 +277,7 @@ def test_a_norms_epsilon_is_kept(pair, tmp_path):
     assert {(a.name, a.f) for n in norms for a in n.attribute} == {("epsilon", np.float32(1e-2))}
 
 
-def test_nodes_without_names_and_an_input_of_another_name_are_fine(pair, tmp_path):
+def test_nodes_without_names_and_an_input_of_another_name_are_fine(pair, small, tmp_path):
     def rename(graph):
         graph.input[0].name = "photograph"
         for node in graph.node:
@@ -279,11 +287,11 @@ def test_nodes_without_names_and_an_input_of_another_name_are_fine(pair, tmp_pat
                     node.input[number] = "photograph"
 
     model = changed(pair[0], tmp_path, rename)
-    integer = export_int8(model, tmp_path / "int8.onnx", SEEN, HELD_OUT)
-    assert np.array_equal(Stylizer(integer)(photograph(64, 80)), Stylizer(pair[1])(photograph(64, 80)))
+    integer, named = (export_int8(m, tmp_path / f"{m.stem}.int8.onnx", SEEN, HELD_OUT) for m in (model, pair[0]))
+    assert np.array_equal(Stylizer(integer)(photograph(64, 80)), Stylizer(named)(photograph(64, 80)))
 
 
-def test_a_bias_that_32_bits_cannot_hold_in_small_steps_takes_larger_ones(pair, tmp_path):
+def test_a_bias_that_32_bits_cannot_hold_in_small_steps_takes_larger_ones(pair, small, tmp_path):
     """Weights of next to nothing would have such steps, and a bias in them would be past the largest number."""
 
     def shrink(values):
@@ -306,7 +314,7 @@ def test_the_model_itself_is_not_replaced(pair, tmp_path):
     assert model.read_bytes() == pair[0].read_bytes()
 
 
-def test_a_transposed_convolution_that_computes_is_refused(tmp_path):
+def test_a_transposed_convolution_that_computes_is_refused(small, tmp_path):
     model = onnx.load(export(create_network("fast", 8, 1), tmp_path / "model.onnx", METADATA))
     name = next(node.input[1] for node in model.graph.node if node.op_type == "ConvTranspose")
     weight = next(t for t in model.graph.initializer if t.name == name)
@@ -321,35 +329,47 @@ def test_training_cannot_go_on_from_integers(pair):
         import_network(pair[1])
 
 
+@functools.cache
+def released(name: str) -> tuple[Stylizer, Stylizer]:
+    """A released model in floating point and in 8 bits."""
+    return Stylizer(shipped_models()[name]), Stylizer(find_model(f"{name}.int8"))
+
+
 @pytest.mark.parametrize("name", STYLES)
 def test_a_released_model_ships_in_8_bits_too(name):
     model, integer = shipped_models()[name], find_model(f"{name}.int8")
     assert shipped_models(int8=True)[f"{name}.int8"] == integer
     assert integer.stat().st_size < model.stat().st_size / 2
-    before, after = Stylizer(model), Stylizer(integer)
+    before, after = released(name)
     assert {key: after.metadata[key] for key in before.metadata} == before.metadata
     assert json.loads(after.metadata["config"])["style"]["name"] == name
 
 
 PICTURES = [
-    skimage.data.retina()[300:812, 300:1000],
-    skimage.data.retina()[300:812, 300:1000] // 16,
+    skimage.data.retina()[300:812, 300:812],
+    skimage.data.retina()[300:812, 300:812] // 16,
     skimage.data.coffee(),
     np.ascontiguousarray(skimage.data.astronaut()[:, ::-1]),
 ]
 
 
+@functools.cache
+def painted(name: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a released model makes of one of the pictures, in floating point and in 8 bits."""
+    before, after = released(name)
+    return before(PICTURES[number]), after(PICTURES[number])
+
+
 @pytest.mark.xfail(reason="30 to 36 dB: strokes are bold, and what 8 bits change in the first run grows", strict=True)
 @pytest.mark.parametrize("name", STYLES)
 def test_a_released_model_paints_in_8_bits_what_it_paints_in_floating_point(name):
-    before, after = Stylizer(shipped_models()[name]), Stylizer(find_model(f"{name}.int8"))
-    for seen in PICTURES:
-        assert psnr(before(seen), after(seen)) > 36
+    for number in range(len(PICTURES)):
+        assert psnr(*painted(name, number)) > 36
 
 
 @pytest.mark.parametrize("name", STYLES)
 def test_a_released_model_comes_as_near_to_the_painting_in_8_bits(name):
-    before, after = Stylizer(shipped_models()[name]), Stylizer(find_model(f"{name}.int8"))
+    before, after = released(name)
     network = create_loss_network("vgg16_slim")
     targets = StyleTargets.load(ASSETS / "style_targets" / f"{name}.safetensors")
     grams = targets.sizes[int(before.metadata["style_size"])]
@@ -359,21 +379,22 @@ def test_a_released_model_comes_as_near_to_the_painting_in_8_bits(name):
         made = {layer: layer_gram_matrix(network, layer, found) for layer, found in features.items()}
         return sum(float((gram - grams[k]).square().sum() / grams[k].square().sum()) for k, gram in made.items())
 
-    for seen in PICTURES:
+    for number, seen in enumerate(PICTURES):
         assert psnr(before.run_once(seen[None]), after.run_once(seen[None])) > 33
-        assert distance(after(seen)) < 1.05 * distance(before(seen))
+        floating, integer = painted(name, number)
+        assert distance(integer) < 1.05 * distance(floating)
 
 
 @pytest.mark.parametrize("name", STYLES)
 def test_a_flat_picture_gives_the_strokes_that_it_gives_in_floating_point(name):
     """What there is in it is grain, if there is any; 8 bits neither drown it nor make a pattern of their own."""
-    before, after = Stylizer(shipped_models()[name]), Stylizer(find_model(f"{name}.int8"))
+    before, after = released(name)
     for value in (0, 120, 255):
         flat = np.full((240, 320, 3), value, np.uint8)
         assert psnr(before(flat), after(flat)) > 25
 
 
-def test_the_scales_undo_what_the_norm_undoes(tmp_path):
+def test_the_scales_undo_what_the_norm_undoes(small, tmp_path):
     """A convolution of one channel and its integers: the same up to scale and offset of every channel of its output."""
     torch.manual_seed(1)
     network = create_network("johnson", 8, 1).eval()
