@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -13,15 +14,21 @@ from torch import Tensor
 from nst_fast.stylizing.images import resize_short_side
 
 
-def bundled_photographs(held_out: bool = False) -> list[np.ndarray]:
+@functools.cache
+def bundled_photographs(held_out: bool = False) -> tuple[np.ndarray, ...]:
     """Return scikit-image's colour photographs (public domain or CC0), or the two held out for validation.
 
-    uint8 RGB (H, W, 3): astronaut, rocket, motorcycle and deep field; held out are the cat and the cup of coffee.
+    uint8 RGB (H, W, 3), read once and not to be written to: astronaut, rocket, motorcycle and deep field; held out are
+    the cat and the cup of coffee.
     """
     if held_out:
-        return [skimage.data.chelsea(), skimage.data.coffee()]
-    left, _, _ = skimage.data.stereo_motorcycle()
-    return [skimage.data.astronaut(), skimage.data.rocket(), left, skimage.data.hubble_deep_field()]
+        photographs = [skimage.data.chelsea(), skimage.data.coffee()]
+    else:
+        left, _, _ = skimage.data.stereo_motorcycle()
+        photographs = [skimage.data.astronaut(), skimage.data.rocket(), left, skimage.data.hubble_deep_field()]
+    for photograph in photographs:
+        photograph.flags.writeable = False
+    return tuple(photographs)
 
 
 def random_window(photograph: np.ndarray, size: int, smallest: int, rng: np.random.Generator) -> np.ndarray:
