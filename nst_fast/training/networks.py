@@ -261,7 +261,7 @@ class TransformationNetwork(nn.Module):
     Attributes:
         vectors: of the paintings, (S, V).
         stride: total down-sampling.
-        margin: what is seen around the picture outside training, in pixels, a multiple of the stride up to 64.
+        margin: what is seen around the picture outside training, in pixels, a multiple of the stride up to 24.
     """
 
     stride: ClassVar[int] = STRIDE
@@ -356,8 +356,8 @@ class FastNetwork(TransformationNetwork):
         margin: int = 8,
     ) -> None:
         super().__init__()
-        if margin not in range(0, 65, self.stride):
-            raise UserError(f"network.margin is {margin}; a multiple of {self.stride} from 0 to 64 is needed, px")
+        if margin not in range(0, 25, self.stride):  # training pictures, which validation paints, may be of 32 px
+            raise UserError(f"network.margin is {margin}; a multiple of {self.stride} from 0 to 24 is needed, px")
         self.margin = int(margin)
         half, full = width // 2, width // 4
         self.stem = Layers(nn.Conv2d(3, width, 12, 4, 4, padding_mode="reflect"), Norm(width), nn.ReLU())
