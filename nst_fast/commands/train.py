@@ -55,6 +55,7 @@ Train a network on a style and export it to ONNX.
   output=FOLDER            folder of the run (default: runs/train/<style>/<time>)
 
   network=NAME             fast, tiny or johnson
+  network.margin=24        takes away lines that the finished model paints along borders (default 8)
   network.grain=true       strokes grow from a fixed map of noise in flat places
   network.contrast=true    strokes grow from the photograph's own faint contrast
   loss=NAME                balanced, gatys or johnson
