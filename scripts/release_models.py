@@ -50,6 +50,9 @@ trained on: 0 is a perfect match. The judge shares no code with us. It sees with
 last, and with parts of VGG-19, on which none learned. `scripts/release_models.py` wrote this page.
 
 The four single models go on from the gallery. [How the gallery was trained](../docs/research/gallery.md#training).
+
+great_wave and the_scream learned with the usual margin of 8 px, in which their validation losses were measured. Then
+they were exported with 24 px, so that no lines run along borders.
 """
 TRAINING = ("steps", "seconds", "images_per_second", "device", "precision", "validation_losses", "versions")
 SIZES = (256, 720)  # px, of the judge's photographs
@@ -166,7 +169,7 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
     command = command_of(config)
     integers = shipped_models(int8=True)[f"{name}{INT8}"]
     everyone = f"train style={name} loss_network=vgg19 data=coco"
-    kept = ("loss", "loss.style_weight", "style.size", "trainer.max_steps")
+    kept = ("loss", "loss.style_weight", "style.size", "network.margin", "trainer.max_steps")
     everyone += "".join(f" {option}" for option in command.split() if option.split("=")[0] in kept)
     rows = {
         "painting": f"[{told['title']}]({style['url']}), {told['artist']}, {style['year']}; {told['licence']}",
@@ -182,7 +185,7 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
         "network": told["network"],
         "training": f"{training['seconds'] / 60:.1f} minutes on {training['device']} ({training['machine']}), "
         f"{training['precision']}, torch {training['versions']['torch']}",
-        "validation losses": ", ".join(f"{k[4:-5]} {float(v):.3g}" for k, v in told.items() if k.startswith("val_")),
+        "validation losses": ", ".join(f"{k[4:-5]} {float(v):.3g}" for k, v in sorted(told.items()) if k.startswith("val_")),
         **{
             f"judge at {size} px": ", ".join(f"{k} {v:.3g}" for k, v in found.items())
             + f"; photographs untouched: style_vgg16 {figures['untouched'][size]['style_vgg16']:.2g}, "
