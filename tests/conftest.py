@@ -1,10 +1,15 @@
 """What tests share: one thread a process, a cache of their own, and `train` in this process."""
 
+import contextlib
+import logging
 import os
+import signal
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 import pytest
@@ -26,6 +31,54 @@ class Result(NamedTuple):
     code: int
     out: str
     err: str
+
+
+@contextlib.contextmanager
+def state_kept() -> Iterator[None]:
+    """Put back what a command leaves in its process, which ends with it where it has one of its own."""
+    environment, handlers, hook = dict(os.environ), list(logging.getLogger("nst_fast").handlers), threading.excepthook
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        logging.getLogger("nst_fast").handlers[:] = handlers
+        threading.excepthook = hook
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def printed(number: int, name: str) -> Iterator[Callable[[], str]]:
+    """Catch what this process writes to a file descriptor, libraries in C++ too; what is yielded reads it."""
+    before = os.dup(number)
+    with tempfile.TemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        os.dup2(file.fileno(), number)
+        with open(os.dup(number), "w", encoding="utf-8", buffering=1) as stream:  # noqa: PTH123
+            patch.setattr(sys, name, stream)
+
+            def read() -> str:
+                stream.flush()
+                file.seek(0)
+                return file.read().decode("utf-8", "surrogateescape")
+
+            try:
+                yield read
+            finally:
+                os.dup2(before, number)
+                os.close(before)
+
+
+def run_main(main: Callable[[], Any], name: str, *arguments: object, folder: Path, **environment: str) -> Result:
+    """Run a command in this process as the shell does in its own, in a folder, and leave nothing of it here."""
+    with state_kept(), printed(1, "stdout") as out, printed(2, "stderr") as err, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        os.environ.update(environment)
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Result(end.value.code or 0, out(), err())
 
 
 @pytest.hookimpl(wrapper=True)
@@ -60,7 +113,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     def command(*arguments: str) -> Result:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
-        with pytest.raises(SystemExit) as end:
+        with state_kept(), pytest.raises(SystemExit) as end:
             train_command.main()
         return Result(end.value.code or 0, *capsys.readouterr())
 

@@ -1,6 +1,5 @@
 """`nst-batch`: everything done once, on record, and as `stylize` does it; what is wrong is one line or one row."""
 
-import contextlib
 import csv
 import hashlib
 import io
@@ -24,6 +23,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from conftest import run_main
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
@@ -44,13 +44,8 @@ GOOD = ["a.jpg", "b.png", "below/a.jpg", "below/deep/c d.é.webp"]
 
 def command(main: Callable[[], NoReturn], *arguments, folder: Path) -> subprocess.CompletedProcess:
     """Run a command in this process."""
-    call, out, err = ["nst", *map(str, arguments), "--threads", "1"], io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", call)
-        with pytest.raises(SystemExit) as end:
-            main()
-    return subprocess.CompletedProcess(call, end.value.code, out.getvalue(), err.getvalue())
+    done = run_main(main, "nst", *arguments, "--threads", "1", folder=folder)
+    return subprocess.CompletedProcess(list(arguments), *done)
 
 
 def batch(*arguments, folder: Path) -> subprocess.CompletedProcess:

@@ -170,7 +170,7 @@ def test_leaves_fall_from_the_largest_to_the_smallest_and_most_are_small(monkeyp
     medians = []
     for seed in range(40):
         radii.clear()
-        dead_leaves(64, list(bundled_photographs()[:1]), np.random.default_rng(seed))
+        dead_leaves(64, bundled_photographs()[:1], np.random.default_rng(seed))
         assert radii == sorted(radii, reverse=True)
         if len(radii) > 150:
             medians.append(np.median(radii) / min(radii))

@@ -1,7 +1,5 @@
 """The commands as a user meets them: what they write, what they say, how they exit."""
 
-import contextlib
-import io
 import os
 import pickle
 import shutil
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import run_main
 from PIL import Image
 
 import nst_fast
@@ -44,13 +43,7 @@ def stylize_from_the_shell(*arguments, folder: Path, **environment: str) -> subp
 
 def call_here(name: str, *arguments, folder: Path) -> subprocess.CompletedProcess:
     """Run a command in this process."""
-    given, out, err = [name, *map(str, arguments)], io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", given)
-        with pytest.raises(SystemExit) as leaving:
-            COMMANDS[name]()
-    return subprocess.CompletedProcess(given, leaving.value.code, out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess([name, *arguments], *run_main(COMMANDS[name], name, *arguments, folder=folder))
 
 
 def stylize(*arguments, folder: Path) -> subprocess.CompletedProcess:

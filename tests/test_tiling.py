@@ -154,6 +154,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "johnson, opset 17": lambda: exported(seeded(lambda: create_network("johnson", 8, 1)), 17),
     "uint8": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1)), {"min_size": "16"}),
     "gallery": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1, paintings=3)), {"min_size": "16"}),
+    "a wide margin": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1, margin=24)), {"min_size": "28"}),
     "contrast": lambda: to_onnx(
         seeded(lambda: create_network("fast", 16, 1, grain=False, contrast=True)), {"min_size": "16"}
     ),

@@ -1,10 +1,7 @@
 """The command `train`, as a user types it: what it leaves behind, and one line for every mistake."""
 
-import gc
 import hashlib
-import io
 import json
-import multiprocessing
 import os
 import re
 import shlex
@@ -14,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +22,7 @@ import pytest
 import skimage.data
 import torch
 import yaml
-from conftest import Result
+from conftest import Result, run_main
 from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
@@ -44,7 +40,6 @@ from nst_fast.loss.tensors import to_tensor
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.checkpoints import read_checkpoint
 from nst_fast.training.networks import FastNetwork
-from nst_fast.training.style_transfer import StyleTransfer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),
@@ -106,15 +101,7 @@ class Run(NamedTuple):
 def run_in_process(cwd: Path, *arguments: str, **environment: str) -> Run:
     """Run `train` to its end in this process, in a folder in which it is the first."""
     day, start = datetime.now(timezone.utc).date(), time.monotonic()
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(cwd)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        patch.setattr(sys, "argv", ["train", *arguments])
-        with pytest.raises(SystemExit) as end:
-            train_command.main()
-    result = Result(end.value.code or 0, out.getvalue(), err.getvalue())
+    result = run_main(train_command.main, "train", *arguments, folder=cwd, **environment)
     assert result.code == 0, result.err
     (folder,) = (cwd / "runs" / "train").glob("*/*")
     return Run(cwd, folder, result, day, time.monotonic() - start)
@@ -122,13 +109,15 @@ def run_in_process(cwd: Path, *arguments: str, **environment: str) -> Run:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One smoke run in a folder that holds pic.jpg and photo.jpg; test_examples.py has one in a new process."""
+    """One smoke run, typed in a folder that holds pic.jpg and photo.jpg."""
     cwd = tmp_path_factory.mktemp("finished")
     draw_picture(cwd / "pic.jpg", side=32)
     Image.fromarray(skimage.data.chelsea()).save(cwd / "photo.jpg")
-    run = run_in_process(cwd, *CUSTOM, *SMOKE)
-    assert run.folder.parent == cwd / "runs" / "train" / "pic"
-    return run
+    day, start = datetime.now(timezone.utc).date(), time.monotonic()
+    result = shell([str(BIN / "train"), *CUSTOM, *SMOKE], cwd)
+    assert result.code == 0, result.err
+    (folder,) = (cwd / "runs" / "train" / "pic").iterdir()
+    return Run(cwd, folder, result, day, time.monotonic() - start)
 
 
 def test_a_run_leaves_exactly_the_files_that_are_documented(finished):
@@ -497,7 +486,9 @@ def test_a_warm_start_from_a_model_is_the_network_that_it_was_exported_from(fini
         torch.testing.assert_close(tensor, weights[1][name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "said"), [("gallery", []), ("great_wave", ["init_from=great_wave"])])
+@pytest.mark.parametrize(
+    ("name", "said"), [("gallery", []), ("great_wave", ["init_from=great_wave", "network.margin=24"])]
+)
 def test_a_network_starts_from_the_gallerys_mean_or_the_shipped_model_that_is_named(name, said, train):
     """Its very picture, but for rounding to bytes: one step that learns nothing changes nothing."""
     draw_picture(Path("pic.jpg"))
@@ -541,8 +532,8 @@ def endless(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize(
     ("send", "number"),
     [
-        ("killpg", signal.SIGINT),  # by Ctrl-C in a terminal
-        pytest.param("kill", signal.SIGTERM, marks=pytest.mark.slow),  # by a supervisor: the next test, but its exit
+        ("kill", signal.SIGTERM),  # by a supervisor
+        pytest.param("killpg", signal.SIGINT, marks=pytest.mark.slow),  # by Ctrl-C in a terminal
         pytest.param("killpg", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("kill", signal.SIGINT, marks=pytest.mark.slow),
     ],
@@ -556,43 +547,10 @@ def test_an_interrupted_run_leaves_a_checkpoint_and_says_how_to_go_on(send, numb
     started, *progress, stopped = err.splitlines()
     assert started.startswith("style pic at 64 px")
     assert all(line.startswith("training: step ") for line in progress), err  # on a busy machine
-    assert_stopped(stopped, tmp_path)
-
-
-def assert_stopped(line: str, folder: Path) -> None:
-    """Check what a run said last that was interrupted, and its checkpoint."""
-    assert line.startswith("train: stopped at step ")
-    (path,) = re.findall(r"resume=(\S+)", line)
-    ours = torch.load(folder / shlex.split(path)[0], weights_only=True)["nst_fast"]
-    assert f"stopped at step {ours['step']};" in line
+    (path,) = re.findall(r"resume=(\S+)", stopped)
+    ours = torch.load(tmp_path / shlex.split(path)[0], weights_only=True)["nst_fast"]
+    assert stopped.startswith(f"train: stopped at step {ours['step']};")
     assert ours["step"] == ours["batches_seen"] >= 2
-
-
-@pytest.mark.skipif(os.name == "nt", reason="a signal to a process is POSIX")
-def test_sigterm_to_a_run_with_a_worker_ends_both(train, tmp_path, monkeypatch):
-    """The worker does not hear of it."""
-    draw_picture(Path("pic.jpg"))
-    whole_step, workers = StyleTransfer.training_step, []
-
-    def interrupted(self: StyleTransfer, batch: Any, index: int) -> None:
-        whole_step(self, batch, index)
-        if self.batches_seen == 3:
-            workers.extend(multiprocessing.active_children())
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(StyleTransfer, "training_step", interrupted)
-    options = [*SMALL, "data.num_workers=1", "trainer.max_steps=1000000", "trainer.validate_every=2"]
-    done = train(*CUSTOM, *options, "output=stopped")
-    assert (done.code, done.out) == (1, "")
-    started, *progress, stopped = done.err.splitlines()
-    assert started.startswith("style pic at 64 px")
-    assert all(line.startswith("training: step ") for line in progress), done.err  # on a busy machine
-    assert_stopped(stopped, tmp_path)
-    assert workers
-    gc.collect()  # an iterator that nobody has any more ends its workers
-    for worker in workers:
-        worker.join(30)
-        assert not worker.is_alive()
 
 
 def assert_one_line(result: Result, *words: str) -> None:
@@ -636,6 +594,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "negative steps": ([*CUSTOM, "trainer.max_steps=-5"], ["trainer.max_steps", "-5"]),
     "steps in words": ([*CUSTOM, "trainer.max_steps=abc"], ["trainer.max_steps", "abc"]),
     "half a step": ([*CUSTOM, "trainer.max_steps=2.5"], ["trainer.max_steps", "2.5"]),
+    "odd margin": ([*CUSTOM, "network.margin=6"], ["network.margin is 6", "a multiple of 4 from 0 to 24"]),
     "style of no size": ([*CUSTOM, "style.size=0"], ["style.size", "0"]),
     "underpainting of more than all": ([*CUSTOM, "style.underpainting=2"], ["style.underpainting", "2"]),
     "empty batches": ([*CUSTOM, "data.batch_size=0"], ["data.batch_size", "0"]),
@@ -759,10 +718,18 @@ def test_a_checkpoint_of_a_run_with_other_options_is_refused_in_one_line(change,
 
 
 def test_the_console_script_fails_in_one_line_too(tmp_path):
-    """Before it loads Lightning; what it prints later stands alone as well when a run is interrupted, see above."""
+    """Before it loads Lightning."""
     arguments, words = MISTAKES["unknown option"]
     assert_one_line(shell([str(BIN / "train"), *SMOKE, *arguments], tmp_path), *words)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_console_script_fails_in_one_line_once_lightning_is_loaded(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
+    arguments, words = MISTAKES["broken picture"]
+    assert_one_line(shell([str(BIN / "train"), *SMOKE, *arguments], tmp_path), *words)
+    assert [p.name for p in tmp_path.iterdir()] == ["broken.jpg"]
 
 
 def test_cfg_prints_the_config_and_trains_nothing(train, tmp_path):

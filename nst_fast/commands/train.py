@@ -411,7 +411,8 @@ def main() -> None:
         tune_torch()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         # The log is written by a thread of TensorBoard's, whose errors come up again in this one.
-        threading.excepthook = lambda e: None if isinstance(e.exc_value, OSError) else threading.__excepthook__(e)
+        hook = threading.excepthook
+        threading.excepthook = lambda e: None if isinstance(e.exc_value, OSError) else hook(e)
         try:
             from omegaconf import OmegaConf
 
@@ -427,7 +428,7 @@ def main() -> None:
             place = error.filename or "cannot write the run"
             raise UserError(f"{place}: {error.strerror or error}; go on with resume=last") from error
         finally:
-            threading.excepthook = threading.__excepthook__
+            threading.excepthook = hook
         if model is not None:
             show_result(model)
 

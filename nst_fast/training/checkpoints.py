@@ -89,6 +89,8 @@ def upgraded(config: Any) -> Any:
         loss["style_weight"] = loss["style_weight"] * style.pop("weight")
     if network.get("grain") in ("noise", "contrast", "none"):
         network["grain"], network["contrast"] = network["grain"] == "noise", network["grain"] == "contrast"
+    if network.get("name") in ("fast", "tiny"):
+        network.setdefault("margin", 8)
     for key in ("cpu_steps", "gpu_steps"):
         trainer.pop(key, None)
     return config

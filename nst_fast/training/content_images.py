@@ -59,7 +59,7 @@ class BundledImages(Dataset[Tensor]):
     def __init__(self, size: int, seed: int, dead_leaves_share: float, window: float = 0.5) -> None:
         self.size, self.seed, self.share = size, seed, dead_leaves_share
         self.smallest = max(round(window * size), 1)
-        self.photographs = list(bundled_photographs())
+        self.photographs = bundled_photographs()
         self.skipped: list[tuple[Path, str]] = []
 
     def __getitem__(self, index: int) -> Tensor:

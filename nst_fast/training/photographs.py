@@ -66,7 +66,7 @@ def leaf(centre: np.ndarray, radius: float, rng: np.random.Generator) -> list[tu
     return [(float(x), float(y)) for x, y in points]
 
 
-def dead_leaves(size: int, photographs: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+def dead_leaves(size: int, photographs: tuple[np.ndarray, ...], rng: np.random.Generator) -> np.ndarray:
     """Return overlapping leaves of power-law sizes (Lee, Mumford & Huang 2001), uint8 (size, size, 3).
 
     A leaf is a gradient, a grain or a piece of a photograph, in natural colours: edges, flats, textures at all scales.
@@ -92,7 +92,7 @@ def dead_leaves(size: int, photographs: list[np.ndarray], rng: np.random.Generat
     grain = rng.normal(0, 1, (size, size, 1)).astype(np.float32)
     pixels += grain * (rng.random(count + 1) ** 4 * 0.25).astype(np.float32)[labels][..., None]
     pieces = rng.random(count + 1)[labels] < rng.choice([0.0, 0.3])
-    filling = random_window(photographs[rng.integers(len(photographs))], size, size // 2, rng)
+    filling = random_window(photographs[int(rng.integers(len(photographs)))], size, size // 2, rng)
     pixels[pieces] = filling[pieces].astype(np.float32) / 255
     image = Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.GaussianBlur(float(rng.choice([0.6, 0.6, 1.0, 2.0])))))
