@@ -402,6 +402,7 @@ def batch_on_ray(*arguments, folder: Path) -> subprocess.CompletedProcess:
     return done
 
 
+@pytest.mark.slow  # two actors load onnxruntime and Ray
 @pytest.mark.skipif(sys.platform == "win32", reason="Ray's clusters there are another matter")
 def test_two_actors_do_what_one_process_does(folder):
     models = ("--model", "one.onnx", "--model", "two.onnx")

@@ -74,6 +74,7 @@ def train_in_float64(folder: Path, processes: int, batch_size: int) -> list[list
     return [[torch.load(path, weights_only=True) for path in steps] for steps in files]
 
 
+@pytest.mark.slow  # new processes load Lightning
 def test_two_processes_have_the_gradients_of_one_with_twice_the_batch(tmp_path):
     first, second = train_in_float64(tmp_path, processes=2, batch_size=2)
     (alone,) = train_in_float64(tmp_path, processes=1, batch_size=4)
