@@ -185,7 +185,7 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
         "network": told["network"],
         "training": f"{training['seconds'] / 60:.1f} minutes on {training['device']} ({training['machine']}), "
         f"{training['precision']}, torch {training['versions']['torch']}",
-        "validation losses": ", ".join(f"{k[4:-5]} {float(v):.3g}" for k, v in sorted(told.items()) if k.startswith("val_")),
+        "validation losses": ", ".join(f"{k[4:-5]} {float(told[k]):.3g}" for k in sorted(told) if k.startswith("val_")),
         **{
             f"judge at {size} px": ", ".join(f"{k} {v:.3g}" for k, v in found.items())
             + f"; photographs untouched: style_vgg16 {figures['untouched'][size]['style_vgg16']:.2g}, "
