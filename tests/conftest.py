@@ -46,28 +46,30 @@ def state_kept() -> Iterator[None]:
         logging.getLogger("nst_fast").handlers[:] = handlers
         threading.excepthook = hook
         for number, handler in signals.items():
-            signal.signal(number, handler)
+            if handler is not None:  # else it is none of Python's
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def printed(number: int, name: str) -> Iterator[Callable[[], str]]:
     """Catch what this process writes to a file descriptor, libraries in C++ too; what is yielded reads it."""
     before = os.dup(number)
-    with tempfile.TemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
-        os.dup2(file.fileno(), number)
-        with open(os.dup(number), "w", encoding="utf-8", buffering=1) as stream:  # noqa: PTH123
-            patch.setattr(sys, name, stream)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), number)
+            how = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "", "buffering": 1}
+            with open(os.dup(number), "w", **how) as stream, pytest.MonkeyPatch.context() as patch:  # noqa: PTH123
+                patch.setattr(sys, name, stream)
 
-            def read() -> str:
-                stream.flush()
-                file.seek(0)
-                return file.read().decode("utf-8", "surrogateescape")
+                def read() -> str:
+                    stream.flush()
+                    file.seek(0)
+                    return file.read().decode("utf-8", "surrogateescape")
 
-            try:
                 yield read
-            finally:
-                os.dup2(before, number)
-                os.close(before)
+    finally:
+        os.dup2(before, number)
+        os.close(before)
 
 
 def run_main(main: Callable[[], Any], name: str, *arguments: object, folder: Path, **environment: str) -> Result:

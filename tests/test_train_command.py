@@ -348,7 +348,7 @@ def test_two_runs_with_one_seed_have_identical_weights_for_any_number_of_workers
     ("precision", "contrast"),
     [
         ("32-true", "false"),
-        pytest.param("bf16-mixed", "false", marks=pytest.mark.slow),  # without bf16 in the processor
+        pytest.param("bf16-mixed", "false", marks=pytest.mark.slow),  # slow on processors without bf16
         ("bf16-mixed", "true"),
     ],
 )
