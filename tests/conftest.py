@@ -108,15 +108,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Return `train` as a function of its arguments, run in this process in a fresh folder."""
     monkeypatch.chdir(tmp_path)
-
-    def command(*arguments: str) -> Result:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["train", *arguments])
-        with state_kept(), pytest.raises(SystemExit) as end:
-            train_command.main()
-        return Result(end.value.code or 0, *capsys.readouterr())
-
-    return command
+    return lambda *arguments: run_main(train_command.main, "train", *arguments, folder=Path.cwd())

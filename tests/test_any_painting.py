@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
+from conftest import Result, run_main
 from PIL import Image
 
 from nst_fast.commands import stylize as stylize_command
@@ -183,22 +183,12 @@ def test_a_painting_that_is_too_long_is_one_line(tmp_path):
         AnyPainting({painting(tmp_path / "long.png", (170, 10)): 1})
 
 
-@pytest.fixture
-def stylize(monkeypatch, capfd) -> Callable[..., subprocess.CompletedProcess[str]]:
+def stylize(*arguments: object) -> Result:
     """The command in this process."""
-
-    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-        given = ["stylize", *map(str, arguments)]
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", given)
-        with pytest.raises(SystemExit) as leaving:
-            stylize_command.main()
-        return subprocess.CompletedProcess(given, leaving.value.code, *capfd.readouterr())
-
-    return call
+    return run_main(stylize_command.main, "stylize", *arguments, folder=Path.cwd())
 
 
-def test_command(tmp_path, photograph, stylize):
+def test_command(tmp_path, photograph):
     photograph.save(tmp_path / "photo.png")
     a, b = painting(tmp_path / "a,=1.png", seed=1), painting(tmp_path / "b.png", seed=2)
     given = [sys.executable, "-m", "nst_fast.commands.stylize", "--painting", a, tmp_path / "photo.png"]
@@ -210,7 +200,7 @@ def test_command(tmp_path, photograph, stylize):
     done = stylize(
         "--painting", f"{c}=0.6,{b}=0.4", "--strength", 0.5, tmp_path / "photo.png", "-o", tmp_path / "o.png"
     )
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     expected = np.asarray(AnyPainting({c: 0.6, b: 0.4}).stylize(photograph, strength=0.5))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "o.png")), expected)
 
@@ -231,11 +221,11 @@ def test_command(tmp_path, photograph, stylize):
         (["--painting", "text.png", "photo.png"], "text.png cannot be read as a picture"),
     ],
 )
-def test_faults_are_one_line(tmp_path, photograph, monkeypatch, stylize, arguments, said):
+def test_faults_are_one_line(tmp_path, photograph, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     photograph.save("photo.png")
     Path("text.png").write_text("no picture")
     done = stylize(*arguments)
-    assert done.returncode != 0
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code != 0
+    assert said in done.err
+    assert "Traceback" not in done.err

@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,14 +47,6 @@ def blocks(seed: int, height: int = 90, width: int = 120) -> Image.Image:
     return Image.fromarray(colours.repeat(10, 0).repeat(10, 1)[:height, :width])
 
 
-def command(main, monkeypatch, capfd, *arguments: object) -> Result:
-    """Run a command in this process."""
-    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
-    with pytest.raises(SystemExit) as leaving:
-        main()
-    return Result(leaving.value.code or 0, *capfd.readouterr())
-
-
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory) -> Path:
     """A folder with a gallery of three paintings that learned for three steps."""
@@ -74,13 +65,12 @@ def gallery(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def stylize(gallery, monkeypatch, capfd):
+def stylize(gallery):
     """The command `stylize` in this process, with the gallery."""
 
     def call(*arguments: object) -> Result:
-        monkeypatch.chdir(gallery)
-        given = ["stylize", "--model", gallery / "gallery.onnx", "--threads", 1, "--overwrite", *arguments]
-        return command(stylize_module.main, monkeypatch, capfd, *given)
+        given = ["--model", gallery / "gallery.onnx", "--threads", 1, "--overwrite", *arguments]
+        return run_main(stylize_module.main, "stylize", *given, folder=gallery)
 
     return call
 
@@ -136,11 +126,10 @@ def test_a_picture_has_the_style_weight_of_its_painting():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_a_content_distance_gives_each_painting_a_style_weight_of_its_own(gallery, monkeypatch, capfd, tmp_path):
+def test_a_content_distance_gives_each_painting_a_style_weight_of_its_own(gallery, tmp_path):
     given = [f"style.images={gallery / 'paintings'}", *SHORT, "init_from=null", "style.content_distance=3"]
     given += [f"output={tmp_path / 'run'}", "trainer.max_steps=12", "trainer.validate_every=6"]
-    monkeypatch.chdir(tmp_path)
-    told = command(train_module.main, monkeypatch, capfd, "train", "style=gallery", *given)
+    told = run_main(train_module.main, "train", "style=gallery", *given, folder=tmp_path)
     assert told.code == 0, told.err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     weights, losses = summary["style_weights"], summary["validation_losses"]
@@ -261,13 +250,12 @@ def test_results_are_called_after_the_style(gallery, stylize):
         assert np.array_equal(Image.open(gallery / f"photo.{name}.png"), painter(photograph, style))
 
 
-def test_the_command_that_training_prints_paints_with_the_gallery(gallery, monkeypatch, capfd, tmp_path):
+def test_the_command_that_training_prints_paints_with_the_gallery(gallery, tmp_path):
     typed = shlex.split((gallery / "printed.txt").read_text().splitlines()[-1])
     assert typed[-1] == "photo.jpg"
     assert " " in str(gallery)  # it is quoted
-    done = command(
-        stylize_module.main, monkeypatch, capfd, *typed[:-1], gallery / "photo.png", "-o", tmp_path / "painted.png"
-    )
+    given = [*typed[:-1], gallery / "photo.png", "-o", tmp_path / "painted.png"]
+    done = run_main(stylize_module.main, *given, folder=tmp_path)
     assert (done.code, done.err) == (0, "")
     with Image.open(tmp_path / "painted.png") as painted:
         assert painted.size == (80, 70)
@@ -465,7 +453,7 @@ def test_strength_of_another_gallery_is_a_blend_with_the_photograph(gallery):
     assert np.array_equal(painter(photograph, "b", 0), photograph)
 
 
-def test_a_video_moves_from_one_style_to_another(gallery, monkeypatch, capfd, tmp_path):
+def test_a_video_moves_from_one_style_to_another(gallery, tmp_path):
     av = pytest.importorskip("av", reason="PyAV is not installed: the extra video")
     photograph, clip, out = Image.open(gallery / "photo.png"), tmp_path / "clip.mp4", tmp_path / "out.mp4"
     with av.open(str(clip), "w") as file:
@@ -475,7 +463,7 @@ def test_a_video_moves_from_one_style_to_another(gallery, monkeypatch, capfd, tm
             file.mux(stream.encode(av.VideoFrame.from_image(photograph)))
         file.mux(stream.encode())
     styles = ["--style", "starry_night=2,andante=2", "--to-style", "the_scream"]
-    done = command(stylize_module.main, monkeypatch, capfd, "stylize", *styles, clip, "-o", out, "--quality", 100)
+    done = run_main(stylize_module.main, "stylize", *styles, clip, "-o", out, "--quality", 100, folder=tmp_path)
     assert done.code == 0, done.err
     with av.open(str(out)) as file:
         frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
