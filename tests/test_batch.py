@@ -445,7 +445,7 @@ def test_killed_three_times_without_ray_it_has_everything_once(tmp_path, models)
 @pytest.mark.slow
 @pytest.mark.skipif(not HARNESS.exists() or sys.platform != "linux", reason="needs the harness, and /proc")
 def test_driver_actor_and_node_killed_it_has_everything_once(tmp_path):
-    report = kill(tmp_path, "--only", "ray", "--pictures", "600", "--kills", "6", "--seconds", "7")
+    report = kill(tmp_path, "--only", "ray", "--pictures", "400", "--kills", "3", "--seconds", "6")
     assert report["wrong in all"] == 0
     assert {one["killed"] for one in report["results"]["with Ray, two nodes"]["kills"]} == {"driver", "actor", "node"}
 
