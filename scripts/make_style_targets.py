@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from nst_fast.assets import ASSETS, shipped
 from nst_fast.loss.perceptual_loss import ENERGY, SLICED
 from nst_fast.loss.pretrained import create_loss_network
-from nst_fast.loss.style_targets import fetch_painting, make_style_targets
+from nst_fast.loss.style_targets import COLOURS, fetch_painting, make_style_targets
 
 USUAL, OPTIMISED = 192, 512  # px, short side of the painting in most trainings, and in nst-optimize
 
@@ -41,6 +41,7 @@ def main() -> None:
     loss = OmegaConf.load(shipped("configs") / "loss" / "balanced.yaml")
     names = [*loss.style_layers, *(SLICED + layer for layer in loss.sliced_layers)]
     names += [ENERGY + layer for layer in network.layers]
+    names.append(COLOURS)
     styles = {path.stem: OmegaConf.load(path) for path in sorted((shipped("configs") / "style").glob("*.yaml"))}
     if options.picture:
         jobs = [(styles["custom"], options.picture, options.output or options.picture.with_suffix(".safetensors"))]

@@ -527,9 +527,15 @@ def test_shipped_targets_are_those_of_the_painting(path, slim):
     expected = grams_by_hand(picture, slim, slim.layers, config["size"])
     targets = StyleTargets.load(path).sizes[config["size"]]
     grams = {"relu1_2", "relu2_2", "relu3_3"}
-    assert set(targets) == {*grams, "sliced:rgb@4", *(f"energy:{layer}" for layer in slim.layers)}
+    assert set(targets) == {*grams, "sliced:rgb@4", "colours", *(f"energy:{layer}" for layer in slim.layers)}
+    with Image.open(picture) as image:
+        scale = min(512 / min(image.size), 1)
+        small = image.convert("RGB").resize([round(side * scale) for side in image.size], Image.Resampling.LANCZOS)
+    pixels = np.asarray(small).reshape(-1, 3) / 255
+    by_hand = np.vstack([pixels.mean(0), np.cov(pixels.T, bias=True) + np.outer(pixels.mean(0), pixels.mean(0))])
+    np.testing.assert_allclose(targets["colours"][0], by_hand, atol=1e-3)
     for name, target in targets.items():
-        if name.startswith("sliced:"):
+        if name.startswith("sliced:") or name == "colours":
             continue
         by_hand = expected[name.removeprefix("energy:")]
         if name.startswith("energy:"):

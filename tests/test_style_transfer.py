@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -21,6 +22,7 @@ from nst_fast.commands.configuration import load_config
 from nst_fast.errors import UserError
 from nst_fast.loss.loss_networks import VGG, freeze
 from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
+from nst_fast.loss.style_targets import COLOURS
 from nst_fast.loss.style_weight import StyleWeightControl
 from nst_fast.loss.terms import pixel_grid, pixel_weave
 from nst_fast.training import run
@@ -37,14 +39,16 @@ SIZE = 32
 LAYERS = {"relu1_1": 0.5, "relu2_1": 0.5}
 
 
-def make_module(max_steps: int, seed: int = 0, network: str = "fast") -> StyleTransfer:
+def make_module(max_steps: int, seed: int = 0, network: str = "fast", recolours: bool = False) -> StyleTransfer:
     """Return a tiny network on a tiny loss network; the seed is the network's alone."""
     torch.manual_seed(7)
     loss_network = freeze(VGG([[8], [12]]))
-    loss = BalancedLoss(loss_network, {"relu2_1": 1.0}, LAYERS, 1.0, 10.0, 1.0)
+    sliced = {"rgb": 0.1} if recolours else {}
+    loss = BalancedLoss(loss_network, {"relu2_1": 1.0}, LAYERS, 1.0, 10.0, 1.0, sliced)
     painting = torch.rand(1, 3, 48, 40)
     features = loss_network(painting, loss.layers)
     targets = {n: style_target(loss_network, n, features[split_name(n)[1]]) for n in loss.style_target_names}
+    targets |= {COLOURS: torch.rand(1, 4, 3)} if recolours else {}
     torch.manual_seed(seed)
     config = {"network": {"name": network, "width": 8, "blocks": 1}, "note": None}
     description = {"config": config, "image_sha256": "0" * 64, "loss_network": loss_network.identity}
@@ -99,6 +103,44 @@ class NotFinite(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
         self.after[self.number] = state(trainer, module)
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+class PaintedColours(pl.Callback):
+    """Keep the mean and second moments of the colours that each batch is painted in, before its step."""
+
+    def __init__(self) -> None:
+        self.moments: list[np.ndarray] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Tensor, batch_idx: int) -> None:
+        with torch.no_grad():
+            painted = module.stylize(batch.float() / 255, torch.zeros(len(batch), dtype=torch.long)).clamp(0, 1)
+        colours = [picture.reshape(3, -1) for picture in painted.numpy().astype(float)]
+        of_each = [np.vstack([c.mean(1), c @ c.T / c.shape[1]]) for c in colours]
+        self.moments.append(np.mean(of_each, 0))
+
+
+def test_the_colours_of_the_newest_pictures_are_followed(tmp_path):
+    """The first step counts wholly, each further one for 2 %, one without effect for nothing."""
+    module, painted = make_module(6, recolours=True), PaintedColours()
+    make_trainer(tmp_path, 6, NotFinite([3]), painted).fit(module, make_data())
+    expected = painted.moments[0]
+    for number, moments in enumerate(painted.moments[1:], 1):
+        expected = expected if number == 3 else 0.98 * expected + 0.02 * moments
+    np.testing.assert_allclose(module.colours[1], expected, rtol=1e-4)
+    assert torch.equal(module.colours[:1], module.get_buffer("style_target_colours"))
+
+
+def test_a_loss_that_compares_no_colours_and_a_vector_alone_are_not_recoloured():
+    assert not make_module(2).recolours
+    module = make_module(2, recolours=True)
+    assert module.recolours
+    targets = [{name: module.get_buffer(f"style_target_{name}") for name in module.style_target_names}]
+    for paintings, vector_steps in ((2, 0), (1, 2)):
+        network = create_network("fast", 8, 1, paintings=paintings)
+        recipe = replace(module.recipe, vector_steps=vector_steps)
+        other = StyleTransfer(network, module.perceptual_loss, targets * paintings, recipe, {"config": {}})
+        assert not other.recolours
+        assert COLOURS not in other.state_dict()
 
 
 class StopAt(pl.Callback):

@@ -39,6 +39,7 @@ from nst_fast.loss.painting_size import best_painting_size, style_distances
 from nst_fast.loss.tensors import to_tensor
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.checkpoints import read_checkpoint
+from nst_fast.training.colours import colour_map
 from nst_fast.training.networks import FastNetwork
 
 pytestmark = [
@@ -268,8 +269,11 @@ def test_the_model_gives_what_the_checkpoints_network_gives(finished):
     (got,) = model.run(None, {"image": picture})
     network = FastNetwork(48, 4).eval()
     network.load_state_dict({k.removeprefix("network."): v for k, v in network_weights(finished.folder).items()})
+    state = read_checkpoint(finished.folder / "checkpoints" / "last.ckpt")["state_dict"]
+    matrix, offset = (part.float() for part in colour_map(*state["colours"]))
     with torch.no_grad():
-        expected = network(torch.from_numpy(picture).permute(0, 3, 1, 2) / 255).clamp(0, 1) * 255
+        painted = network(torch.from_numpy(picture).permute(0, 3, 1, 2) / 255)
+        expected = (torch.einsum("ij,njhw->nihw", matrix, painted) + offset[:, None, None]).clamp(0, 1) * 255
     assert np.abs(got - expected.permute(0, 2, 3, 1).numpy()).max() <= 1
 
 
@@ -482,13 +486,17 @@ def test_a_warm_start_from_a_model_is_the_network_that_it_was_exported_from(fini
     still = ["trainer.max_steps=1", "trainer.learning_rate=0"]
     (model,) = finished.folder.glob("*.onnx")
     assert train(*CUSTOM, *SMOKE, *still, "output=warm", f"init_from={model}").code == 0
-    weights = [
-        read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
-        for folder in (Path("warm"), finished.folder)
-    ]
-    assert weights[0].keys() == weights[1].keys()
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-5, atol=1e-6)
+    weights, expected = network_weights(Path("warm")), network_weights(finished.folder)
+    state = read_checkpoint(finished.folder / "checkpoints" / "last.ckpt")["state_dict"]
+    matrix, offset = (part.float() for part in colour_map(*state["colours"]))
+    (last,) = (
+        name.removesuffix(".weight") for name, tensor in expected.items() if len(tensor) == 3 and tensor.ndim == 4
+    )
+    expected[f"{last}.weight"] = (matrix @ expected[f"{last}.weight"].flatten(1)).view_as(expected[f"{last}.weight"])
+    expected[f"{last}.bias"] = matrix @ expected[f"{last}.bias"] + offset
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -498,6 +506,7 @@ def test_a_network_starts_from_the_gallerys_mean_or_the_shipped_model_that_is_na
     """Its very picture, but for rounding to bytes: one step that learns nothing changes nothing."""
     draw_picture(Path("pic.jpg"))
     still = ["trainer.max_steps=1", "trainer.learning_rate=0", "data.size=64", "data.batch_size=1"]
+    still.append("loss.sliced_layers={}")  # colours are not compared, so the network is not recoloured
     assert train(*CUSTOM, *still, "output=warm", *said).code == 0
     pixels = np.random.default_rng(0).integers(0, 256, (1, 50, 70, 3), dtype=np.uint8)
     start = Stylizer(shipped_models()[name])

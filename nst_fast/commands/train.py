@@ -268,10 +268,12 @@ def train_command(arguments: list[str]) -> Path | None:
         find_gallery,
         find_sizes,
         find_style,
+        find_targets,
     )
     from nst_fast.commands.progress import download_progress
     from nst_fast.commands.resume import RUNS, resume_run
     from nst_fast.commands.training_progress import TrainingProgress
+    from nst_fast.loss.style_targets import COLOURS
     from nst_fast.training.networks import create_network
     from nst_fast.training.run import Engine, finished_model, steps_in, train
     from nst_fast.training.stroke_size import StrokeSize
@@ -309,7 +311,8 @@ def train_command(arguments: list[str]) -> Path | None:
             sha256 = hashlib.sha256("".join(painting["sha256"] for painting in paintings).encode()).hexdigest()
         else:
             style_target, sha256 = find_style(cfg.style, perceptual_loss, progress=show)
-            style_targets = [style_target]
+            colours, _ = find_targets(cfg.style, perceptual_loss, [COLOURS], cfg.style.size, show)
+            style_targets = [{**style_target, **colours}]
     if cfg.style.sha256 not in (None, sha256):
         logger.warning(
             "the picture is not the one of style=%s, but the model gets the title, artist and licence of that one; "

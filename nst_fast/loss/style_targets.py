@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from nst_fast.files import write_atomically
 from nst_fast.loss.loss_networks import LossNetwork
 from nst_fast.loss.perceptual_loss import ENERGY, SLICED, Targets, split_name, style_target
 from nst_fast.loss.tensors import to_tensor
-from nst_fast.loss.terms import QUANTILES, SLICES
+from nst_fast.loss.terms import QUANTILES, SLICES, colour_moments
 from nst_fast.stylizing.folders import find_pictures
 from nst_fast.stylizing.images import load_image, resize_painting
 from nst_fast.weights import read_safetensors
 
 FORMAT = "nst_fast style targets 2"
 LEAST_SIZE, LARGEST_SIZE = 16, 16384  # px, short side of a painting
+COLOURS = "colours"  # a style target: the painting's `colour_moments`, at no more than COLOURS_SIZE
+COLOURS_SIZE = 512  # px, short side: brush strokes still have colours of their own, as in pictures that people make
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class StyleTargets:
 def packed(name: str, target: Tensor) -> Tensor:
     """Return a style target as `StyleTargets.save` keeps it: (n,) of a Gram matrix, (1,) of an energy, quantiles."""
     kind, _ = split_name(name)
-    if kind == SLICED:
+    if kind == SLICED or name == COLOURS:
         return target[0]
     values = target if kind == ENERGY else target[0][tuple(torch.triu_indices(*target.shape[1:]))]
     return values.sign() * values.abs().sqrt()
@@ -104,9 +106,11 @@ def packed(name: str, target: Tensor) -> Tensor:
 def unpacked(name: str, tensor: Tensor) -> Tensor | None:
     """Return the style target that `packed` made a tensor of, first axis 1; None where it is none."""
     kind, _ = split_name(name)
-    values = tensor if kind == SLICED else tensor * tensor.abs()
+    values = tensor if kind == SLICED or name == COLOURS else tensor * tensor.abs()
     if not values.isfinite().all():
         return None
+    if name == COLOURS:
+        return values[None] if values.shape == (4, 3) else None
     if kind == SLICED:
         return values[None] if values.shape == (SLICES, QUANTILES) else None
     if kind == ENERGY:
@@ -122,17 +126,21 @@ def unpacked(name: str, tensor: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def painting_targets(
-    painting: Image.Image, loss_network: LossNetwork, names: Iterable[str], size: int
+    painting: Image.Image, loss_network: LossNetwork, names: Collection[str], size: int
 ) -> dict[str, Tensor]:
     """Return a painting's style targets by name at a short side in pixels, its proportions kept; on the CPU.
 
     Raises UserError where it is so long that no memory holds it at that size.
     """
-    device = next(loss_network.parameters()).device
-    image = to_tensor(resize_painting(painting, size)).to(device)
-    layers = {name: split_name(name)[1] for name in names}
-    features = loss_network(image, list(dict.fromkeys(layers.values())))
-    return {name: style_target(loss_network, name, features[layer]).cpu() for name, layer in layers.items()}
+    device, made = next(loss_network.parameters()).device, dict[str, Tensor]()
+    layers = {name: split_name(name)[1] for name in names if name != COLOURS}
+    if layers:
+        image = to_tensor(resize_painting(painting, size)).to(device)
+        features = loss_network(image, list(dict.fromkeys(layers.values())))
+        made = {name: style_target(loss_network, name, features[layer]).cpu() for name, layer in layers.items()}
+    if COLOURS in names:
+        made[COLOURS] = colour_moments(to_tensor(resize_painting(painting, min(COLOURS_SIZE, *painting.size))))
+    return made
 
 
 def make_style_targets(

@@ -24,8 +24,10 @@ from nst_fast import __version__
 from nst_fast.assets import PACKAGE
 from nst_fast.errors import UserError
 from nst_fast.files import write_atomically
+from nst_fast.loss.style_targets import COLOURS
 from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
 from nst_fast.training.checkpoints import CHECKPOINT_KEY, trained_network, upgraded
+from nst_fast.training.colours import colour_map, recolour
 from nst_fast.training.networks import TransformationNetwork, for_inference, in_words, read_network
 
 OPSET = 18
@@ -242,12 +244,14 @@ def model_name(style: str, kind: str, source: str | Path) -> str:
 def described_network(
     checkpoint: dict[str, Any], source: str | Path = "it"
 ) -> tuple[TransformationNetwork, dict[str, str]]:
-    """Return a checkpoint's network, and everything that is known of it as a model's metadata.
+    """Return a checkpoint's network, recoloured where it is to be, and all that is known of it as a model's metadata.
 
     Raises UserError, which names the ``source`` of the checkpoint, where that is not as `train` wrote it.
     """
     network = trained_network(checkpoint, source)
     try:
+        if COLOURS in checkpoint["state_dict"]:
+            recolour(network, *colour_map(*checkpoint["state_dict"][COLOURS]))
         return network, describe(checkpoint)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"

@@ -20,14 +20,16 @@ from torch import Tensor, nn
 from nst_fast import __version__
 from nst_fast.errors import UserError
 from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets, gather
+from nst_fast.loss.style_targets import COLOURS
 from nst_fast.loss.style_weight import StyleWeightControl
-from nst_fast.loss.terms import pixel_grid, pixel_weave, saturated_share
+from nst_fast.loss.terms import colour_moments, pixel_grid, pixel_weave, saturated_share
 from nst_fast.stylizing.images import save_image
 from nst_fast.training.checkpoints import CHECKPOINT_KEY
 from nst_fast.training.motion import motion_difference
 from nst_fast.training.networks import TransformationNetwork
 
 LOG_EVERY = 10  # steps
+NEWEST_COLOURS = 0.02  # of the colours that the finished network is recoloured by, the share of the newest step
 STYLE_TARGET = "style_target_"  # before a style target's name, the name of its buffer
 MOST_SKIPPED_IN_A_ROW = 20  # steps; past this the run is broken, not unlucky
 
@@ -114,6 +116,18 @@ class StyleTransfer(pl.LightningModule):
         # All skipped steps, and the newest in a row: on the device, where a step that waits for nothing counts them.
         self.skipped: Tensor
         self.register_buffer("skipped", torch.zeros(2, dtype=torch.long), persistent=False)
+        # The painting's colours and those of the newest pictures, by which the finished network is recoloured. Not for
+        # a gallery, whose paintings share the last convolution; nor for a loss that does not compare colours.
+        self.recolours = (
+            self.paintings == 1
+            and COLOURS in style_targets[0]
+            and any(layer.startswith("rgb") for layer in perceptual_loss.sliced_layers)
+            and recipe.vector_steps < recipe.max_steps
+        )
+        self.colours: Tensor
+        if self.recolours:
+            painting = style_targets[0][COLOURS].float()
+            self.register_buffer("colours", torch.cat([painting, torch.zeros_like(painting)]))
         self.seconds = self.earlier_seconds = (
             0.0  # of training, over all sessions of a resumed run, and before this one
         )
@@ -177,9 +191,14 @@ class StyleTransfer(pl.LightningModule):
     def training_losses(
         self, content: Tensor, chosen: Tensor, second: Tensor | None = None, flow: Tensor | None = None
     ) -> Any:
-        """Return `losses` of a batch stylized; with second views (N, 3, H, W), moved by flows, ``motion`` too."""
+        """Return `losses` of a batch stylized; with second views (N, 3, H, W), moved by flows, ``motion`` too.
+
+        Beside them stand the `colour_moments` of its pictures, where the network is to be recoloured.
+        """
         stylized = self.stylize(content, chosen)
         terms = self.losses(content, stylized, chosen)
+        if self.recolours:
+            terms[COLOURS] = colour_moments(stylized)
         if second is not None and flow is not None:
             terms["motion"] = motion_difference(stylized, self.stylize(second, chosen), flow)
             terms["total"] = terms["total"] + self.recipe.motion_weight * terms["motion"]
@@ -224,6 +243,8 @@ class StyleTransfer(pl.LightningModule):
             sums.index_add_(1, chosen, torch.stack([content, torch.ones_like(content)]))
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
             self.control.update((sums[0] / sums[1]).masked_fill(skip, torch.nan))  # 0 / 0: not in this step
+        if self.recolours:
+            self.follow_colours(terms.pop(COLOURS).mean(0), skip)
         metrics = {f"train/{name}_loss": value.detach().mean() for name, value in terms.items()}
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
@@ -235,6 +256,13 @@ class StyleTransfer(pl.LightningModule):
         if self.batches_seen % min(LOG_EVERY, self.trainer.val_check_interval) == 0:
             self.write_log(metrics)
             self.check_steps()
+
+    def follow_colours(self, moments: Tensor, skip: Tensor) -> None:
+        """Follow the pictures' mean `colour_moments` (4, 3), but not in a step without effect."""
+        moments = self.trainer.strategy.reduce(moments, reduce_op="mean")
+        painting, pictures = self.colours
+        rate = torch.where((pictures == 0).all(), 1.0, NEWEST_COLOURS)
+        self.colours = torch.stack([painting, torch.where(skip, pictures, pictures.lerp(moments, rate))])
 
     @property
     def style_weights(self) -> list[float]:

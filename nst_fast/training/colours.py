@@ -1,0 +1,48 @@
+"""Colours of a finished network: its last convolution is changed so that pictures have the painting's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nst_fast.training.networks import TransformationNetwork
+
+FLOOR = 1e-4  # of a colour's variance: a painting without colours has none to divide by
+LARGEST = 2.0  # times as much contrast, or as little: what a network leaves out is not in its pictures to be enlarged
+
+
+def root(matrix: Tensor) -> Tensor:
+    """Return the square root of a symmetric matrix (3, 3) without negative eigenvalues."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp(min=0).sqrt() @ vectors.mT
+
+
+def colour_map(painting: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the map x → A x + b of colours that gives pictures the mean and covariance of a painting's.
+
+    Both are `colour_moments`, (4, 3). Of all such maps it moves colours least: Monge's, for normal distributions
+    (Pitié and Kokaram, "The linear Monge-Kantorovitch colour mapping", CVMP 2007, equation 7). A (3, 3) is symmetric.
+    Departure from the paper: no contrast is changed by more than `LARGEST` times.
+
+    Raises ValueError where they are no moments.
+    """
+    both = torch.stack([painting, pictures]).double()
+    if both.shape != (2, 4, 3) or not both.isfinite().all():
+        raise ValueError("they are no moments of colours")
+    means = both[:, 0]
+    wanted, made = both[:, 1:] - means[:, :, None] * means[:, None] + FLOOR * torch.eye(3, dtype=both.dtype)
+    made_root = root(made)
+    inverse = torch.linalg.inv(made_root)
+    values, vectors = torch.linalg.eigh(inverse @ root(made_root @ wanted @ made_root) @ inverse)
+    matrix = vectors * values.clamp(1 / LARGEST, LARGEST) @ vectors.mT
+    return matrix, means[0] - matrix @ means[1]
+
+
+@torch.no_grad()
+def recolour(network: TransformationNetwork, matrix: Tensor, offset: Tensor) -> None:
+    """Map the colours that a network of one painting paints: its last convolution, which gives them, takes it in."""
+    last = [module for module in network.body.modules() if isinstance(module, nn.Conv2d)][-1]
+    assert last.bias is not None
+    matrix, offset = matrix.to(last.weight), offset.to(last.weight)
+    last.weight.copy_(torch.einsum("ij,jchw->ichw", matrix, last.weight))
+    last.bias.copy_(matrix @ last.bias + offset)
