@@ -21,9 +21,9 @@ import nst_fast  # noqa: F401  before onnxruntime: it turns its telemetry off
 import numpy as np
 import onnxruntime
 import torch
-from judging import SHARED, ask_judge
+from judging import SHARED, ask_judge, painting_of
 
-from nst_fast.assets import find_model, shipped_models
+from nst_fast.assets import GALLERY, find_model, shipped_models
 from nst_fast.commands.compare import compare_command
 from nst_fast.commands.export import export_in_8_bits
 from nst_fast.loss.tensors import to_image
@@ -62,7 +62,7 @@ def losses(models: list[Path], count: int, painting: list[str]) -> dict[str, dic
 def compared(model: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return what the figures of a model are in floating point and in 8 bits."""
     style = json.loads(Stylizer(model).metadata["config"])["style"]
-    painting = SHARED / "styles" / Path(style["image"] or style["url"]).name
+    painting = painting_of(style)
     with tempfile.TemporaryDirectory() as folder:
         both = [model, export_in_8_bits(model, Path(folder) / f"{model.stem}.int8.onnx")]
         own = [f"style.image={painting}"] if style["name"] == "custom" or style["image"] else []
@@ -81,13 +81,13 @@ def compared(model: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help="names of shipped models or files (default: all that ship)")
+    parser.add_argument("models", nargs="*", help="names of models of one painting, or files (default: all that ship)")
     parser.add_argument("--count", type=int, default=12, help="photographs")
     parser.add_argument("--loss", nargs="*", default=[], metavar="key=value", help="of the loss, as for nst-compare")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    found = json.loads(options.output.read_text())["models"] if options.output.exists() else {}
-    for name in options.models or shipped_models():
+    found: dict[str, Any] = {}
+    for name in options.models or [name for name in shipped_models() if name != GALLERY]:
         model = find_model(name)
         name = name if name in shipped_models() else f"{model.stem}, {Stylizer(model).metadata['steps']} steps"
         found[name] = compared(model, options)

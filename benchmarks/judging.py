@@ -38,6 +38,12 @@ def trained(style: Path, run: Path, options: list[str], data: Sequence[str] = DA
     return json.loads((run / "summary.json").read_text()), model
 
 
+def painting_of(style: Mapping[str, Any]) -> Path:
+    """Return where the painting of a model's style config lies in the shared data."""
+    name = Path(style["image"] or style["url"]).name
+    return next(file for folder in ("styles", "paintings") if (file := SHARED / folder / name).exists())
+
+
 def ask_judge(model: Path, style: Path, photographs: int | None = None, options: Sequence[str] = ()) -> Any:
     """Return the figures of the judge, a script that prints JSON for --model and --style, on so many photographs."""
     command = [sys.executable, str(SHARED / "judge.py"), "--model", str(model), "--style", str(style), *options]

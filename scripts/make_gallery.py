@@ -2,12 +2,14 @@
 
 python scripts/make_gallery.py                    # every shipped model → docs/images/<style>.jpg, and gallery.jpg
 python scripts/make_gallery.py loss_network=vgg16 loss_network.weights=FILE
+python scripts/make_gallery.py movement           # one of them
 
 Options are the optimiser's: it works on the loss that the model was trained on, by a real VGG where one is to be had.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -31,31 +33,42 @@ SIDE = 320  # px of one picture
 PAINTED = 640  # px at which those of the gallery are painted: strokes are as fine as in a picture of that size
 LARGEST = 400_000  # bytes of a sheet
 ITERATIONS = 100  # of L-BFGS at each scale, from the photograph
+PAINTINGS = Path(__file__).resolve().parents[2] / "shared" / "paintings"
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 
 def main() -> None:
+    names = [argument for argument in sys.argv[1:] if "=" not in argument]
+    options = [argument for argument in sys.argv[1:] if "=" in argument]
+    shipped = shipped_models()
     cat, coffee = (
         to_image(centre_crop(Image.fromarray(array), SIDE)[None] / 255)
         for array in (skimage.data.chelsea(), skimage.data.coffee())
     )
-    painter = Stylizer(GALLERY)
-    large = cat.resize((PAINTED, PAINTED), Image.Resampling.LANCZOS)
-    pictures = {name: painter(large, name).resize((SIDE, SIDE), Image.Resampling.LANCZOS) for name in painter.paintings}
-    write_small(contact_sheet({"photograph": cat, **pictures}), OUTPUT / f"{GALLERY}.jpg")
-    for name, model in shipped_models().items():
+    for name in names or shipped:
+        stylize = Stylizer(shipped[name])
         if name == GALLERY:
+            large = cat.resize((PAINTED, PAINTED), Image.Resampling.LANCZOS)
+            pictures = {
+                style: stylize(large, style).resize(cat.size, Image.Resampling.LANCZOS) for style in stylize.paintings
+            }
+            write_small(contact_sheet({"photograph": cat, **pictures}), OUTPUT / f"{GALLERY}.jpg")
             continue
-        stylize = Stylizer(model)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "coffee.png")
             save_image(coffee, file)
             chosen = [f"content={file}", f"output={folder}/optimised", f"size={SIDE}", f"iterations={ITERATIONS}"]
-            cfg = load_config("optimize", [*chosen, *loss_arguments(stylize, name, sys.argv[1:])])
+            cfg = load_config("optimize", [*chosen, *loss_arguments(stylize, name, [*painting(stylize), *options])])
             row = coffee, stylize(coffee), load_image(optimize(cfg))
         columns = ["photograph", "the model", f"the optimiser, {ITERATIONS} iterations a scale"]
-        title = f"{cfg.style.title}, {cfg.style.artist}"
+        title = f"{stylize.metadata['title']}, {stylize.metadata['artist']}"
         write_small(draw_sheet([row], ["coffee"], columns, title), OUTPUT / f"{name}.jpg")
+
+
+def painting(stylize: Stylizer) -> list[str]:
+    """Return the option that gives a painting which does not ship, from ../shared."""
+    image = json.loads(stylize.metadata["config"])["style"]["image"]
+    return [f"style.image={PAINTINGS / image}"] if image else []
 
 
 def write_small(sheet: Image.Image, path: Path) -> None:

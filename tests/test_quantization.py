@@ -28,7 +28,8 @@ from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.networks import NETWORKS, create_network
 from nst_fast.training.onnx_export import export, import_network
 
-STYLES = ("starry_night", "the_scream", "great_wave", "composition_vii")
+STYLES = ("starry_night", "the_scream", "great_wave", "composition_vii")  # whose style targets ship
+SINGLES = (*STYLES, "movement", "isles_of_shoals")
 METADATA = {"style": "s", "title": "Ťiny"}
 SEEN = [skimage.data.rocket(), skimage.data.astronaut()]
 HELD_OUT = [skimage.data.coffee(), skimage.data.chelsea()]
@@ -335,7 +336,7 @@ def released(name: str) -> tuple[Stylizer, Stylizer]:
     return Stylizer(shipped_models()[name]), Stylizer(find_model(f"{name}.int8"))
 
 
-@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("name", SINGLES)
 def test_a_released_model_ships_in_8_bits_too(name):
     model, integer = shipped_models()[name], find_model(f"{name}.int8")
     assert shipped_models(int8=True)[f"{name}.int8"] == integer
@@ -361,10 +362,20 @@ def painted(name: str, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.xfail(reason="30 to 36 dB: strokes are bold, and what 8 bits change in the first run grows", strict=True)
-@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("name", SINGLES)
 def test_a_released_model_paints_in_8_bits_what_it_paints_in_floating_point(name):
     for number in range(len(PICTURES)):
         assert psnr(*painted(name, number)) > 36
+
+
+LOUD = pytest.mark.xfail(reason="30.7 dB on one picture: recoloured, with 1.3 times the contrast", strict=True)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=LOUD) if n == "isles_of_shoals" else n for n in SINGLES[4:]])
+def test_a_released_model_of_an_unshipped_painting_is_near_in_8_bits(name):
+    before, after = released(name)
+    for seen in PICTURES:
+        assert psnr(before.run_once(seen[None]), after.run_once(seen[None])) > 33
 
 
 @pytest.mark.parametrize("name", STYLES)
@@ -385,7 +396,7 @@ def test_a_released_model_comes_as_near_to_the_painting_in_8_bits(name):
         assert distance(integer) < 1.05 * distance(floating)
 
 
-@pytest.mark.parametrize("name", STYLES)
+@pytest.mark.parametrize("name", SINGLES)
 def test_a_flat_picture_gives_the_strokes_that_it_gives_in_floating_point(name):
     """What there is in it is grain, if there is any; 8 bits neither drown it nor make a pattern of their own."""
     before, after = released(name)

@@ -127,7 +127,7 @@ def test_the_colours_of_the_newest_pictures_are_followed(tmp_path):
     for number, moments in enumerate(painted.moments[1:], 1):
         expected = expected if number == 3 else 0.98 * expected + 0.02 * moments
     np.testing.assert_allclose(module.colours[1], expected, rtol=1e-4)
-    assert torch.equal(module.colours[:1], module.get_buffer("style_target_colours"))
+    assert torch.equal(module.colours[:1], make_module(6, recolours=True).colours[:1])
 
 
 def test_a_loss_that_compares_no_colours_and_a_vector_alone_are_not_recoloured():
@@ -135,6 +135,7 @@ def test_a_loss_that_compares_no_colours_and_a_vector_alone_are_not_recoloured()
     module = make_module(2, recolours=True)
     assert module.recolours
     targets = [{name: module.get_buffer(f"style_target_{name}") for name in module.style_target_names}]
+    targets[0][COLOURS] = module.colours[:1]
     for paintings, vector_steps in ((2, 0), (1, 2)):
         network = create_network("fast", 8, 1, paintings=paintings)
         recipe = replace(module.recipe, vector_steps=vector_steps)

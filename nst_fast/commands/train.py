@@ -267,7 +267,6 @@ def train_command(arguments: list[str]) -> Path | None:
         create_perceptual_loss,
         find_gallery,
         find_sizes,
-        find_style,
         find_targets,
     )
     from nst_fast.commands.progress import download_progress
@@ -310,9 +309,10 @@ def train_command(arguments: list[str]) -> Path | None:
             style_targets, paintings = find_gallery(cfg.style, perceptual_loss)
             sha256 = hashlib.sha256("".join(painting["sha256"] for painting in paintings).encode()).hexdigest()
         else:
-            style_target, sha256 = find_style(cfg.style, perceptual_loss, progress=show)
-            colours, _ = find_targets(cfg.style, perceptual_loss, [COLOURS], cfg.style.size, show)
-            style_targets = [{**style_target, **colours}]
+            names = [*perceptual_loss.style_target_names, COLOURS]
+            style_target, sha256 = find_targets(cfg.style, perceptual_loss, names, cfg.style.size, show)
+            perceptual_loss.check(style_target)
+            style_targets = [style_target]
     if cfg.style.sha256 not in (None, sha256):
         logger.warning(
             "the picture is not the one of style=%s, but the model gets the title, artist and licence of that one; "

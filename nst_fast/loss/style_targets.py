@@ -49,8 +49,8 @@ class StyleTargets:
     def save(self, path: str | Path) -> None:
         """Write safetensors in float16: upper triangles of Gram matrices, square roots of them and of energies.
 
-        float16 ends at 65,504, which Gram matrices of a plain VGG pass and their roots do not. Raises UserError where
-        a target is larger still, or the place cannot be written.
+        Quantiles and colours stay as they are. float16 ends at 65,504, which Gram matrices of a plain VGG pass and
+        their roots do not. Raises UserError where a target is larger still, or the place cannot be written.
         """
         tensors = {f"{s}.{n}": packed(n, t).half() for s, targets in self.sizes.items() for n, t in targets.items()}
         endless = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
@@ -95,7 +95,7 @@ class StyleTargets:
 
 
 def packed(name: str, target: Tensor) -> Tensor:
-    """Return a style target as `StyleTargets.save` keeps it: (n,) of a Gram matrix, (1,) of an energy, quantiles."""
+    """Return a style target as `StyleTargets.save` keeps it: (n,) of a Gram matrix, (1,) of an energy, or as it is."""
     kind, _ = split_name(name)
     if kind == SLICED or name == COLOURS:
         return target[0]

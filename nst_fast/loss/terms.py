@@ -115,8 +115,9 @@ def sliced_quantiles(features: Tensor, directions: Tensor) -> Tensor:
 
 def colour_moments(image: Tensor) -> Tensor:
     """Return mean and second moments of the colours of images (N, 3, H, W), clamped to [0, 1], as rows: (N, 4, 3)."""
-    pixels = in_full_precision(image.detach()).clamp(0, 1).flatten(2)
-    return torch.cat([pixels.mean(2)[:, None], pixels @ pixels.mT / pixels.shape[2]], 1)
+    pixels = image.detach().float().clamp(0, 1).flatten(2)
+    with torch.autocast(image.device.type, enabled=False):  # differences of moments need every digit
+        return torch.cat([pixels.mean(2)[:, None], pixels @ pixels.mT / pixels.shape[2]], 1)
 
 
 def total_variation(image: Tensor) -> Tensor:

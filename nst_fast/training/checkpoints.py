@@ -6,7 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from nst_fast.errors import UserError
+from nst_fast.loss.style_targets import COLOURS
 from nst_fast.training.networks import TransformationNetwork, read_network
 from nst_fast.weights import read_torch
 
@@ -49,11 +53,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path} is not as `train` wrote it: its {key} cannot be used")
     if not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} is not as `train` wrote it: it has no weights")
+    if not are_colours(checkpoint["state_dict"].get(COLOURS)):
+        raise UserError(f"{path} is not as `train` wrote it: its colours cannot be used")
     try:
         ours["config"] = upgraded(ours["config"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is not as `train` wrote it: its config cannot be read") from error
     return checkpoint
+
+
+def are_colours(kept: Any) -> bool:
+    """Return whether this is a painting's `colour_moments` and those of pictures, (2, 4, 3), or None."""
+    if kept is None:
+        return True
+    if not isinstance(kept, Tensor) or kept.layout != torch.strided or kept.device.type != "cpu":
+        return False
+    return kept.dtype == torch.float32 and kept.shape == (2, 4, 3) and bool(((kept >= 0) & (kept <= 1)).all())
 
 
 def newest_run(root: Path) -> Path:

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from nst_fast.training.networks import TransformationNetwork
 
-FLOOR = 1e-4  # of a colour's variance: a painting without colours has none to divide by
-LARGEST = 2.0  # times as much contrast, or as little: what a network leaves out is not in its pictures to be enlarged
+FLOOR = 1e-4  # least variance of a colour: pictures of one colour have none, and the map divides by it
+LARGEST = 2.0  # factor by which contrast may grow or shrink: more would enlarge noise
 
 
-def root(matrix: Tensor) -> Tensor:
-    """Return the square root of a symmetric matrix (3, 3) without negative eigenvalues."""
+def root(matrix: Tensor, least: float = 0.0) -> Tensor:
+    """Return the square root of a symmetric matrix (3, 3) whose eigenvalues are raised to the least one."""
     values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.mT
+    return vectors * values.clamp(min=least).sqrt() @ vectors.mT
 
 
 def colour_map(painting: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,14 +24,16 @@ def colour_map(painting: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
     (Pitié and Kokaram, "The linear Monge-Kantorovitch colour mapping", CVMP 2007, equation 7). A (3, 3) is symmetric.
     Departure from the paper: no contrast is changed by more than `LARGEST` times.
 
-    Raises ValueError where they are no moments.
+    Raises ValueError where they are no moments of colours in [0, 1].
     """
+    if painting.shape != (4, 3) or pictures.shape != (4, 3):
+        raise ValueError(f"moments of colours are of shape (4, 3), these of {(*painting.shape,)}, {(*pictures.shape,)}")
     both = torch.stack([painting, pictures]).double()
-    if both.shape != (2, 4, 3) or not both.isfinite().all():
-        raise ValueError("they are no moments of colours")
+    if not ((both >= 0) & (both <= 1)).all():
+        raise ValueError("moments of colours lie in [0, 1], these do not")
     means = both[:, 0]
-    wanted, made = both[:, 1:] - means[:, :, None] * means[:, None] + FLOOR * torch.eye(3, dtype=both.dtype)
-    made_root = root(made)
+    wanted, made = both[:, 1:] - means[:, :, None] * means[:, None]
+    made_root = root(made, FLOOR)
     inverse = torch.linalg.inv(made_root)
     values, vectors = torch.linalg.eigh(inverse @ root(made_root @ wanted @ made_root) @ inverse)
     matrix = vectors * values.clamp(1 / LARGEST, LARGEST) @ vectors.mT
@@ -40,9 +42,12 @@ def colour_map(painting: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def recolour(network: TransformationNetwork, matrix: Tensor, offset: Tensor) -> None:
-    """Map the colours that a network of one painting paints: its last convolution, which gives them, takes it in."""
+    """Map the colours that a network of one painting paints: its last convolution, which gives them, takes it in.
+
+    The convolution gets new weights; the tensors that it had stay as they are.
+    """
     last = [module for module in network.body.modules() if isinstance(module, nn.Conv2d)][-1]
     assert last.bias is not None
     matrix, offset = matrix.to(last.weight), offset.to(last.weight)
-    last.weight.copy_(torch.einsum("ij,jchw->ichw", matrix, last.weight))
-    last.bias.copy_(matrix @ last.bias + offset)
+    last.weight = nn.Parameter(torch.einsum("ij,jchw->ichw", matrix, last.weight))
+    last.bias = nn.Parameter(matrix @ last.bias + offset)

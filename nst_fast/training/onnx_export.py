@@ -158,7 +158,7 @@ def export(
 
 
 def import_network(path: str | Path) -> TransformationNetwork:
-    """Return the network of a model that `export` wrote, as it was trained, to go on with.
+    """Return the network of a model that `export` wrote, recoloured as it is there, to go on with.
 
     Raises UserError where the file is missing, is another project's or has been altered.
     """
@@ -249,9 +249,11 @@ def described_network(
     Raises UserError, which names the ``source`` of the checkpoint, where that is not as `train` wrote it.
     """
     network = trained_network(checkpoint, source)
+    if COLOURS in checkpoint["state_dict"]:
+        painting, pictures = checkpoint["state_dict"][COLOURS]
+        if pictures.any():  # there was a step that followed them
+            recolour(network, *colour_map(painting, pictures))
     try:
-        if COLOURS in checkpoint["state_dict"]:
-            recolour(network, *colour_map(*checkpoint["state_dict"][COLOURS]))
         return network, describe(checkpoint)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"

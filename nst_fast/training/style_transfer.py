@@ -106,6 +106,8 @@ class StyleTransfer(pl.LightningModule):
         self.network = network.to(memory_format=torch.channels_last)
         self.perceptual_loss = perceptual_loss
         self.paintings = len(style_targets)
+        colours = style_targets[0].get(COLOURS)
+        style_targets = [{name: t for name, t in each.items() if name != COLOURS} for each in style_targets]
         self.style_target_names = list(style_targets[0])
         for name, target in gather(style_targets, torch.arange(self.paintings)).items():
             self.register_buffer(STYLE_TARGET + name, target, persistent=False)  # so that it goes where the module goes
@@ -117,17 +119,18 @@ class StyleTransfer(pl.LightningModule):
         self.skipped: Tensor
         self.register_buffer("skipped", torch.zeros(2, dtype=torch.long), persistent=False)
         # The painting's colours and those of the newest pictures, by which the finished network is recoloured. Not for
-        # a gallery, whose paintings share the last convolution; nor for a loss that does not compare colours.
+        # a gallery, whose paintings share the last convolution; nor where the vector alone learns, whose .style file
+        # keeps the gallery's; nor for a loss that does not compare colours.
         self.recolours = (
             self.paintings == 1
-            and COLOURS in style_targets[0]
+            and colours is not None
             and any(layer.startswith("rgb") for layer in perceptual_loss.sliced_layers)
             and recipe.vector_steps < recipe.max_steps
         )
         self.colours: Tensor
-        if self.recolours:
-            painting = style_targets[0][COLOURS].float()
-            self.register_buffer("colours", torch.cat([painting, torch.zeros_like(painting)]))
+        if colours is not None and self.recolours:
+            painting = colours.float()
+            self.register_buffer(COLOURS, torch.cat([painting, torch.zeros_like(painting)]))
         self.seconds = self.earlier_seconds = (
             0.0  # of training, over all sessions of a resumed run, and before this one
         )
@@ -260,9 +263,9 @@ class StyleTransfer(pl.LightningModule):
     def follow_colours(self, moments: Tensor, skip: Tensor) -> None:
         """Follow the pictures' mean `colour_moments` (4, 3), but not in a step without effect."""
         moments = self.trainer.strategy.reduce(moments, reduce_op="mean")
-        painting, pictures = self.colours
-        rate = torch.where((pictures == 0).all(), 1.0, NEWEST_COLOURS)
-        self.colours = torch.stack([painting, torch.where(skip, pictures, pictures.lerp(moments, rate))])
+        pictures = self.colours[1]
+        rate = torch.where(pictures.any(), NEWEST_COLOURS, 1.0)
+        self.colours[1] = torch.where(skip, pictures, pictures.lerp(moments, rate))
 
     @property
     def style_weights(self) -> list[float]:
