@@ -1,7 +1,7 @@
 """What 8-bit integers do to pictures: losses and an outside judge's figures. python benchmarks/int8.py [MODEL...]
 
 Every model, the released ones unless others are named, is quantised as `nst-export --int8` does, and both are looked at
-on the same photographs, which neither training nor quantisation has seen. What is in the output already stays there.
+on the same photographs, which neither training nor quantisation has seen.
 Seconds are in networks.json.
 """
 

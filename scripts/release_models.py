@@ -59,15 +59,16 @@ great_wave and the_scream learned with the usual margin of 8 px. Then they were 
 run along borders. Commit, date and validation losses on their cards are of the training.
 
 movement and isles_of_shoals are [recoloured](../docs/research/recipe.md#recolouring). That was done after their
-training, by 160 of its pictures, with a script that is not kept; `train` does it by itself now. The other four are as
-they learned. `train` does not know these two by name: get the painting from the card's address first.
+training, by 160 training pictures, with a script that is not kept; `train` does it by itself now. The other four are
+as they learned. `train` does not know movement and isles_of_shoals by name: get the painting from the card's address.
 
-Weights in floating point are rounded to 14 bits of mantissa, so that they pack better. On a photograph no value of a
-picture changed by more than 1 of 255. The 8-bit models of those four are of before.
+The weights of the six are rounded to 14 bits of mantissa, so that they pack better. On a photograph no value of a
+picture changed by more than 1 of 255. The 8-bit models of starry_night, the_scream, great_wave and composition_vii were
+made, and compared with the files in floating point, before that.
 
 `photos` is a folder of 1,760 photographs that we may not hand on. 1,402 are of BSDS500 and ImageNet (research use), 132
 of Urban100 and Sun-Hays80 (Creative Commons, research use), 226 of Unsplash, Pexels and other collections (their own
-licences, CC0, CC BY-SA; of 147 the terms are not told picture by picture).
+licences, CC0, CC BY-SA; of 147 we do not know each picture's licence).
 """
 TRAINING = ("steps", "seconds", "images_per_second", "device", "precision", "validation_losses", "versions")
 SIZES = (256, 720)  # px, of the judge's photographs

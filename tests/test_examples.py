@@ -23,6 +23,7 @@ from nst_fast.assets import find_model
 from nst_fast.stylizing.stroke import underpainted
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.checkpoints import read_checkpoint, trained_network
+from nst_fast.training.colours import colour_map
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TINY = ["data.size=64", "data.batch_size=1", "data.num_workers=0", "style.size=64", "trainer.accelerator=cpu"]
@@ -81,9 +82,12 @@ def test_training_from_a_folder_leaves_the_picture_that_the_trained_network_pain
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert Path(config["data"]["root"]).samefile(tmp_path / "my photos")
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    network = trained_network(read_checkpoint(checkpoint), checkpoint).eval()
+    trained = read_checkpoint(checkpoint)
+    network = trained_network(trained, checkpoint).eval()
+    matrix, offset = (part.float() for part in colour_map(*trained["state_dict"]["colours"]))
     with torch.no_grad():
         expected = network(torch.from_numpy(cat.copy()).permute(2, 0, 1)[None] / 255, network.vectors)
+    expected = torch.einsum("ij,njhw->nihw", matrix, expected) + offset[:, None, None]
     painted = np.asarray(Image.open(tmp_path / "painted.png"), float)
     np.testing.assert_allclose(painted, 255 * expected[0].permute(1, 2, 0).clamp(0, 1).numpy(), atol=1.01)
 

@@ -390,6 +390,7 @@ def test_a_manifest_gives_a_painting_a_size_of_its_own(tmp_path):
     assert "style_size" not in told[1]
 
 
+@pytest.mark.slow  # trains three times
 def test_minutes_become_the_steps_that_repeat_the_run(tmp_path, capfd):
     blocks(5).save(tmp_path / "mine.png")
     common = ["style=custom", f"style.image={tmp_path / 'mine.png'}", *SHORT[:-1], "init_from=null"]

@@ -235,6 +235,7 @@ def test_lbfgs_keeps_up_with_scipy_on_the_shipped_loss(picture_loss, start):
     assert_never_rises_and_stays_within_bounds(images)
 
 
+@pytest.mark.slow  # hundreds of iterations
 def test_adam_ends_near_lbfgs_on_the_shipped_loss(picture_loss):
     loss, style, content = picture_loss
     traces = {method: optimize_image(content, loss, style, method=method, iterations=200)[1] for method in METHODS}

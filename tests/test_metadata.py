@@ -166,6 +166,7 @@ def test_values_that_lie_over_each_other_take_no_more_memory_than_the_file():
     assert len(entries) == 1
 
 
+@pytest.mark.slow  # a million
 def test_a_png_of_a_million_texts_is_read(tmp_path):
     text = struct.pack(">I", 3) + b"tEXta\0b" + struct.pack(">I", zlib.crc32(b"tEXta\0b"))
     whole = encoded("PNG", exif=exif_of("<"))

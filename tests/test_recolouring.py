@@ -32,7 +32,6 @@ def test_moments_are_mean_and_second_moments_of_clamped_pixels():
 def test_moments_have_full_precision_under_autocast():
     image = torch.full((1, 3, 64, 64), 0.7) + 0.01 * torch.rand(1, 3, 64, 64, generator=torch.manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(colour_moments(image), colour_moments(image.clone()))
         got = colour_moments(image)
     mean = got[0, 0].double()
     covariance = got[0, 1:].double() - mean[:, None] * mean

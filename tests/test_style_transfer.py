@@ -120,12 +120,13 @@ class PaintedColours(pl.Callback):
 
 
 def test_the_colours_of_the_newest_pictures_are_followed(tmp_path):
-    """The first step counts wholly, each further one for 2 %, one without effect for nothing."""
+    """Their mean over the steps, but for one without effect; a later step counts for no less than 2 %."""
     module, painted = make_module(6, recolours=True), PaintedColours()
     make_trainer(tmp_path, 6, NotFinite([3]), painted).fit(module, make_data())
     expected = painted.moments[0]
     for number, moments in enumerate(painted.moments[1:], 1):
-        expected = expected if number == 3 else 0.98 * expected + 0.02 * moments
+        share = 1 / (number + 1)
+        expected = expected if number == 3 else (1 - share) * expected + share * moments
     np.testing.assert_allclose(module.colours[1], expected, rtol=1e-4)
     assert torch.equal(module.colours[:1], make_module(6, recolours=True).colours[:1])
 

@@ -353,7 +353,7 @@ def test_two_runs_with_one_seed_have_identical_weights_for_any_number_of_workers
     [
         ("32-true", "false"),
         pytest.param("bf16-mixed", "false", marks=pytest.mark.slow),  # slow on processors without bf16
-        ("bf16-mixed", "true"),
+        pytest.param("bf16-mixed", "true", marks=pytest.mark.slow),
     ],
 )
 def test_two_runs_with_one_seed_have_identical_weights(precision, contrast, train):

@@ -208,6 +208,7 @@ TAMPERED: dict[str, dict[str, Any]] = {
     "a sparse weight": {"weights": {FIRST: torch.zeros(8, 3, 12, 12).to_sparse()}},
     "colours of another shape": {"weights": {"colours": torch.zeros(4, 3)}},
     "colours that are none": {"weights": {"colours": torch.full((2, 4, 3), 1e30)}},
+    "no colours": {"weights": {"colours": None}},
     "sparse colours": {"weights": {"colours": torch.zeros(2, 4, 3).to_sparse()}},
     "steps in words": {"ours": {"step": "four"}},
     "negative batches": {"ours": {"batches_seen": -4}},

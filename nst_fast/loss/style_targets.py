@@ -110,7 +110,7 @@ def unpacked(name: str, tensor: Tensor) -> Tensor | None:
     if not values.isfinite().all():
         return None
     if name == COLOURS:
-        return values[None] if values.shape == (4, 3) else None
+        return values[None] if values.shape == (4, 3) and ((values >= 0) & (values <= 1)).all() else None
     if kind == SLICED:
         return values[None] if values.shape == (SLICES, QUANTILES) else None
     if kind == ENERGY:

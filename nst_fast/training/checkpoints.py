@@ -53,7 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path} is not as `train` wrote it: its {key} cannot be used")
     if not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} is not as `train` wrote it: it has no weights")
-    if not are_colours(checkpoint["state_dict"].get(COLOURS)):
+    if COLOURS in checkpoint["state_dict"] and not are_colours(checkpoint["state_dict"][COLOURS]):
         raise UserError(f"{path} is not as `train` wrote it: its colours cannot be used")
     try:
         ours["config"] = upgraded(ours["config"])
@@ -63,9 +63,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def are_colours(kept: Any) -> bool:
-    """Return whether this is a painting's `colour_moments` and those of pictures, (2, 4, 3), or None."""
-    if kept is None:
-        return True
+    """Return whether this is a painting's `colour_moments` and those of pictures, (2, 4, 3)."""
     if not isinstance(kept, Tensor) or kept.layout != torch.strided or kept.device.type != "cpu":
         return False
     return kept.dtype == torch.float32 and kept.shape == (2, 4, 3) and bool(((kept >= 0) & (kept <= 1)).all())

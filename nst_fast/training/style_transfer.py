@@ -264,7 +264,7 @@ class StyleTransfer(pl.LightningModule):
         """Follow the pictures' mean `colour_moments` (4, 3), but not in a step without effect."""
         moments = self.trainer.strategy.reduce(moments, reduce_op="mean")
         pictures = self.colours[1]
-        rate = torch.where(pictures.any(), NEWEST_COLOURS, 1.0)
+        rate = torch.where(pictures.any(), max(NEWEST_COLOURS, 1 / self.batches_seen), 1.0)
         self.colours[1] = torch.where(skip, pictures, pictures.lerp(moments, rate))
 
     @property
