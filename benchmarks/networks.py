@@ -68,7 +68,7 @@ def compare(ours: dict[str, Path], threads: int, rounds: int) -> dict[str, Any]:
         seconds = measure({name: (session, picture) for name, session in sessions.items()}, rounds)
         faster = {name: seconds["johnson 32"] / taken for name, taken in seconds.items()}
         results[size] = {"seconds": seconds, "times_faster_than_johnson_32": faster}
-    for path in sorted(PEERS.glob("*.onnx")):
+    for path in sorted(PEERS.glob("*_[0-9][0-9][0-9].onnx")):
         peer = create_session(path, threads, pixel_range=255)
         height, width = peer.get_inputs()[0].shape[2:]
         values = np.random.default_rng(0).random((1, 3, height, width), dtype=np.float32) * 255

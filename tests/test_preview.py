@@ -28,6 +28,7 @@ def small_loss(painting):
     return loss, painting_targets(to_image(painting), loss.loss_network, loss.style_target_names, 128)
 
 
+@pytest.mark.slow  # trains
 def test_a_rehearsal_brings_a_network_to_a_content_distance():
     loss, style_targets = small_loss(BundledImages(128, 1, 1.0)[0][None] / 255)
     batches = torch.stack([BundledImages(48, 0, 0.0)[number] for number in range(8)]).split(2)
