@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from judging import SHARED, Judge
+from judging import SHARED, Judge, painting_of
 from PIL import Image, ImageOps
 
-from nst_fast.commands.configuration import load_config
 from nst_fast.commands.export import export_in_8_bits
 from nst_fast.loss.style_targets import COLOURS
 from nst_fast.stylizing.images import load_image
@@ -47,15 +46,14 @@ def main() -> None:
         ImageOps.fit(load_image(SHARED / "content" / "large" / f"{name}.jpg"), (SIZE, SIZE), Image.Resampling.LANCZOS)
         for name in PHOTOGRAPHS
     ]
+    checkpoint = read_checkpoint(last_checkpoint(options.run))
+    moments, style = checkpoint["state_dict"][COLOURS], checkpoint["nst_fast"]["config"]["style"]
+    judge = Judge(painting_of(style))
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        for method in ("as it learned", "recoloured"):
-            checkpoint = read_checkpoint(last_checkpoint(options.run))
-            moments = checkpoint["state_dict"][COLOURS]
+        for method in ("recoloured", "as it learned"):
             if method == "as it learned":
                 del checkpoint["state_dict"][COLOURS]
             model = export_checkpoint(checkpoint, Path(folder) / f"{method}.onnx")
-            style = checkpoint["nst_fast"]["config"]["style"]["name"]
-            judge = Judge(SHARED / "styles" / Path(load_config("train", [f"style={style}"]).style.url).name)
             pictures = [Stylizer(model)(photograph) for photograph in photographs]
             by_size = judge.style(map(judge.grams, pictures))
             integers = Path(folder) / f"{method}.int8.onnx"
@@ -71,7 +69,7 @@ def main() -> None:
     second = moments[:, 1:] - moments[:, :1].mT @ moments[:, :1]
     deviations = second.diagonal(dim1=1, dim2=2).sqrt().tolist()
     results = {
-        "what": f"{style}, the judge's figures of {len(photographs)} photographs at {SIZE} px",
+        "what": f"{style['name']}, the judge's figures of {len(photographs)} photographs at {SIZE} px",
         "photographs": PHOTOGRAPHS,
         "deviations of red, green, blue": dict(zip(("painting", "pictures"), deviations, strict=True)),
         "commit": source_commit(),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import skimage.data
 from PIL import Image
+from release_models import painting_of
 
 from nst_fast.assets import GALLERY, shipped_models
 from nst_fast.commands.compare import loss_arguments
@@ -33,7 +34,6 @@ SIDE = 320  # px of one picture
 PAINTED = 640  # px at which those of the gallery are painted: strokes are as fine as in a picture of that size
 LARGEST = 400_000  # bytes of a sheet
 ITERATIONS = 100  # of L-BFGS at each scale, from the photograph
-PAINTINGS = Path(__file__).resolve().parents[2] / "shared" / "paintings"
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 
@@ -58,17 +58,19 @@ def main() -> None:
             file = Path(folder, "coffee.png")
             save_image(coffee, file)
             chosen = [f"content={file}", f"output={folder}/optimised", f"size={SIDE}", f"iterations={ITERATIONS}"]
-            cfg = load_config("optimize", [*chosen, *loss_arguments(stylize, name, [*painting(stylize), *options])])
+            cfg = load_config(
+                "optimize", [*chosen, *loss_arguments(stylize, name, [*painting(shipped[name]), *options])]
+            )
             row = coffee, stylize(coffee), load_image(optimize(cfg))
         columns = ["photograph", "the model", f"the optimiser, {ITERATIONS} iterations a scale"]
         title = f"{stylize.metadata['title']}, {stylize.metadata['artist']}"
         write_small(draw_sheet([row], ["coffee"], columns, title), OUTPUT / f"{name}.jpg")
 
 
-def painting(stylize: Stylizer) -> list[str]:
-    """Return the option that gives a painting which does not ship, from ../shared."""
-    image = json.loads(stylize.metadata["config"])["style"]["image"]
-    return [f"style.image={PAINTINGS / image}"] if image else []
+def painting(model: Path) -> list[str]:
+    """Return the option that gives a model's painting where it does not ship."""
+    image = json.loads(Stylizer(model).metadata["config"])["style"]["image"]
+    return [f"style.image={painting_of(model)}"] if image else []
 
 
 def write_small(sheet: Image.Image, path: Path) -> None:

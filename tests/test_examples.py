@@ -23,7 +23,7 @@ from nst_fast.assets import find_model
 from nst_fast.stylizing.stroke import underpainted
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.checkpoints import read_checkpoint, trained_network
-from nst_fast.training.colours import colour_map
+from nst_fast.training.recolouring import colour_map
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TINY = ["data.size=64", "data.batch_size=1", "data.num_workers=0", "style.size=64", "trainer.accelerator=cpu"]

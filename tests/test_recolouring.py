@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from nst_fast.loss.terms import colour_moments
-from nst_fast.training.colours import LARGEST, colour_map, recolour
 from nst_fast.training.networks import NETWORKS, create_network
+from nst_fast.training.recolouring import LARGEST, colour_map, recolour
 
 
 def pixels(seed: int, spread: float) -> np.ndarray:

@@ -132,16 +132,16 @@ def test_the_colours_of_the_newest_pictures_are_followed(tmp_path):
 
 
 def test_a_loss_that_compares_no_colours_and_a_vector_alone_are_not_recoloured():
-    assert not make_module(2).recolours
+    assert make_module(2).colours is None
     module = make_module(2, recolours=True)
-    assert module.recolours
+    assert module.colours is not None
     targets = [{name: module.get_buffer(f"style_target_{name}") for name in module.style_target_names}]
     targets[0][COLOURS] = module.colours[:1]
     for paintings, vector_steps in ((2, 0), (1, 2)):
         network = create_network("fast", 8, 1, paintings=paintings)
         recipe = replace(module.recipe, vector_steps=vector_steps)
         other = StyleTransfer(network, module.perceptual_loss, targets * paintings, recipe, {"config": {}})
-        assert not other.recolours
+        assert other.colours is None
         assert COLOURS not in other.state_dict()
 
 

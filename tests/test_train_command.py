@@ -39,8 +39,8 @@ from nst_fast.loss.painting_size import best_painting_size, style_distances
 from nst_fast.loss.tensors import to_tensor
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.checkpoints import read_checkpoint
-from nst_fast.training.colours import colour_map
 from nst_fast.training.networks import FastNetwork
+from nst_fast.training.recolouring import colour_map
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +132,17 @@ def create_control(cfg: Any, rate: float, paintings: int) -> StyleWeightControl 
 
 
 def find_style(
-    style: Any, loss: PerceptualLoss, size: int | None = None, progress: Progress | None = None
+    style: Any,
+    loss: PerceptualLoss,
+    size: int | None = None,
+    progress: Progress | None = None,
+    more: Sequence[str] = (),
 ) -> tuple[Targets, str]:
     """Return the style targets of a style config, at its own size unless told, and its picture's sha256.
 
-    They are on the loss's device.
+    They are on the loss's device. ``more`` names further ones, which a file may lack.
     """
-    found = find_targets(style, loss, loss.style_target_names, size or style.size, progress)
+    found = find_targets(style, loss, [*loss.style_target_names, *more], size or style.size, progress)
     loss.check(found[0])
     return found
 

@@ -267,7 +267,7 @@ def train_command(arguments: list[str]) -> Path | None:
         create_perceptual_loss,
         find_gallery,
         find_sizes,
-        find_targets,
+        find_style,
     )
     from nst_fast.commands.progress import download_progress
     from nst_fast.commands.resume import RUNS, resume_run
@@ -309,9 +309,7 @@ def train_command(arguments: list[str]) -> Path | None:
             style_targets, paintings = find_gallery(cfg.style, perceptual_loss)
             sha256 = hashlib.sha256("".join(painting["sha256"] for painting in paintings).encode()).hexdigest()
         else:
-            names = [*perceptual_loss.style_target_names, COLOURS]
-            style_target, sha256 = find_targets(cfg.style, perceptual_loss, names, cfg.style.size, show)
-            perceptual_loss.check(style_target)
+            style_target, sha256 = find_style(cfg.style, perceptual_loss, progress=show, more=[COLOURS])
             style_targets = [style_target]
     if cfg.style.sha256 not in (None, sha256):
         logger.warning(

@@ -21,7 +21,7 @@ from nst_fast.files import write_atomically
 from nst_fast.loss.loss_networks import LossNetwork
 from nst_fast.loss.perceptual_loss import ENERGY, SLICED, Targets, split_name, style_target
 from nst_fast.loss.tensors import to_tensor
-from nst_fast.loss.terms import QUANTILES, SLICES, colour_moments
+from nst_fast.loss.terms import QUANTILES, SLICES, are_moments, colour_moments
 from nst_fast.stylizing.folders import find_pictures
 from nst_fast.stylizing.images import load_image, resize_painting
 from nst_fast.weights import read_safetensors
@@ -110,7 +110,7 @@ def unpacked(name: str, tensor: Tensor) -> Tensor | None:
     if not values.isfinite().all():
         return None
     if name == COLOURS:
-        return values[None] if values.shape == (4, 3) and ((values >= 0) & (values <= 1)).all() else None
+        return values[None] if values.ndim == 2 and are_moments(values) else None
     if kind == SLICED:
         return values[None] if values.shape == (SLICES, QUANTILES) else None
     if kind == ENERGY:
@@ -132,12 +132,11 @@ def painting_targets(
 
     Raises UserError where it is so long that no memory holds it at that size.
     """
-    device, made = next(loss_network.parameters()).device, dict[str, Tensor]()
+    device = next(loss_network.parameters()).device
+    image = to_tensor(resize_painting(painting, size)).to(device)
     layers = {name: split_name(name)[1] for name in names if name != COLOURS}
-    if layers:
-        image = to_tensor(resize_painting(painting, size)).to(device)
-        features = loss_network(image, list(dict.fromkeys(layers.values())))
-        made = {name: style_target(loss_network, name, features[layer]).cpu() for name, layer in layers.items()}
+    features = loss_network(image, list(dict.fromkeys(layers.values())))
+    made = {name: style_target(loss_network, name, features[layer]).cpu() for name, layer in layers.items()}
     if COLOURS in names:
         made[COLOURS] = colour_moments(to_tensor(resize_painting(painting, min(COLOURS_SIZE, *painting.size))))
     return made

@@ -120,6 +120,11 @@ def colour_moments(image: Tensor) -> Tensor:
     return torch.cat([pixels.mean(2)[:, None], (pixels[:, :, None] * pixels[:, None]).mean(3)], 1)
 
 
+def are_moments(values: Tensor) -> bool:
+    """Return whether values (..., 4, 3) may be `colour_moments`: colours in [0, 1] have no others."""
+    return values.shape[-2:] == (4, 3) and bool(((values >= 0) & (values <= 1)).all())
+
+
 def total_variation(image: Tensor) -> Tensor:
     """Return the mean squared difference of neighbouring pixels of (N, 3, H, W), summed over directions, shape (N,)."""
     image = in_full_precision(image)

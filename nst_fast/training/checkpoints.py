@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nst_fast.errors import UserError
 from nst_fast.loss.style_targets import COLOURS
+from nst_fast.loss.terms import are_moments
 from nst_fast.training.networks import TransformationNetwork, read_network
 from nst_fast.weights import read_torch
 
@@ -66,7 +67,7 @@ def are_colours(kept: Any) -> bool:
     """Return whether this is a painting's `colour_moments` and those of pictures, (2, 4, 3)."""
     if not isinstance(kept, Tensor) or kept.layout != torch.strided or kept.device.type != "cpu":
         return False
-    return kept.dtype == torch.float32 and kept.shape == (2, 4, 3) and bool(((kept >= 0) & (kept <= 1)).all())
+    return kept.dtype == torch.float32 and kept.ndim == 3 and len(kept) == 2 and are_moments(kept)
 
 
 def newest_run(root: Path) -> Path:

@@ -27,8 +27,8 @@ from nst_fast.files import write_atomically
 from nst_fast.loss.style_targets import COLOURS
 from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
 from nst_fast.training.checkpoints import CHECKPOINT_KEY, trained_network, upgraded
-from nst_fast.training.colours import colour_map, recolour
 from nst_fast.training.networks import TransformationNetwork, for_inference, in_words, read_network
+from nst_fast.training.recolouring import colour_map, recolour
 
 OPSET = 18
 # Options whose values are paths.

@@ -121,16 +121,12 @@ class StyleTransfer(pl.LightningModule):
         # The painting's colours and those of the newest pictures, by which the finished network is recoloured. Not for
         # a gallery, whose paintings share the last convolution; nor where the vector alone learns, whose .style file
         # keeps the gallery's; nor for a loss that does not compare colours.
-        self.recolours = (
-            self.paintings == 1
-            and colours is not None
-            and any(layer.startswith("rgb") for layer in perceptual_loss.sliced_layers)
-            and recipe.vector_steps < recipe.max_steps
-        )
-        self.colours: Tensor
-        if colours is not None and self.recolours:
-            painting = colours.float()
-            self.register_buffer(COLOURS, torch.cat([painting, torch.zeros_like(painting)]))
+        self.colours: Tensor | None
+        compared = any(layer.startswith("rgb") for layer in perceptual_loss.sliced_layers)
+        if colours is not None and compared and self.paintings == 1 and recipe.vector_steps < recipe.max_steps:
+            self.register_buffer(COLOURS, torch.cat([colours, torch.zeros_like(colours)]).float())
+        else:
+            self.register_buffer(COLOURS, None)
         self.seconds = self.earlier_seconds = (
             0.0  # of training, over all sessions of a resumed run, and before this one
         )
@@ -200,7 +196,7 @@ class StyleTransfer(pl.LightningModule):
         """
         stylized = self.stylize(content, chosen)
         terms = self.losses(content, stylized, chosen)
-        if self.recolours:
+        if self.colours is not None:
             terms[COLOURS] = colour_moments(stylized)
         if second is not None and flow is not None:
             terms["motion"] = motion_difference(stylized, self.stylize(second, chosen), flow)
@@ -246,8 +242,8 @@ class StyleTransfer(pl.LightningModule):
             sums.index_add_(1, chosen, torch.stack([content, torch.ones_like(content)]))
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
             self.control.update((sums[0] / sums[1]).masked_fill(skip, torch.nan))  # 0 / 0: not in this step
-        if self.recolours:
-            self.follow_colours(terms.pop(COLOURS).mean(0), skip)
+        if self.colours is not None:
+            self.follow_colours(self.colours[1], terms.pop(COLOURS).mean(0), skip)
         metrics = {f"train/{name}_loss": value.detach().mean() for name, value in terms.items()}
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
@@ -260,12 +256,12 @@ class StyleTransfer(pl.LightningModule):
             self.write_log(metrics)
             self.check_steps()
 
-    def follow_colours(self, moments: Tensor, skip: Tensor) -> None:
-        """Follow the pictures' mean `colour_moments` (4, 3), but not in a step without effect."""
+    def follow_colours(self, pictures: Tensor, moments: Tensor, skip: Tensor) -> None:
+        """Let the pictures' mean `colour_moments` (4, 3) follow a step's in place, but not one without effect."""
         moments = self.trainer.strategy.reduce(moments, reduce_op="mean")
-        pictures = self.colours[1]
+        # A run of before, resumed, has followed none so far.
         rate = torch.where(pictures.any(), max(NEWEST_COLOURS, 1 / self.batches_seen), 1.0)
-        self.colours[1] = torch.where(skip, pictures, pictures.lerp(moments, rate))
+        pictures.copy_(torch.where(skip, pictures, pictures.lerp(moments, rate)))
 
     @property
     def style_weights(self) -> list[float]:

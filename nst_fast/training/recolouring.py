@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nst_fast.loss.terms import are_moments
 from nst_fast.training.networks import TransformationNetwork
 
 FLOOR = 1e-4  # least variance of a colour: pictures of one colour have none, and the map divides by it
@@ -26,11 +27,9 @@ def colour_map(painting: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises ValueError where they are no moments of colours in [0, 1].
     """
-    if painting.shape != (4, 3) or pictures.shape != (4, 3):
-        raise ValueError(f"moments of colours are of shape (4, 3), these of {(*painting.shape,)}, {(*pictures.shape,)}")
+    if not (are_moments(painting) and are_moments(pictures)):
+        raise ValueError("moments of colours are of shape (4, 3) and lie in [0, 1], these are not")
     both = torch.stack([painting, pictures]).double()
-    if not ((both >= 0) & (both <= 1)).all():
-        raise ValueError("moments of colours lie in [0, 1], these do not")
     means = both[:, 0]
     wanted, made = both[:, 1:] - means[:, :, None] * means[:, None]
     made_root = root(made, FLOOR)
