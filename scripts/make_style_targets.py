@@ -18,7 +18,7 @@ from nst_fast.loss.perceptual_loss import ENERGY, SLICED
 from nst_fast.loss.pretrained import create_loss_network
 from nst_fast.loss.style_targets import COLOURS, fetch_painting, make_style_targets
 
-USUAL, OPTIMISED = 192, 512  # px, short side of the painting in most trainings, and in nst-optimize
+SIZES = (192, 362, 512)  # px, short side of the painting: smaller strokes, training's, nst-optimize's
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         "--size",
         type=int,
         action="append",
-        help=f"px, may be repeated (default: the style's, {USUAL} or half of that, and {OPTIMISED})",
+        help=f"px, may be repeated (default: {', '.join(map(str, SIZES))})",
     )
     options = parser.parse_args()
     if options.output and options.output.suffix != ".safetensors":
@@ -42,17 +42,18 @@ def main() -> None:
     names = [*loss.style_layers, *(SLICED + layer for layer in loss.sliced_layers)]
     names += [ENERGY + layer for layer in network.layers]
     names.append(COLOURS)
-    styles = {path.stem: OmegaConf.load(path) for path in sorted((shipped("configs") / "style").glob("*.yaml"))}
     if options.picture:
-        jobs = [(styles["custom"], options.picture, options.output or options.picture.with_suffix(".safetensors"))]
+        jobs = {options.picture: options.output or options.picture.with_suffix(".safetensors")}
     else:
-        jobs = [
-            (style, fetch_painting(style.url, style.sha256), ASSETS / "style_targets" / f"{name}.safetensors")
-            for name, style in styles.items()
+        styles = [OmegaConf.load(path) for path in sorted((shipped("configs") / "style").glob("*.yaml"))]
+        shipped_targets = ASSETS / "style_targets"
+        jobs = {
+            fetch_painting(style.url, style.sha256): shipped_targets / f"{style.name}.safetensors"
+            for style in styles
             if style.url
-        ]
-    for style, picture, output in jobs:
-        sizes = options.size or sorted({style.size, OPTIMISED, USUAL if style.size != USUAL else USUAL // 2})
+        }
+    for picture, output in jobs.items():
+        sizes = options.size or SIZES
         make_style_targets(picture, network, sizes, names).save(output)
         print(f"{output}: {output.stat().st_size / 1000:.0f} kB, sizes {', '.join(map(str, sizes))}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import skimage.data
 import torch
 from conftest import Result, run_main
@@ -30,7 +31,7 @@ from nst_fast.stylizing.stylizer import Stylizer, add_lost
 from nst_fast.training.checkpoints import read_checkpoint
 from nst_fast.training.networks import create_network
 from nst_fast.training.onnx_export import import_network
-from nst_fast.training.style_transfer import Recipe, StyleTransfer, chosen_paintings
+from nst_fast.training.style_transfer import NEWEST_STYLE, STYLE_MEAN, Recipe, StyleTransfer, chosen_paintings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),
@@ -109,6 +110,24 @@ def test_a_batch_of_several_paintings_has_the_mean_gradient_of_its_pictures():
     assert together.item() == pytest.approx(sum(totals).item() / 4, rel=1e-5)
     for gradient, expected in zip(got, torch.autograd.grad(sum(totals) / 4, parameters), strict=True):
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_painting_has_the_mean_of_its_own_pictures(tmp_path):
+    torch.manual_seed(0)
+    loss_network = freeze(VGG([[8]]))
+    loss = BalancedLoss(loss_network, {"relu1_1": 1.0}, {"relu1_1": 1.0}, 1.0, 10.0, 1.0)
+    features = [loss_network(torch.rand(1, 3, 48, 40), loss.layers)["relu1_1"] for _ in range(3)]
+    paintings = [{n: style_target(loss_network, n, f) for n in loss.style_target_names} for f in features]
+    recipe = Recipe(1, grid_weight=0.0, weave_weight=0.0, own_style=0.25)
+    module = StyleTransfer(create_network("fast", 8, 1, paintings=3), loss, paintings, recipe, {"config": {}})
+    module.trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    means = module.get_buffer(f"{STYLE_MEAN}relu1_1")
+    before, grams = means.clone(), torch.rand(4, 8, 8)
+    module.follow_style(means, grams, torch.tensor([2, 0, 2, 2]), torch.tensor(False))
+    assert torch.equal(means[1], before[1])
+    for painting, own in ((0, [1]), (2, [0, 2, 3])):
+        share = 1 - (1 - NEWEST_STYLE) ** len(own)
+        torch.testing.assert_close(means[painting], before[painting] + share * (grams[own].mean(0) - before[painting]))
 
 
 def test_a_picture_has_the_style_weight_of_its_painting():

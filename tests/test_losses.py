@@ -15,6 +15,7 @@ from nst_fast.loss.loss_networks import VGG, NormalisedLossNetwork, SlimVGG
 from nst_fast.loss.perceptual_loss import (
     CONTENT_FLOOR,
     ENERGY,
+    GRAM,
     LOSSES,
     SLICED_FLOOR,
     BalancedLoss,
@@ -308,6 +309,32 @@ def test_every_term_of_johnson2016_is_that_of_pytorch_examples(vgg16, seed):
             alone = JohnsonLoss(loss.loss_network, {"relu2_2": 1.0}, {layer: 1.0}, 0.0, 1.0, 0.0)
             term = alone(pictures["stylized"], content_targets, style_targets)["style"]
             assert relative_difference(term, expected[layer]) < 1e-5, (layer, dtype)
+
+
+@pytest.mark.parametrize("kind", LOSSES.values())
+def test_the_style_of_a_picture_among_others_is_that_of_the_mixed_gram_matrices_over_its_share(kind):
+    loss, _, targets = loss_with_style(kind)
+    painted, content = random(2, 3, 16, 20, seed=1).sigmoid(), random(2, 3, 16, 20, seed=2).sigmoid()
+    grams = {n: gram_matrix(f) for n, f in loss.loss_network(painted, list(loss.style_layers)).items()}
+    means = {layer: random(*gram.shape, seed=3) for layer, gram in grams.items()}
+    got = loss.each(painted, loss.content_targets(content), targets, means=means, own=0.3)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for layer, weight in loss.style_layers.items():
+        for n in range(2):
+            mixed = 0.3 * grams[layer][n : n + 1] + 0.7 * means[layer][n : n + 1]
+            expected[n] += weight / 0.3**2 * loss.style_term(mixed, targets[layer])[0]
+        torch.testing.assert_close(got[GRAM + layer], grams[layer])
+    torch.testing.assert_close(got["style"], expected)
+
+
+@pytest.mark.parametrize("kind", LOSSES.values())
+def test_a_picture_among_perfect_ones_counts_as_it_does_alone(kind):
+    loss, _, targets = loss_with_style(kind)
+    painted, content = random(1, 3, 16, 20, seed=1).sigmoid(), random(1, 3, 16, 20, seed=2).sigmoid()
+    perfect = {layer: targets[layer] for layer in loss.style_layers}
+    among = loss.each(painted, loss.content_targets(content), targets, means=perfect, own=0.1)
+    alone = loss.each(painted, loss.content_targets(content), targets)
+    assert among["total"].item() == pytest.approx(alone["total"].item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", [GatysLoss, JohnsonLoss, BalancedLoss])

@@ -52,7 +52,7 @@ def train_in_float64(folder: Path, processes: int, batch_size: int) -> list[list
     painting = torch.rand(1, 3, 48, 40)
     features = loss_network(painting, loss.layers)
     targets = {n: style_target(loss_network, n, features[split_name(n)[1]]) for n in loss.style_target_names}
-    recipe = Recipe(STEPS, 1e-2, 1e30, 500.0, 20.0)
+    recipe = Recipe(STEPS, 1e-2, 1e30, 500.0, 20.0, own_style=0.25)
     module = StyleTransfer(create_network("fast", 8, 1), loss, [targets], recipe, {"config": {}})
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -24,14 +24,22 @@ from nst_fast.loss.loss_networks import VGG, freeze
 from nst_fast.loss.perceptual_loss import BalancedLoss, split_name, style_target
 from nst_fast.loss.style_targets import COLOURS
 from nst_fast.loss.style_weight import StyleWeightControl
-from nst_fast.loss.terms import pixel_grid, pixel_weave
+from nst_fast.loss.terms import gram_matrix, pixel_grid, pixel_weave
 from nst_fast.training import run
 from nst_fast.training.checkpoints import CHECKPOINT_KEY, read_checkpoint
 from nst_fast.training.content_images import BundledImages, ContentImages
 from nst_fast.training.interruption import Interruption
 from nst_fast.training.motion import motion_difference
 from nst_fast.training.networks import create_network
-from nst_fast.training.style_transfer import LOG_EVERY, MOST_SKIPPED_IN_A_ROW, Recipe, StyleTransfer
+from nst_fast.training.style_transfer import (
+    LOG_EVERY,
+    MOST_SKIPPED_IN_A_ROW,
+    NEWEST_STYLE,
+    STYLE_MEAN,
+    STYLE_TARGET,
+    Recipe,
+    StyleTransfer,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning")
 
@@ -194,6 +202,50 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_training_lowers_the_loss_on_a_fixed_batch(trained):
     assert total_loss(trained["module"], trained["batch"]) < 0.5 * trained["before"]
+
+
+def test_means_of_the_newest_pictures_follow_them_and_one_without_effect_leaves_them(tmp_path):
+    """From the painting's own, as if earlier pictures had been perfect."""
+    module = make_module(3)
+    module = StyleTransfer(
+        module.network,
+        module.perceptual_loss,
+        [{name: module.get_buffer(STYLE_TARGET + name) for name in module.style_target_names}],
+        replace(module.recipe, own_style=0.25),
+        module.description,
+    )
+    expected = {layer: module.get_buffer(STYLE_MEAN + layer).clone() for layer in LAYERS}
+    for layer in LAYERS:
+        torch.testing.assert_close(expected[layer], module.get_buffer(STYLE_TARGET + layer))
+
+    class Follow(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Tensor, batch_idx: int) -> None:
+            painted = module.network(batch.float() / 255)
+            if batch_idx == 1:
+                module.network.vectors.data[0, 0] = torch.nan
+                return
+            for layer, features in module.perceptual_loss.loss_network(painted, list(LAYERS)).items():
+                for picture in features.detach():  # one after the other, and as if they had come at once
+                    rows = picture.flatten(1)
+                    assert torch.allclose(gram_matrix(picture[None])[0], rows @ rows.T / rows.shape[1], atol=1e-6)
+                together = gram_matrix(features.detach()).mean(0, keepdim=True)
+                kept = (1 - NEWEST_STYLE) ** len(batch)
+                expected[layer] = kept * expected[layer] + (1 - kept) * together
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+            if batch_idx == 1:
+                module.network.vectors.data[0, 0] = 1.0
+            for layer in LAYERS:
+                torch.testing.assert_close(module.get_buffer(STYLE_MEAN + layer), expected[layer])
+
+    batches = torch.randint(0, 256, (9, 3, SIZE, SIZE), dtype=torch.uint8)
+    trainer = make_trainer(tmp_path, 3, Follow())
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=3))
+    assert module.skipped_steps == 1
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    kept = read_checkpoint(tmp_path / "last.ckpt")["state_dict"]
+    assert all(torch.equal(kept[STYLE_MEAN + layer], module.get_buffer(STYLE_MEAN + layer)) for layer in LAYERS)
+    assert not any(STYLE_MEAN in name for name in make_module(1).state_dict())
 
 
 @pytest.mark.parametrize(("pictures", "threads"), [(1, 4), (2, 4), (3, 2), (5, 1)])

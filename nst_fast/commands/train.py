@@ -36,8 +36,7 @@ Train a network on a style and export it to ONNX.
   style=NAME               starry_night, the_scream, great_wave, composition_vii, custom, or gallery
   style.image=FILE         with style=custom: your own picture
   style.images=FOLDER      with style=gallery: a folder of pictures, all in one network
-  style.size=PX            short side of the painting; smaller gives smaller strokes (default 192;
-                           great_wave 272, composition_vii 362)
+  style.size=PX            short side of the painting; smaller gives smaller strokes (default 362)
   style.underpainting=F    0 to 1: more gives bolder strokes, less keeps more of the scene (default 0.25)
   loss.style_weight=W      4 is subtle, 16 strong (default 8)
   style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 1.6) or a
@@ -55,7 +54,6 @@ Train a network on a style and export it to ONNX.
   output=FOLDER            folder of the run (default: runs/train/<style>/<time>)
 
   network=NAME             fast, tiny or johnson
-  network.margin=24        takes away lines that the finished model paints along borders (default 8)
   network.grain=true       strokes grow from a fixed map of noise in flat places
   network.contrast=true    strokes grow from the photograph's own faint contrast
   loss=NAME                balanced, gatys or johnson
@@ -138,6 +136,7 @@ def check_options(cfg: Any) -> None:
     # The others shard what a small network has not.
     parallel = [name for name in StrategyRegistry.available_strategies() if name.startswith("ddp")]
     require_choice(cfg, "trainer.strategy", ("auto", *parallel))
+    require_number(cfg, "trainer.own_style", 0.01, 1, whole=False)
     for key in ("learning_rate", "vector_rate", "grid_weight", "weave_weight", "motion_weight"):
         require_number(cfg, f"trainer.{key}", 0, whole=False)
     require_number(cfg, "trainer.vector_steps", 0)

@@ -30,6 +30,7 @@ CONTENT_FLOOR = 0.1  # of the painting's energy at the same layer
 SLICED_FLOOR = 1e-3  # of the painting's mean square there, beside its variance: a picture of one colour has none
 # Before a layer's name: a painting's mean square there, or its distribution, in place of its Gram matrix.
 ENERGY, SLICED = "energy:", "sliced:"
+GRAM = "gram:"  # before a layer's name: Gram matrices of pictures
 
 Targets = Mapping[str, Tensor]
 
@@ -140,10 +141,13 @@ class PerceptualLoss(nn.Module):
         content_targets: Targets,
         style_targets: Targets,
         style_weight: Tensor | None = None,
+        means: Targets | None = None,
+        own: float = 1.0,
     ) -> dict[str, Tensor]:
         """Return ``content``, ``style`` and ``tv`` of each picture, not yet weighted, and their weighted sum ``total``.
 
-        All are of shape (N,).
+        All are of shape (N,). With ``means`` the pictures' Gram matrices (N, C, C) stand beside them, `GRAM` before
+        each layer's name.
 
         Args:
             stylized: (N, 3, H, W) in [0, 1].
@@ -151,6 +155,10 @@ class PerceptualLoss(nn.Module):
             style_targets: {name: target} of one painting, first axis 1, or of a painting for each picture, first
                 axis N, as `gather` gives them.
             style_weight: of each picture, (N,); None: the loss's own.
+            means: {layer: Gram matrices} that each picture's are mixed with, of the painting's shapes; None: a picture
+                is compared alone, as in the papers.
+            own: of the mixture, the picture's share. The term is divided by its square, so that a picture among perfect
+                ones counts as it does alone.
 
         Raises UserError where a style target is missing or of another loss network.
         """
@@ -158,6 +166,7 @@ class PerceptualLoss(nn.Module):
         features = self.loss_network(stylized, self.layers)
         with torch.autocast(stylized.device.type, enabled=False):
             content, style = stylized.new_zeros(len(stylized)), stylized.new_zeros(len(stylized))
+            grams: dict[str, Tensor] = {}
             for layer, weight in self.content_layers.items():
                 x = in_full_precision(content_representation(self.loss_network, layer, features[layer]))
                 target, energy = in_full_precision(content_targets[layer]), style_targets[ENERGY + layer]
@@ -166,7 +175,10 @@ class PerceptualLoss(nn.Module):
                 gram, target = layer_gram_matrix(self.loss_network, layer, features[layer]), style_targets[layer]
                 if gram.shape[1:] != target.shape[1:]:
                     raise UserError(f"the style targets have {len(target[0])} channels of {layer}, not {len(gram[0])}")
-                style = style + weight * self.style_term(gram, target, self.filters(layer))
+                if means is not None:
+                    grams[GRAM + layer] = gram.detach()
+                    gram = own * gram + (1 - own) * means[layer]
+                style = style + weight * self.style_term(gram, target, self.filters(layer)) / own**2
             for layer, weight in self.sliced_layers.items():
                 x = in_full_precision(content_representation(self.loss_network, layer, features[layer]))
                 target, start = style_targets[SLICED + layer], content_targets.get("slices")
@@ -174,7 +186,7 @@ class PerceptualLoss(nn.Module):
             tv = total_variation(stylized)
             of_style = self.style_weight if style_weight is None else style_weight
             total = self.content_weight * content + of_style * style + self.tv_weight * tv
-        return {"content": content, "style": style, "tv": tv, "total": total}
+        return {"content": content, "style": style, "tv": tv, "total": total} | grams
 
     def filters(self, layer: str) -> int | None:
         """Return how many filters a layer's features stand for; None where they are the picture's channels."""

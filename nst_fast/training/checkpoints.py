@@ -107,6 +107,7 @@ def upgraded(config: Any) -> Any:
         network.setdefault("margin", 8)
     for key in ("cpu_steps", "gpu_steps"):
         trainer.pop(key, None)
+    trainer.setdefault("own_style", 1.0)
     return config
 
 

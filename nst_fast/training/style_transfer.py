@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nst_fast import __version__
 from nst_fast.errors import UserError
-from nst_fast.loss.perceptual_loss import PerceptualLoss, Targets, gather
+from nst_fast.loss.perceptual_loss import GRAM, PerceptualLoss, Targets, gather
 from nst_fast.loss.style_targets import COLOURS
 from nst_fast.loss.style_weight import StyleWeightControl
 from nst_fast.loss.terms import colour_moments, pixel_grid, pixel_weave, saturated_share
@@ -30,7 +30,9 @@ from nst_fast.training.networks import TransformationNetwork
 
 LOG_EVERY = 10  # steps
 NEWEST_COLOURS = 0.02  # of the colours that the finished network is recoloured by, the share of the newest step
+NEWEST_STYLE = 0.0075  # of a painting's mean Gram matrices, the share of its newest picture
 STYLE_TARGET = "style_target_"  # before a style target's name, the name of its buffer
+STYLE_MEAN = "style_mean_"  # likewise, of pictures' mean Gram matrices
 MOST_SKIPPED_IN_A_ROW = 20  # steps; past this the run is broken, not unlucky
 
 
@@ -62,6 +64,8 @@ class Recipe:
             loss), so that 1 normalises gradients: every step has the same norm, whatever the loss's scale.
         grid_weight: of `pixel_grid`, beside the perceptual loss: it is the network's fault, not the picture's.
         weave_weight: of `pixel_weave`, likewise.
+        own_style: share of a picture's own Gram matrices in what is compared with the painting's. The rest is the mean
+            of the newest pictures'. Together they are to be like the painting; a night may stay dark. 1: each alone.
         motion_weight: of `motion_difference`, for clips; 0: training takes no second views.
         one_cycle: whether the rate goes up and down to nothing; otherwise it stays.
         vector_steps: the first steps, which change the paintings' vectors alone.
@@ -73,6 +77,7 @@ class Recipe:
     gradient_clip: float | None = 1.0
     grid_weight: float = 3000.0
     weave_weight: float = 20.0
+    own_style: float = 1.0
     motion_weight: float = 0.0
     one_cycle: bool = True
     vector_steps: int = 0
@@ -111,6 +116,8 @@ class StyleTransfer(pl.LightningModule):
         self.style_target_names = list(style_targets[0])
         for name, target in gather(style_targets, torch.arange(self.paintings)).items():
             self.register_buffer(STYLE_TARGET + name, target, persistent=False)  # so that it goes where the module goes
+            if name in perceptual_loss.style_layers and recipe.own_style < 1:
+                self.register_buffer(STYLE_MEAN + name, target.clone())  # as if earlier pictures had been perfect
         self.recipe, self.description, self.control = recipe, description, control
         self.automatic_optimization = False  # a non-finite step is skipped: no update, no momentum
         self.strict_loading = False  # the frozen loss network is not in checkpoints
@@ -136,9 +143,13 @@ class StyleTransfer(pl.LightningModule):
         self.validation_losses: dict[str, float] = {}
 
     def style_targets(self, chosen: Tensor) -> dict[str, Tensor]:
-        """Return the style targets of each picture's painting, on the module's device; of a single one as they are."""
-        found = {name: self.get_buffer(STYLE_TARGET + name) for name in self.style_target_names}
-        return found if self.paintings == 1 else {name: target[chosen] for name, target in found.items()}
+        """Return the style targets of each picture's painting, on the module's device."""
+        return self.of_paintings(STYLE_TARGET, self.style_target_names, chosen)
+
+    def of_paintings(self, kind: str, names: Iterable[str], chosen: Tensor) -> dict[str, Tensor]:
+        """Return buffers of a kind for each picture's painting, (N, …); of a single one as they are, (1, …)."""
+        found = {name: self.get_buffer(kind + name) for name in names}
+        return found if self.paintings == 1 else {name: buffer[chosen] for name, buffer in found.items()}
 
     def configure_optimizers(self) -> Any:
         """Return Adam, on one cycle where asked for: warm-up over the first tenth, then down to nothing."""
@@ -174,14 +185,20 @@ class StyleTransfer(pl.LightningModule):
         vectors = self.network.vectors if self.paintings == 1 else self.network.vectors[chosen]
         return self.network(content.contiguous(memory_format=torch.channels_last), vectors).to(self.dtype)
 
-    def losses(self, content: Tensor, stylized: Tensor, chosen: Tensor) -> dict[str, Tensor]:
-        """Return the perceptual loss's terms of each picture, with ``grid`` and ``weave`` beside them and in the total.
+    def style_means(self, chosen: Tensor) -> dict[str, Tensor] | None:
+        """Return the mean Gram matrices of each picture's painting; None where a picture counts alone."""
+        if self.recipe.own_style == 1:
+            return None
+        return self.of_paintings(STYLE_MEAN, self.perceptual_loss.style_layers, chosen)
 
-        All are of shape (N,).
-        """
+    def losses(
+        self, content: Tensor, stylized: Tensor, chosen: Tensor, means: Targets | None = None
+    ) -> dict[str, Tensor]:
+        """Return `PerceptualLoss.each`, with ``grid`` and ``weave``, of shape (N,), beside it and in the total."""
         content_targets = self.perceptual_loss.content_targets(content)
         weight = None if self.control is None else self.control.style_weight[chosen]
-        terms = self.perceptual_loss.each(stylized, content_targets, self.style_targets(chosen), weight)
+        own = 1.0 if means is None else self.recipe.own_style
+        terms = self.perceptual_loss.each(stylized, content_targets, self.style_targets(chosen), weight, means, own)
         grid = pixel_grid(stylized, self.network.stride)
         weave = pixel_weave(stylized)
         total = terms["total"] + self.recipe.grid_weight * grid + self.recipe.weave_weight * weave
@@ -195,7 +212,7 @@ class StyleTransfer(pl.LightningModule):
         Beside them stand the `colour_moments` of its pictures, where the network is to be recoloured.
         """
         stylized = self.stylize(content, chosen)
-        terms = self.losses(content, stylized, chosen)
+        terms = self.losses(content, stylized, chosen, self.style_means(chosen))
         if self.colours is not None:
             terms[COLOURS] = colour_moments(stylized)
         if second is not None and flow is not None:
@@ -244,6 +261,8 @@ class StyleTransfer(pl.LightningModule):
             self.control.update((sums[0] / sums[1]).masked_fill(skip, torch.nan))  # 0 / 0: not in this step
         if self.colours is not None:
             self.follow_colours(self.colours[1], terms.pop(COLOURS).mean(0), skip)
+        for layer in self.perceptual_loss.style_layers if self.recipe.own_style < 1 else ():
+            self.follow_style(self.get_buffer(STYLE_MEAN + layer), terms.pop(GRAM + layer), chosen, skip)
         metrics = {f"train/{name}_loss": value.detach().mean() for name, value in terms.items()}
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
@@ -262,6 +281,16 @@ class StyleTransfer(pl.LightningModule):
         # A run of before, resumed, has followed none so far.
         rate = torch.where(pictures.any(), max(NEWEST_COLOURS, 1 / self.batches_seen), 1.0)
         pictures.copy_(torch.where(skip, pictures, pictures.lerp(moments, rate)))
+
+    def follow_style(self, means: Tensor, grams: Tensor, chosen: Tensor, skip: Tensor) -> None:
+        """Let the paintings' mean Gram matrices (S, C, C) follow a step's (N, C, C), if it had an effect."""
+        sums, counts = torch.zeros_like(means), means.new_zeros(len(means), 1, 1)
+        sums.index_add_(0, chosen, grams.to(means.dtype))
+        counts.index_add_(0, chosen, counts.new_ones(len(chosen), 1, 1))
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        rates = torch.where(skip, 0.0, 1 - (1 - NEWEST_STYLE) ** counts)
+        means.copy_(torch.where(rates > 0, means.lerp(sums / counts, rates), means))
 
     @property
     def style_weights(self) -> list[float]:
