@@ -123,7 +123,7 @@ def test_a_painting_has_the_mean_of_its_own_pictures(tmp_path):
     module.trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
     means = module.get_buffer(f"{STYLE_MEAN}relu1_1")
     before, grams = means.clone(), torch.rand(4, 8, 8)
-    module.follow_style(means, grams, torch.tensor([2, 0, 2, 2]), torch.tensor(False))
+    module.follow_style({"relu1_1": grams}, torch.tensor([2, 0, 2, 2]), torch.tensor(False))
     assert torch.equal(means[1], before[1])
     for painting, own in ((0, [1]), (2, [0, 2, 3])):
         share = 1 - (1 - NEWEST_STYLE) ** len(own)

@@ -255,14 +255,13 @@ class StyleTransfer(pl.LightningModule):
         self.skipped = torch.stack([self.skipped[0] + skip, (self.skipped[1] + 1) * skip])
         if self.control is not None:  # every process has its own pictures, and all have the same weights
             content = terms["content"].detach()
-            sums = content.new_zeros(2, self.paintings)
-            sums.index_add_(1, chosen, torch.stack([content, torch.ones_like(content)]))
-            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-            self.control.update((sums[0] / sums[1]).masked_fill(skip, torch.nan))  # 0 / 0: not in this step
+            sums = self.summed(torch.stack([content, torch.ones_like(content)], 1), chosen)
+            self.control.update((sums[:, 0] / sums[:, 1]).masked_fill(skip, torch.nan))  # 0 / 0: not in this step
         if self.colours is not None:
             self.follow_colours(self.colours[1], terms.pop(COLOURS).mean(0), skip)
-        for layer in self.perceptual_loss.style_layers if self.recipe.own_style < 1 else ():
-            self.follow_style(self.get_buffer(STYLE_MEAN + layer), terms.pop(GRAM + layer), chosen, skip)
+        if self.recipe.own_style < 1:
+            layers = self.perceptual_loss.style_layers
+            self.follow_style({layer: terms.pop(GRAM + layer) for layer in layers}, chosen, skip)
         metrics = {f"train/{name}_loss": value.detach().mean() for name, value in terms.items()}
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
@@ -282,15 +281,19 @@ class StyleTransfer(pl.LightningModule):
         rate = torch.where(pictures.any(), max(NEWEST_COLOURS, 1 / self.batches_seen), 1.0)
         pictures.copy_(torch.where(skip, pictures, pictures.lerp(moments, rate)))
 
-    def follow_style(self, means: Tensor, grams: Tensor, chosen: Tensor, skip: Tensor) -> None:
-        """Let the paintings' mean Gram matrices (S, C, C) follow a step's (N, C, C), if it had an effect."""
-        sums, counts = torch.zeros_like(means), means.new_zeros(len(means), 1, 1)
-        sums.index_add_(0, chosen, grams.to(means.dtype))
-        counts.index_add_(0, chosen, counts.new_ones(len(chosen), 1, 1))
-        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
+    def follow_style(self, grams: Targets, chosen: Tensor, skip: Tensor) -> None:
+        """Let the paintings' mean Gram matrices follow a step's {layer: (N, C, C)} in place, if it had an effect."""
+        counts = self.summed(torch.ones_like(chosen, dtype=torch.float32), chosen)[:, None, None]
         rates = torch.where(skip, 0.0, 1 - (1 - NEWEST_STYLE) ** counts)
-        means.copy_(torch.where(rates > 0, means.lerp(sums / counts, rates), means))
+        for layer, of_pictures in grams.items():
+            means = self.get_buffer(STYLE_MEAN + layer)
+            newest = self.summed(of_pictures.to(means.dtype), chosen) / counts
+            means.copy_(torch.where(rates > 0, means.lerp(newest, rates.to(means.dtype)), means))
+
+    def summed(self, values: Tensor, chosen: Tensor) -> Tensor:
+        """Return the sums (S, …) of values (N, …) of each painting's pictures, over all processes."""
+        sums = values.new_zeros(self.paintings, *values.shape[1:]).index_add_(0, chosen, values)
+        return self.trainer.strategy.reduce(sums, reduce_op="sum")
 
     @property
     def style_weights(self) -> list[float]:
