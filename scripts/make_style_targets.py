@@ -18,7 +18,7 @@ from nst_fast.loss.perceptual_loss import ENERGY, SLICED
 from nst_fast.loss.pretrained import create_loss_network
 from nst_fast.loss.style_targets import COLOURS, fetch_painting, make_style_targets
 
-SIZES = (192, 362, 512)  # px, short side of the painting: smaller strokes, training's, nst-optimize's
+SIZES = (181, 362, 512)  # px, short side of the painting: half of training's, training's, nst-optimize's
 
 
 def main() -> None:

@@ -205,15 +205,15 @@ def test_size_null_keeps_the_photographs_size(folder):
 
 
 def test_the_second_scale_starts_from_the_first(folder):
-    picture, trace, output = run(*PHOTO, "size=72", "scales=2", "style.size=192", "iterations=3", "output=o")
+    picture, trace, output = run(*PHOTO, "size=72", "scales=2", "style.size=362", "iterations=3", "output=o")
     assert [(row["size"], row["iteration"]) for row in trace] == [(s, n) for s in (36, 72) for n in range(4)]
     assert picture.size == (72, 48)
-    # The painting shrinks with the picture: 96 px at the first scale, 192 at the second; both are shipped.
-    small, targets = photograph_at(36, 24), shipped_targets("starry_night", 96)
+    # The painting shrinks with the picture: 181 px at the first scale, 362 at the second; both are shipped.
+    small, targets = photograph_at(36, 24), shipped_targets("starry_night", 181)
     first, _ = optimize_image(small, shipped_loss(), targets, iterations=3)
     enlarged = F.interpolate(first, (48, 72), mode="bicubic", align_corners=False).clamp(0, 1)
     expected = perceptual_losses(
-        shipped_loss(), shipped_targets("starry_night", 192), enlarged, photograph_at(72, 48).contiguous()
+        shipped_loss(), shipped_targets("starry_night", 362), enlarged, photograph_at(72, 48).contiguous()
     )
     assert {name: trace[4][name] for name in TERMS} == pytest.approx(expected, rel=1e-3)
     assert trace[4]["content"] > 0.05  # the photograph itself would have none
