@@ -267,13 +267,11 @@ def test_one_tile_and_many_make_the_same_picture(model, name):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_tiles_at_once_give_what_they_give_one_by_one(kept, model, monkeypatch):
-    content, picture = model("shipped").SerializeToString(), photograph(190, 210)
+    content, picture = model("uint8").SerializeToString(), photograph(190, 210)
     if not kept:
         monkeypatch.setattr(tiling, "KEPT_BYTES", 0)
     one, three = (TiledModel(content, session, tile=32, at_once=count) for count in (1, 3))
-    np.testing.assert_array_equal(
-        tiled_run(one, model("shipped"), picture), tiled_run(three, model("shipped"), picture)
-    )
+    np.testing.assert_array_equal(tiled_run(one, model("uint8"), picture), tiled_run(three, model("uint8"), picture))
 
 
 def test_a_wrong_halo_would_be_seen(model):
