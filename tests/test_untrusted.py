@@ -318,6 +318,7 @@ def test_stored_gives_back_the_very_values():
 
 SMALL = ["style=custom", "style.image=photo.png", "style.size=64", "network.width=8", "network.blocks=1"]
 SMALL += ["data.size=64", "data.batch_size=1", "data.num_workers=0", "trainer=smoke", "trainer.accelerator=cpu"]
+FROM_NOTHING = ["init_from=null", "network.width=8", "network.blocks=1"]  # soon made, where no network is looked at
 ENGINE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no loops": lambda c: c.update(loops={}),
     "loops in a list": lambda c: c.update(loops=[1]),
@@ -604,8 +605,8 @@ LIES: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("command", ["train", "nst-optimize"])
 def test_style_targets_that_mean_harm_are_refused(command, kind, refused):
     Path("mine.safetensors").write_bytes(LIES[kind]())
-    content = ["content=photo.png"] if command == "nst-optimize" else []
-    refused(command, *content, "style=custom", "style.targets=mine.safetensors", "loss_network=vgg16_slim")
+    more = ["content=photo.png"] if command == "nst-optimize" else FROM_NOTHING
+    refused(command, *more, "style=custom", "style.targets=mine.safetensors", "loss_network=vgg16_slim")
 
 
 WEIGHTS: dict[str, tuple[str, Callable[[], bytes]]] = {
@@ -625,7 +626,7 @@ WEIGHTS: dict[str, tuple[str, Callable[[], bytes]]] = {
 def test_a_loss_network_that_means_harm_is_refused(kind, refused):
     name, make = WEIGHTS[kind]
     Path("mine.safetensors").write_bytes(make())
-    options = ["style=custom", "style.image=photo.png", "style.size=32"]
+    options = ["style=custom", "style.image=photo.png", "style.size=32", *FROM_NOTHING]
     line = refused("train", *options, f"loss_network={name}", "loss_network.weights=mine.safetensors")
     assert "mine.safetensors" in line or "has no layer" in line
 
@@ -633,7 +634,7 @@ def test_a_loss_network_that_means_harm_is_refused(kind, refused):
 @pytest.mark.parametrize("kind", ["a convolution wider than memory", "filters wider than memory", "a head of nothing"])
 def test_teachers_that_mean_harm_are_refused(kind, refused):
     Path("mine.safetensors").write_bytes(WEIGHTS[kind][1]().replace(b"head_relu1_1", b"conv1_1_more"))
-    options = ["style=custom", "style.image=photo.png", "loss_network=teachers"]
+    options = ["style=custom", "style.image=photo.png", "loss_network=teachers", *FROM_NOTHING]
     for role, other in (("shallow", "deep"), ("deep", "shallow")):
         paths = [f"loss_network.{role}=mine.safetensors", f"loss_network.{other}={VGG16_SLIM}"]
         refused("train", *options, *paths)
@@ -651,6 +652,7 @@ def test_vgg19_as_a_pickle_that_means_harm_is_refused(kind, refused):
     else:
         torch.save({0: torch.zeros(1), None: torch.zeros(1)}, "vgg.pth")
     options = ["style=custom", "style.image=photo.png", "loss_network=vgg19", "loss_network.weights=vgg.pth"]
+    options += FROM_NOTHING
     assert "vgg.pth" in refused("train", *options)
 
 
@@ -694,7 +696,7 @@ def test_damaged_files_are_used_or_refused_in_one_line(name, whole, call):
         "mine.onnx": [["stylize", "--model", "mine.onnx", "photo.png", "-o", "out.png", "--overwrite"]],
         "mine.safetensors": [
             ["nst-optimize", "content=photo.png", *targets, "size=32", "iterations=1"],
-            ["train", *targets],  # reads them at more sizes, and is slow
+            ["train", *targets, *FROM_NOTHING],  # reads them at more sizes, and is slow
         ],
     }
     refusals = Counter[str]()
