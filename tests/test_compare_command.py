@@ -158,7 +158,7 @@ def test_traces_hold_every_iteration_of_every_optimiser(finished):
 
 def test_losses_of_the_model_are_those_of_its_pictures_on_the_shipped_targets(finished):
     layers = ({"relu2_2": 1.0}, {"relu1_2": 0.1, "relu2_2": 0.3, "relu3_3": 0.6})
-    loss = BalancedLoss(create_loss_network("vgg16_slim"), *layers, 1.0, 8.0, 4.0, sliced_layers={"rgb@4": 0.06})
+    loss = BalancedLoss(create_loss_network("vgg16_slim"), *layers, 1.0, 5.0, 4.0, sliced_layers={"rgb@4": 0.06})
     targets = StyleTargets.load(ASSETS / "style_targets" / "starry_night.safetensors").sizes[192]
     stylize = Stylizer(shipped_models()["starry_night"])
     for name, photograph in finished.report["photographs"].items():

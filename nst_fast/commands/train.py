@@ -38,7 +38,7 @@ Train a network on a style and export it to ONNX.
   style.images=FOLDER      with style=gallery: a folder of pictures, all in one network
   style.size=PX            short side of the painting; smaller gives smaller strokes (default 362)
   style.underpainting=F    0 to 1: more gives bolder strokes, less keeps more of the scene (default 0.25)
-  loss.style_weight=W      4 is subtle, 16 strong (default 8)
+  loss.style_weight=W      3 is subtle, 8 strong (default 5)
   style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 1.6) or a
                            number. Training finds the style weight, of each painting. Needs loss=balanced
 
@@ -54,6 +54,8 @@ Train a network on a style and export it to ONNX.
   output=FOLDER            folder of the run (default: runs/train/<style>/<time>)
 
   network=NAME             fast, tiny or johnson
+  trainer.own_style=F      how much of a picture's style is its own in what is compared with the painting, up to 1 (default
+                           0.25); the rest is the newest pictures'. Less leaves plain places plainer
   network.grain=true       strokes grow from a fixed map of noise in flat places
   network.contrast=true    strokes grow from the photograph's own faint contrast
   loss=NAME                balanced, gatys or johnson
