@@ -37,6 +37,7 @@ from nst_fast.loss.style_targets import find_paintings
 from nst_fast.loss.tensors import to_image
 from nst_fast.stylizing.images import load_image
 from nst_fast.stylizing.stylizer import Stylizer
+from nst_fast.training.checkpoints import upgraded
 from nst_fast.training.photographs import centre_crop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,12 +201,13 @@ def command_of(config: dict[str, Any]) -> str:
 def card(name: str, model: Path, figures: dict[str, Any]) -> str:
     """Return a model's card."""
     told = Stylizer(model).metadata
-    config = json.loads(told["config"])
+    config = upgraded(json.loads(told["config"]))
     style, data = config["style"], config["data"]
     training, worth = figures["training"], figures["lbfgs_iterations"]
     command = command_of(config)
     integers = shipped_models(int8=True)[f"{name}{INT8}"]
-    kept = ("style", "style.image", "style.size", "loss", "loss.style_weight", "network.margin", "trainer.max_steps")
+    kept = ("style", "style.image", "style.size", "loss", "loss.style_weight", "network.margin")
+    kept += ("trainer.own_style", "trainer.max_steps")
     options = [option for option in command.split() if option.split("=")[0] in kept]
     everyone = " ".join(["train", options[0], "loss_network=vgg19 data=coco", *options[1:]])
     rows = {
@@ -247,7 +249,7 @@ def gallery_card(model: Path, figures: dict[str, Any]) -> str:
         "in 8-bit integers": f"`{GALLERY}{INT8}`, {integers.stat().st_size / 1e6:.2f} MB, sha256 "
         f"`{file_hash(integers)}`; at least {Stylizer(integers).metadata['int8_psnr']} dB from the file above on "
         "photographs, in every style and two blends",
-        "made by": f"`{command_of(json.loads(told['config']))}`",
+        "made by": f"`{command_of(upgraded(json.loads(told['config'])))}`",
         "loss network": f"`{told['loss_network']}`",
         "network": told["network"],
         "training": f"{training['seconds'] / 60:.0f} minutes on {training['device']} ({training['machine']}), "

@@ -54,8 +54,6 @@ Train a network on a style and export it to ONNX.
   output=FOLDER            folder of the run (default: runs/train/<style>/<time>)
 
   network=NAME             fast, tiny or johnson
-  trainer.own_style=F      how much of a picture's style is its own in what is compared with the painting, up to 1 (default
-                           0.25); the rest is the newest pictures'. Less leaves plain places plainer
   network.grain=true       strokes grow from a fixed map of noise in flat places
   network.contrast=true    strokes grow from the photograph's own faint contrast
   loss=NAME                balanced, gatys or johnson
@@ -65,6 +63,8 @@ Train a network on a style and export it to ONNX.
                            '{rgb@4: 0.06, relu3_3: 0.8}' for closed shapes
   loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers (default: by the device)
   experiment=johnson2016   the field's standard recipe
+  trainer.own_style=F      1: each picture alone is to have the painting's style. Less: the newest pictures together, so
+                           that plain places may stay plain (default 0.25)
   trainer.vector_steps=N   the first N steps change the painting's vector alone. If trainer.max_steps is N too, the run
                            leaves NAME.style, for the gallery that it starts from
 
