@@ -28,6 +28,7 @@ CHOICES = {
     "all terms": [],
     "without distributions": ["loss.sliced_layers={}"],
     "with grain": ["network.grain=true"],
+    "each picture alone": ["trainer.own_style=1"],
     "without weave": ["trainer.weave_weight=0"],
     "without grid": ["trainer.grid_weight=0"],
 }

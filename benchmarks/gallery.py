@@ -96,7 +96,12 @@ def measure_singles(gallery: Stylizer, pictures: list[Image.Image]) -> Any:
     found = {}
     for name in SINGLES:
         painting = SHARED / "styles" / FILES[name]
-        _, model = trained(painting, Path("runs", "gallery", name), ["style.size=192", "init_from=null"], data=())
+        _, model = trained(
+            painting,
+            Path("runs", "gallery", name),
+            ["style.size=192", "loss.style_weight=8", "trainer.own_style=1", "init_from=null"],
+            data=(),
+        )
         judge, single = Judge(painting, SWEEP), Stylizer(model)
         ours, theirs = (
             style_of(judge, made) for made in ([gallery(p, name) for p in pictures], [single(p) for p in pictures])

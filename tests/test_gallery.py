@@ -28,10 +28,10 @@ from nst_fast.stylizing.looks import Looks
 from nst_fast.stylizing.stroke import underpainted
 from nst_fast.stylizing.style_file import StyleFile
 from nst_fast.stylizing.stylizer import Stylizer, add_lost
-from nst_fast.training.checkpoints import read_checkpoint
+from nst_fast.training.checkpoints import STYLE_MEAN, read_checkpoint
 from nst_fast.training.networks import create_network
 from nst_fast.training.onnx_export import import_network
-from nst_fast.training.style_transfer import NEWEST_STYLE, STYLE_MEAN, Recipe, StyleTransfer, chosen_paintings
+from nst_fast.training.style_transfer import NEWEST_STYLE, Recipe, StyleTransfer, chosen_paintings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),

@@ -315,6 +315,7 @@ def test_a_network_of_an_earlier_version_says_what_its_strokes_grow_from(option,
     network = upgraded({"network": {"name": "fast", "width": 16, "blocks": 1, "grain": option}})["network"]
     assert {key for key in ("grain", "contrast") if network[key]} == kept
     assert network["margin"] == 8  # which was the only one
+    assert upgraded({"trainer": {}})["trainer"]["own_style"] == 1
 
 
 @pytest.mark.parametrize("name", ["fast", "tiny"])

@@ -29,7 +29,7 @@ from nst_fast.loss.style_targets import LARGEST_SIZE, LEAST_SIZE, find_paintings
 from nst_fast.loss.style_weight import DISTANCES, StyleWeightControl, content_distance
 from nst_fast.stylizing.images import load_image
 
-PAINTING_SIZES = (96, 136, 192, 272, 362, 512, 724)  # px, short side: sizes of strokes that are tried
+PAINTING_SIZES = (91, 128, 181, 256, 362, 512, 724)  # px, short side: sizes of strokes that are tried
 LONGEST_NAME = 200  # bytes of a style's name: file systems take 255, suffixes among them
 
 

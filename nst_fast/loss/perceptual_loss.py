@@ -30,7 +30,7 @@ CONTENT_FLOOR = 0.1  # of the painting's energy at the same layer
 SLICED_FLOOR = 1e-3  # of the painting's mean square there, beside its variance: a picture of one colour has none
 # Before a layer's name: a painting's mean square there, or its distribution, in place of its Gram matrix.
 ENERGY, SLICED = "energy:", "sliced:"
-GRAM = "gram:"  # before a layer's name: Gram matrices of pictures
+GRAM = "gram:"  # before a layer's name: Gram matrices of pictures, which are no style target
 
 Targets = Mapping[str, Tensor]
 
@@ -177,8 +177,8 @@ class PerceptualLoss(nn.Module):
                     raise UserError(f"the style targets have {len(target[0])} channels of {layer}, not {len(gram[0])}")
                 if means is not None:
                     grams[GRAM + layer] = gram.detach()
-                    gram = own * gram + (1 - own) * means[layer]
-                style = style + weight * self.style_term(gram, target, self.filters(layer)) / own**2
+                    gram, weight = own * gram + (1 - own) * means[layer], weight / own**2
+                style = style + weight * self.style_term(gram, target, self.filters(layer))
             for layer, weight in self.sliced_layers.items():
                 x = in_full_precision(content_representation(self.loss_network, layer, features[layer]))
                 target, start = style_targets[SLICED + layer], content_targets.get("slices")

@@ -16,6 +16,7 @@ from nst_fast.training.networks import TransformationNetwork, read_network
 from nst_fast.weights import read_torch
 
 CHECKPOINT_KEY = "nst_fast"
+STYLE_MEAN = "style_mean_"  # before a layer's name, the name of the buffer of pictures' mean Gram matrices
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
@@ -56,6 +57,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not as `train` wrote it: it has no weights")
     if COLOURS in checkpoint["state_dict"] and not are_colours(checkpoint["state_dict"][COLOURS]):
         raise UserError(f"{path} is not as `train` wrote it: its colours cannot be used")
+    means = [value for name, value in checkpoint["state_dict"].items() if str(name).startswith(STYLE_MEAN)]
+    if not all(isinstance(value, Tensor) and value.is_floating_point() and value.isfinite().all() for value in means):
+        raise UserError(f"{path} is not as `train` wrote it: its mean Gram matrices cannot be used")
     try:
         ours["config"] = upgraded(ours["config"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:

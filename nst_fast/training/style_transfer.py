@@ -24,7 +24,7 @@ from nst_fast.loss.style_targets import COLOURS
 from nst_fast.loss.style_weight import StyleWeightControl
 from nst_fast.loss.terms import colour_moments, pixel_grid, pixel_weave, saturated_share
 from nst_fast.stylizing.images import save_image
-from nst_fast.training.checkpoints import CHECKPOINT_KEY
+from nst_fast.training.checkpoints import CHECKPOINT_KEY, STYLE_MEAN
 from nst_fast.training.motion import motion_difference
 from nst_fast.training.networks import TransformationNetwork
 
@@ -32,7 +32,6 @@ LOG_EVERY = 10  # steps
 NEWEST_COLOURS = 0.02  # of the colours that the finished network is recoloured by, the share of the newest step
 NEWEST_STYLE = 0.0075  # of a painting's mean Gram matrices, the share of its newest picture
 STYLE_TARGET = "style_target_"  # before a style target's name, the name of its buffer
-STYLE_MEAN = "style_mean_"  # likewise, of pictures' mean Gram matrices
 MOST_SKIPPED_IN_A_ROW = 20  # steps; past this the run is broken, not unlucky
 
 
@@ -144,9 +143,9 @@ class StyleTransfer(pl.LightningModule):
 
     def style_targets(self, chosen: Tensor) -> dict[str, Tensor]:
         """Return the style targets of each picture's painting, on the module's device."""
-        return self.of_paintings(STYLE_TARGET, self.style_target_names, chosen)
+        return self.buffers_of(STYLE_TARGET, self.style_target_names, chosen)
 
-    def of_paintings(self, kind: str, names: Iterable[str], chosen: Tensor) -> dict[str, Tensor]:
+    def buffers_of(self, kind: str, names: Iterable[str], chosen: Tensor) -> dict[str, Tensor]:
         """Return buffers of a kind for each picture's painting, (N, …); of a single one as they are, (1, …)."""
         found = {name: self.get_buffer(kind + name) for name in names}
         return found if self.paintings == 1 else {name: buffer[chosen] for name, buffer in found.items()}
@@ -189,7 +188,7 @@ class StyleTransfer(pl.LightningModule):
         """Return the mean Gram matrices of each picture's painting; None where a picture counts alone."""
         if self.recipe.own_style == 1:
             return None
-        return self.of_paintings(STYLE_MEAN, self.perceptual_loss.style_layers, chosen)
+        return self.buffers_of(STYLE_MEAN, self.perceptual_loss.style_layers, chosen)
 
     def losses(
         self, content: Tensor, stylized: Tensor, chosen: Tensor, means: Targets | None = None
@@ -197,8 +196,8 @@ class StyleTransfer(pl.LightningModule):
         """Return `PerceptualLoss.each`, with ``grid`` and ``weave``, of shape (N,), beside it and in the total."""
         content_targets = self.perceptual_loss.content_targets(content)
         weight = None if self.control is None else self.control.style_weight[chosen]
-        own = 1.0 if means is None else self.recipe.own_style
-        terms = self.perceptual_loss.each(stylized, content_targets, self.style_targets(chosen), weight, means, own)
+        targets = self.style_targets(chosen)
+        terms = self.perceptual_loss.each(stylized, content_targets, targets, weight, means, self.recipe.own_style)
         grid = pixel_grid(stylized, self.network.stride)
         weave = pixel_weave(stylized)
         total = terms["total"] + self.recipe.grid_weight * grid + self.recipe.weave_weight * weave
@@ -292,7 +291,10 @@ class StyleTransfer(pl.LightningModule):
 
     def summed(self, values: Tensor, chosen: Tensor) -> Tensor:
         """Return the sums (S, …) of values (N, …) of each painting's pictures, over all processes."""
-        sums = values.new_zeros(self.paintings, *values.shape[1:]).index_add_(0, chosen, values)
+        if self.paintings == 1:  # on a GPU in a fixed order, which `index_add_` has not
+            sums = values.sum(0, keepdim=True)
+        else:
+            sums = values.new_zeros(self.paintings, *values.shape[1:]).index_add_(0, chosen, values)
         return self.trainer.strategy.reduce(sums, reduce_op="sum")
 
     @property
