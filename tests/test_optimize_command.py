@@ -135,7 +135,7 @@ def test_trace_has_every_iteration_and_falls_from_the_photograph_on(finished):
     assert totals == sorted(totals, reverse=True)
     assert totals[-1] < totals[0] / 2
     for row in trace:
-        assert row["total"] == pytest.approx(row["content"] + 8 * row["style"] + 4 * row["tv"], rel=1e-5)
+        assert row["total"] == pytest.approx(row["content"] + 5 * row["style"] + 4 * row["tv"], rel=1e-5)
 
 
 def test_report_says_what_was_optimised(finished):
