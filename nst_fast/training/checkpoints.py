@@ -58,7 +58,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if COLOURS in checkpoint["state_dict"] and not are_colours(checkpoint["state_dict"][COLOURS]):
         raise UserError(f"{path} is not as `train` wrote it: its colours cannot be used")
     means = [value for name, value in checkpoint["state_dict"].items() if str(name).startswith(STYLE_MEAN)]
-    if not all(isinstance(value, Tensor) and value.is_floating_point() and value.isfinite().all() for value in means):
+    if not all(is_plain(value) and value.isfinite().all() for value in means):
         raise UserError(f"{path} is not as `train` wrote it: its mean Gram matrices cannot be used")
     try:
         ours["config"] = upgraded(ours["config"])
@@ -67,11 +67,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def are_colours(kept: Any) -> bool:
-    """Return whether this is a painting's `colour_moments` and those of pictures, (2, 4, 3)."""
+def is_plain(kept: Any) -> bool:
+    """Return whether this is a tensor of numbers that are there: float32, neither sparse nor on no device."""
     if not isinstance(kept, Tensor) or kept.layout != torch.strided or kept.device.type != "cpu":
         return False
-    return kept.dtype == torch.float32 and kept.ndim == 3 and len(kept) == 2 and are_moments(kept)
+    return kept.dtype == torch.float32
+
+
+def are_colours(kept: Any) -> bool:
+    """Return whether this is a painting's `colour_moments` and those of pictures, (2, 4, 3)."""
+    return is_plain(kept) and kept.ndim == 3 and len(kept) == 2 and are_moments(kept)
 
 
 def newest_run(root: Path) -> Path:
