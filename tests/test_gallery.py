@@ -26,12 +26,12 @@ from nst_fast.loss.style_targets import find_paintings
 from nst_fast.stylizing.contact_sheet import contact_sheet
 from nst_fast.stylizing.looks import Looks
 from nst_fast.stylizing.stroke import underpainted
-from nst_fast.stylizing.style_file import StyleFile
+from nst_fast.stylizing.style_file import AS_PAINTED, StyleFile
 from nst_fast.stylizing.stylizer import Stylizer, add_lost
 from nst_fast.training.checkpoints import STYLE_MEAN, read_checkpoint
 from nst_fast.training.networks import create_network
 from nst_fast.training.onnx_export import import_network
-from nst_fast.training.style_transfer import NEWEST_STYLE, Recipe, StyleTransfer, chosen_paintings
+from nst_fast.training.style_transfer import NEWEST, Recipe, StyleTransfer, chosen_paintings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning"),
@@ -123,10 +123,10 @@ def test_a_painting_has_the_mean_of_its_own_pictures(tmp_path):
     module.trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
     means = module.get_buffer(f"{STYLE_MEAN}relu1_1")
     before, grams = means.clone(), torch.rand(4, 8, 8)
-    module.follow_style({"relu1_1": grams}, torch.tensor([2, 0, 2, 2]), torch.tensor(False))
+    module.follow({"relu1_1": grams}, torch.tensor([2, 0, 2, 2]), torch.tensor(False))
     assert torch.equal(means[1], before[1])
     for painting, own in ((0, [1]), (2, [0, 2, 3])):
-        share = 1 - (1 - NEWEST_STYLE) ** len(own)
+        share = 1 - (1 - NEWEST) ** len(own)
         torch.testing.assert_close(means[painting], before[painting] + share * (grams[own].mean(0) - before[painting]))
 
 
@@ -209,9 +209,14 @@ def test_a_run_of_the_vector_alone_leaves_a_style_for_its_gallery(gallery, styli
         [*options, *SHORT, f"init_from={gallery / 'gallery.onnx'}", f"output={tmp_path / 'run'}"]
     )
     shared, own = (import_network(path).state_dict() for path in (gallery / "gallery.onnx", model))
-    for name in shared.keys() - {"vectors"}:
+    last = max(
+        (name for name in shared if name.startswith("body.") and name.endswith("weight")),
+        key=lambda n: int(n.split(".")[1]),
+    )
+    for name in shared.keys() - {"vectors", last, last.replace("weight", "bias")}:  # whose colours are mapped
         torch.testing.assert_close(own[name], shared[name], rtol=1e-5, atol=1e-6)
-    start = shared["vectors"].mean(0)
+    learned = shared["vectors"].shape[1] - len(AS_PAINTED)
+    start = shared["vectors"].mean(0)[:learned]
     assert (own["vectors"][0] - start).abs().max() > 0.01
     file = tmp_path / "run" / "mine.style"
     capfd.readouterr()
@@ -223,8 +228,10 @@ def test_a_run_of_the_vector_alone_leaves_a_style_for_its_gallery(gallery, styli
     photograph, painter = Image.open(gallery / "photo.png"), Stylizer(gallery / "gallery.onnx")
     alone = np.asarray(painter(photograph, str(file))).astype(int)
     assert np.abs(alone - np.asarray(Stylizer(model)(photograph))).max() <= 1
-    blend = 0.5 * own["vectors"][0] + 0.5 * shared["vectors"][0]
-    feeds = {"style_weights": np.zeros(3, np.float32), "style_vector": blend.detach().numpy()}
+    vector = np.array(json.loads(file.read_text())["vector"], np.float32)
+    np.testing.assert_allclose(vector[:learned], own["vectors"][0], rtol=1e-5, atol=1e-6)
+    blend = 0.5 * vector + 0.5 * shared["vectors"][0].numpy()
+    feeds = {"style_weights": np.zeros(3, np.float32), "style_vector": blend}
     expected = painter.session.run(None, {"image": np.asarray(photograph)[None], **feeds})[0][0]
     assert np.abs(np.asarray(Image.open(tmp_path / "blend.png")).astype(int) - expected).max() <= 1
 
@@ -251,6 +258,16 @@ def test_a_style_of_another_gallery_or_another_file_is_one_line(gallery, stylize
         assert said in done.err
         assert done.err.count("\n") == 1
         assert not (tmp_path / "out.png").exists()
+
+
+def test_a_style_without_a_map_of_colours_gets_one_and_a_gallery_without_takes_none(tmp_path):
+    numbers = [float(number) for number in range(8)]
+    StyleFile("g", {"name": "x"}, numbers).save(tmp_path / "x.style")
+    StyleFile("g", {"name": "y"}, [*numbers, *AS_PAINTED]).save(tmp_path / "y.style")
+    for name, length, expected in (("x", 20, [*numbers, *AS_PAINTED]), ("y", 8, numbers), ("x", 8, numbers)):
+        assert StyleFile.load(tmp_path / f"{name}.style", "g", length).vector == expected
+    with pytest.raises(UserError):
+        StyleFile.load(tmp_path / "x.style", "g", 9)
 
 
 def test_a_style_file_is_named_where_its_suffix_is_missing(stylize, gallery):

@@ -13,6 +13,7 @@ from nst_fast.errors import UserError
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.networks import NETWORKS, FastNetwork, TransformationNetwork, create_network
 from nst_fast.training.onnx_export import Uint8Network, check_parity, export, import_network
+from nst_fast.training.recolouring import recolour
 
 NAMES = ["night", "wave", "scream"]
 METADATA = {"style": "der_schrei", "title": "Der Schrei — 叫び ☺", "artist": "Edvard Munch (1863–1944)", "empty": ""}
@@ -27,6 +28,8 @@ def random_network(name: str, seed: int = 0, **options: Any) -> TransformationNe
         network.vectors.add_(0.2 * torch.randn_like(network.vectors))
         list(network.parameters())[-2].mul_(1.5)
         list(network.parameters())[-1].add_(0.5)
+    if options.get("paintings"):
+        recolour(network, torch.eye(3) + 0.2 * torch.randn(3, 3, 3), 0.1 * torch.randn(3, 3))
     return network.eval()
 
 
@@ -204,7 +207,9 @@ def blended_by_hand(network: TransformationNetwork, weights: list[float], pictur
     """Pictures in a blend of paintings, by a network of one whose vector is the mean."""
     one = create_network("fast", 8, 2).eval()
     mean = sum(weight * vector for weight, vector in zip(weights, network.vectors.detach(), strict=True))
-    one.load_state_dict({**network.state_dict(), "vectors": mean[None]})
+    one.load_state_dict({**network.state_dict(), "vectors": mean[None, : one.of_norms]})
+    mapped = mean[one.of_norms :]
+    recolour(one, mapped[None, :9].view(1, 3, 3), mapped[None, 9:])
     with torch.no_grad():
         return Uint8Network(one)(torch.from_numpy(pictures)).numpy()
 
@@ -252,11 +257,14 @@ def test_a_style_is_chosen_by_name_or_by_weights_of_any_sum(gallery):
             stylizer(picture, wrong)
 
 
-def test_a_gallerys_network_comes_back(tmp_path):
+@pytest.mark.parametrize("recoloured", [False, True])
+def test_a_gallerys_network_comes_back(recoloured, tmp_path):
     config = {"name": "fast", "width": 8, "blocks": 1, "paintings": 3}
     network = create_network(**config)
     with torch.no_grad():
         network.vectors.add_(torch.randn_like(network.vectors))
+    if recoloured:
+        recolour(network, torch.randn(3, 3, 3), torch.randn(3, 3))
     told = {"config": json.dumps({"network": config}), **paintings_of(network)}
     back = import_network(export(network, tmp_path / "gallery.onnx", told))
     torch.testing.assert_close(dict(back.state_dict()), dict(network.state_dict()), rtol=1e-5, atol=1e-6)

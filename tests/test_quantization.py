@@ -27,6 +27,7 @@ from nst_fast.stylizing.quantization import export_int8, quantize
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.networks import NETWORKS, create_network
 from nst_fast.training.onnx_export import export, import_network
+from nst_fast.training.recolouring import recolour
 
 STYLES = ("starry_night", "the_scream", "great_wave", "composition_vii")  # whose style targets ship
 LATER = ("movement", "isles_of_shoals")
@@ -69,11 +70,11 @@ def _few_pixels():
         yield
 
 
-@pytest.fixture(scope="module", params=[*NETWORKS, "contrast", "gallery"])
+@pytest.fixture(scope="module", params=[*NETWORKS, "contrast", "gallery", "recoloured"])
 def pair(request, tmp_path_factory):
     """A random network's model in floating point and in 8 bits."""
     torch.manual_seed(0)
-    special = {"contrast": {"contrast": True}, "gallery": {"paintings": 3}}
+    special = {"contrast": {"contrast": True}, "gallery": {"paintings": 3}, "recoloured": {"paintings": 3}}
     name, options = ("fast", special[request.param]) if request.param in special else (request.param, {})
     network = create_network(name, 8, 2, **options).eval()
     with torch.no_grad():
@@ -86,6 +87,8 @@ def pair(request, tmp_path_factory):
         network.vectors.mul_(1 + 0.1 * torch.randn_like(network.vectors))
         list(network.parameters())[-2].mul_(0.2)  # or most of the picture is black or white
         list(network.parameters())[-1].add_(0.5)
+    if request.param == "recoloured":
+        recolour(network, torch.eye(3) + 0.2 * torch.randn(3, 3, 3), 0.1 * torch.randn(3, 3))
     folder = tmp_path_factory.mktemp("pair")
     model = export(network, folder / "model.onnx", METADATA | paintings_of(network))
     return model, export_int8(model, folder / "model.int8.onnx", SEEN, HELD_OUT)
@@ -110,7 +113,10 @@ def test_every_convolution_but_the_first_is_of_integers_and_every_norm_is_kept(p
     made = {name: node for node in graph.node for name in node.output}
     first, *others = (node for node in graph.node if node.op_type == "Conv")
     assert [kinds[name] for name in first.input[1:]] == [TensorProto.FLOAT] * 2
-    for conv in others:
+    exported = onnx.load(pair[0]).graph
+    weights = {t.name for t in exported.initializer}
+    maps = sum(node.op_type == "Conv" and node.input[1] not in weights for node in exported.node)  # of colours
+    for conv in others[: len(others) - maps]:
         weight, bias = (made[name] for name in conv.input[1:])
         assert made[conv.input[0]].op_type == weight.op_type == bias.op_type == "DequantizeLinear"
         assert (kinds[weight.input[0]], kinds[bias.input[0]]) == (TensorProto.INT8, TensorProto.INT32)
@@ -245,7 +251,8 @@ def replace(graph, name, function):
 
 
 def last_conv(graph):
-    return [node for node in graph.node if node.op_type == "Conv"][-1]
+    weights = {t.name for t in graph.initializer}  # which the map of colours of a style has not
+    return [node for node in graph.node if node.op_type == "Conv" and node.input[1] in weights][-1]
 
 
 def with_nan(values):

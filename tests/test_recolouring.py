@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nst_fast.loss.terms import colour_moments
-from nst_fast.training.networks import NETWORKS, create_network
+from nst_fast.training.networks import NETWORKS, create_network, for_inference
 from nst_fast.training.recolouring import LARGEST, colour_map, recolour
 
 
@@ -90,7 +90,23 @@ def test_a_recoloured_network_paints_the_mapped_colours(name):
         before = network(image)
         kept = {name: weight.clone() for name, weight in network.state_dict().items()}
         shared = dict(network.state_dict())
-        recolour(network, matrix, offset)
+        recolour(network, matrix[None], offset[None])
         assert all(torch.equal(shared[name], weight) for name, weight in kept.items())  # a checkpoint's stay
         expected = torch.stack([sum(matrix[i, j] * before[:, j] for j in range(3)) + offset[i] for i in range(3)], 1)
         torch.testing.assert_close(network(image), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(for_inference(network)(image), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_each_painting_of_a_gallery_has_a_map_of_its_own():
+    torch.manual_seed(0)
+    network, image = create_network("fast", 8, 1, paintings=3).eval(), torch.rand(1, 3, 48, 40)
+    paintings = torch.stack([moments(pixels(seed, 0.2)) for seed in range(3)])
+    pictures = torch.stack([moments(pixels(seed, 0.15)) for seed in range(3, 6)])
+    with torch.no_grad():
+        before = [network(image, network.vectors[number : number + 1]) for number in range(3)]
+        recolour(network, *colour_map(paintings, pictures))
+        for number, one in enumerate(before):
+            matrix, offset = colour_map(paintings[number], pictures[number])
+            expected = (one[0].permute(1, 2, 0).double() @ matrix.T + offset).permute(2, 0, 1)
+            got = network(image, network.vectors[number : number + 1])[0].double()
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)

@@ -34,7 +34,7 @@ from nst_fast.training.networks import create_network
 from nst_fast.training.style_transfer import (
     LOG_EVERY,
     MOST_SKIPPED_IN_A_ROW,
-    NEWEST_STYLE,
+    NEWEST,
     STYLE_TARGET,
     Recipe,
     StyleTransfer,
@@ -46,7 +46,9 @@ SIZE = 32
 LAYERS = {"relu1_1": 0.5, "relu2_1": 0.5}
 
 
-def make_module(max_steps: int, seed: int = 0, network: str = "fast", recolours: bool = False) -> StyleTransfer:
+def make_module(
+    max_steps: int, seed: int = 0, network: str = "fast", recolours: bool = False, own_style: float = 1.0
+) -> StyleTransfer:
     """Return a tiny network on a tiny loss network; the seed is the network's alone."""
     torch.manual_seed(7)
     loss_network = freeze(VGG([[8], [12]]))
@@ -59,7 +61,7 @@ def make_module(max_steps: int, seed: int = 0, network: str = "fast", recolours:
     torch.manual_seed(seed)
     config = {"network": {"name": network, "width": 8, "blocks": 1}, "note": None}
     description = {"config": config, "image_sha256": "0" * 64, "loss_network": loss_network.identity}
-    recipe = Recipe(max_steps, 1e-2, 1.0, 0.0, 0.0)
+    recipe = Recipe(max_steps, 1e-2, 1.0, 0.0, 0.0, own_style)
     return StyleTransfer(create_network(network, 8, 1), loss, [targets], recipe, description)
 
 
@@ -126,30 +128,24 @@ class PaintedColours(pl.Callback):
         self.moments.append(np.mean(of_each, 0))
 
 
-def test_the_colours_of_the_newest_pictures_are_followed(tmp_path):
-    """Their mean over the steps, but for one without effect; a later step counts for no less than 2 %."""
-    module, painted = make_module(6, recolours=True), PaintedColours()
+@pytest.mark.parametrize("own_style", [1.0, 0.25])
+def test_the_colours_of_the_newest_pictures_are_followed(own_style, tmp_path):
+    """From the painting's own, but for a step without effect."""
+    module, painted = make_module(6, recolours=True, own_style=own_style), PaintedColours()
+    (painting,) = module.get_buffer(f"{STYLE_TARGET}{COLOURS}")
+    expected = painting.numpy()
     make_trainer(tmp_path, 6, NotFinite([3]), painted).fit(module, make_data())
-    expected = painted.moments[0]
-    for number, moments in enumerate(painted.moments[1:], 1):
-        share = 1 / (number + 1)
-        expected = expected if number == 3 else (1 - share) * expected + share * moments
-    np.testing.assert_allclose(module.colours[1], expected, rtol=1e-4)
-    assert torch.equal(module.colours[:1], make_module(6, recolours=True).colours[:1])
+    for number, moments in enumerate(painted.moments):
+        kept = 1 if number == 3 else (1 - NEWEST) ** 2  # two pictures a step
+        expected = kept * expected + (1 - kept) * moments
+    np.testing.assert_allclose(module.get_buffer(f"{STYLE_MEAN}{COLOURS}")[0], expected, rtol=1e-4)
+    assert torch.equal(module.get_buffer(f"{STYLE_TARGET}{COLOURS}")[0], painting)
 
 
-def test_a_loss_that_compares_no_colours_and_a_vector_alone_are_not_recoloured():
-    assert make_module(2).colours is None
-    module = make_module(2, recolours=True)
-    assert module.colours is not None
-    targets = [{name: module.get_buffer(f"style_target_{name}") for name in module.style_target_names}]
-    targets[0][COLOURS] = module.colours[:1]
-    for paintings, vector_steps in ((2, 0), (1, 2)):
-        network = create_network("fast", 8, 1, paintings=paintings)
-        recipe = replace(module.recipe, vector_steps=vector_steps)
-        other = StyleTransfer(network, module.perceptual_loss, targets * paintings, recipe, {"config": {}})
-        assert other.colours is None
-        assert COLOURS not in other.state_dict()
+def test_a_loss_that_compares_no_colours_follows_none():
+    kept = make_module(2, recolours=True).state_dict()
+    assert {name for name in kept if COLOURS in name} == {f"{STYLE_TARGET}{COLOURS}", f"{STYLE_MEAN}{COLOURS}"}
+    assert not any(COLOURS in name for name in make_module(2).state_dict())
 
 
 class StopAt(pl.Callback):
@@ -205,14 +201,7 @@ def test_training_lowers_the_loss_on_a_fixed_batch(trained):
 
 def test_means_of_the_newest_pictures_follow_them_and_one_without_effect_leaves_them(tmp_path):
     """From the painting's own, as if earlier pictures had been perfect."""
-    module = make_module(3)
-    module = StyleTransfer(
-        module.network,
-        module.perceptual_loss,
-        [{name: module.get_buffer(STYLE_TARGET + name) for name in module.style_target_names}],
-        replace(module.recipe, own_style=0.25),
-        module.description,
-    )
+    module = make_module(3, own_style=0.25)
     expected = {layer: module.get_buffer(STYLE_MEAN + layer).clone() for layer in LAYERS}
     for layer in LAYERS:
         torch.testing.assert_close(expected[layer], module.get_buffer(STYLE_TARGET + layer))
@@ -225,7 +214,7 @@ def test_means_of_the_newest_pictures_follow_them_and_one_without_effect_leaves_
                 return
             for layer, features in module.perceptual_loss.loss_network(painted, list(LAYERS)).items():
                 together = gram_matrix(features.detach()).mean(0, keepdim=True)
-                kept = (1 - NEWEST_STYLE) ** len(batch)  # as if they had come one after the other
+                kept = (1 - NEWEST) ** len(batch)  # as if they had come one after the other
                 expected[layer] = kept * expected[layer] + (1 - kept) * together
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Tensor, batch_idx: int) -> None:

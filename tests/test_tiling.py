@@ -24,8 +24,9 @@ from nst_fast.stylizing import stylizer as stylizer_module
 from nst_fast.stylizing import tiling
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.stylizing.tiling import TiledModel
-from nst_fast.training.networks import conv, create_network, for_inference
+from nst_fast.training.networks import TransformationNetwork, conv, create_network, for_inference
 from nst_fast.training.onnx_export import to_onnx
+from nst_fast.training.recolouring import recolour
 
 ASTRONAUT = skimage.data.astronaut()
 STEP = 1 / 255
@@ -148,12 +149,20 @@ def seeded(create: Callable[[], nn.Module]) -> nn.Module:
     return network
 
 
+def recoloured(network: TransformationNetwork) -> TransformationNetwork:
+    """The network with a random map of colours for each painting."""
+    recolour(network, torch.eye(3) + 0.2 * torch.randn(3, 3, 3), 0.1 * torch.randn(3, 3))
+    return network
+
+
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "shipped": lambda: onnx.load(find_model("starry_night")),
     "johnson, opset 11": lambda: exported(for_inference(seeded(lambda: create_network("johnson", 8, 1))), 11),
     "johnson, opset 17": lambda: exported(seeded(lambda: create_network("johnson", 8, 1)), 17),
     "uint8": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1)), {"min_size": "16"}),
-    "gallery": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1, paintings=3)), {"min_size": "16"}),
+    "gallery": lambda: to_onnx(
+        recoloured(seeded(lambda: create_network("fast", 16, 1, paintings=3))), {"min_size": "16"}
+    ),
     "a wide margin": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1, margin=24)), {"min_size": "28"}),
     "contrast": lambda: to_onnx(
         seeded(lambda: create_network("fast", 16, 1, grain=False, contrast=True)), {"min_size": "16"}

@@ -186,6 +186,7 @@ BY_HAND: dict[str, tuple[Callable[[Path], None], str]] = {
     "another project's": (lambda path: torch.save({"state_dict": {}}, path), "another project"),
     "half": (lambda path: (torch.save(trained(), path), os.truncate(path, 3000))[-1], "no PyTorch file"),
 }
+COLOURS = ("style_target_colours", "style_mean_colours")
 FIRST = "network.stem.0.weight"  # of shape (8, 3, 12, 12)
 TAMPERED: dict[str, dict[str, Any]] = {
     "malicious": {"config": {"style/title": Malicious()}},
@@ -206,10 +207,12 @@ TAMPERED: dict[str, dict[str, Any]] = {
     "a weight of whole numbers": {"weights": {FIRST: torch.ones(8, 3, 12, 12, dtype=torch.int)}},
     "a weight on no device": {"weights": {FIRST: torch.empty(8, 3, 12, 12, device="meta")}},
     "a sparse weight": {"weights": {FIRST: torch.zeros(8, 3, 12, 12).to_sparse()}},
-    "colours of another shape": {"weights": {"colours": torch.zeros(4, 3)}},
-    "colours that are none": {"weights": {"colours": torch.full((2, 4, 3), 1e30)}},
-    "no colours": {"weights": {"colours": None}},
-    "sparse colours": {"weights": {"colours": torch.zeros(2, 4, 3).to_sparse()}},
+    "colours of another shape": {"weights": dict.fromkeys(COLOURS, torch.zeros(4, 3))},
+    "colours of two paintings": {"weights": dict.fromkeys(COLOURS, torch.zeros(2, 4, 3))},
+    "colours that are none": {"weights": dict.fromkeys(COLOURS, torch.full((1, 4, 3), 1e30))},
+    "colours of the pictures alone": {"weights": {COLOURS[1]: torch.zeros(1, 4, 3)}},
+    "no colours": {"weights": dict.fromkeys(COLOURS)},
+    "sparse colours": {"weights": dict.fromkeys(COLOURS, torch.zeros(1, 4, 3).to_sparse())},
     "no mean": {"weights": {"style_mean_relu1_2": None}},
     "a sparse mean": {"weights": {"style_mean_relu1_2": torch.zeros(1, 4, 4).to_sparse()}},
     "a mean that is none": {"weights": {"style_mean_relu1_2": torch.full((1, 4, 4), torch.nan)}},

@@ -157,14 +157,18 @@ def find_targets(
     return {name: targets[name].to(device) for name in names if name in targets}, sha256
 
 
-def find_gallery(style: Any, loss: PerceptualLoss) -> tuple[list[Targets], list[dict[str, str]]]:
-    """Return the style targets of every painting of a folder, on the loss's device, and what is known of each."""
+def find_gallery(
+    style: Any, loss: PerceptualLoss, more: Sequence[str] = ()
+) -> tuple[list[Targets], list[dict[str, str]]]:
+    """Return the style targets of every painting of a folder, on the loss's device, and what is known of each.
+
+    ``more`` names further targets than the loss's.
+    """
     found, told, device = list[Targets](), list[dict[str, str]](), next(loss.loss_network.parameters()).device
     for file, painting in find_paintings(style.images).items():
         size = int(painting.get("style_size", style.size))
-        targets, sha256 = find_style_targets(
-            loss.loss_network, loss.style_target_names, name=painting["name"], size=size, image=file
-        )
+        names = [*loss.style_target_names, *more]
+        targets, sha256 = find_style_targets(loss.loss_network, names, name=painting["name"], size=size, image=file)
         found.append({name: target.to(device) for name, target in targets.items()})
         told.append({"licence": str(style.licence), **painting, "sha256": sha256})
     return found, told

@@ -210,6 +210,7 @@ def warm_start(network: Any, path: str, style: str) -> str | None:
         weights, ours = trained_network(checkpoint, path).state_dict(), checkpoint[CHECKPOINT_KEY]
         theirs = in_words(ours["config"]["network"])
         names = [painting["name"] for painting in ours.get("paintings", [])]
+    weights["vectors"] = weights["vectors"][:, : network.of_norms]  # colours are mapped when a network is finished
     if len(weights["vectors"]) != len(network.vectors):
         start = mean_of_others(weights["vectors"], names, style)
         weights["vectors"] = start.repeat(len(network.vectors), 1)
@@ -307,7 +308,7 @@ def train_command(arguments: list[str]) -> Path | None:
         perceptual_loss = create_perceptual_loss(cfg, show)
         paintings: list[dict[str, str]] = []
         if cfg.style.get("images") is not None:
-            style_targets, paintings = find_gallery(cfg.style, perceptual_loss)
+            style_targets, paintings = find_gallery(cfg.style, perceptual_loss, more=[COLOURS])
             sha256 = hashlib.sha256("".join(painting["sha256"] for painting in paintings).encode()).hexdigest()
         else:
             style_target, sha256 = find_style(cfg.style, perceptual_loss, progress=show, more=[COLOURS])

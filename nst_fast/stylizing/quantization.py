@@ -247,17 +247,29 @@ def add_ordered(graph: Graph, parameter: str, order: np.ndarray, name: str) -> s
 
 
 def add_picture(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range], picture: str) -> None:
-    """Add the last convolution, whose 8 bits are the picture's: they clip and round as the exported graph does."""
+    """Add the last convolution, whose 8 bits are the picture's: they clip and round as the exported graph does.
+
+    Where a style maps the colours after it, they are as wide as its own, and the graph goes on as exported.
+    """
     name, order, after = conv.output[0], phase_order(graph, conv), graph.followers(conv)
+    mapped = any(node.op_type == "Conv" for node in after)
+    step = graph.step(f"{name}/y", *(ranges[name].whole if mapped else (0, 1)))
     weight, bias = (graph.values[n].astype(np.float64)[order] for n in conv.input[1:3])
     extra = -len(order) % ALIGNED
     weight, bias = np.pad(weight, ((0, extra), (0, 0), (0, 0), (0, 0))), np.pad(bias, (0, extra))
-    x = add_conv(graph, conv, weight, bias, ranges, graph.step(f"{name}/y", 0, 1))
+    x = add_conv(graph, conv, weight, bias, ranges, step)
     x = graph.add("Transpose", [x], f"{name}/nhwc", perm=[0, 2, 3, 1])
     bounds = [graph.constant(f"{name}/{n}", [v], np.int64) for n, v in (("from", 0), ("to", len(order)), ("of", 3))]
     x = graph.add("Slice", [x, *bounds], f"{name}/channels")
     if has_phases(after):
         x = add_phase_pixels(graph, x, name, len(order))
+    if mapped:
+        x = graph.add("Transpose", [x], f"{name}/nchw", perm=[0, 3, 1, 2])
+        x = graph.add("DequantizeLinear", [x, step.scale, step.zero], f"{name}/float")
+        for node in after:
+            if node.op_type != "ConvTranspose":
+                x = graph.add_again(node, [x, *node.input[1:]], f"{node.output[0]}/8")
+        after = []
     for node in after:
         if node.op_type == "Slice":  # cuts the margin off
             axes = [SPATIAL_NHWC[int(axis)] for axis in graph.values[node.input[3]]]
@@ -311,11 +323,11 @@ def quantize(path: str | Path, photographs: Sequence[np.ndarray]) -> onnx.ModelP
     try:
         if not all(np.isfinite(value).all() for value in graph.values.values()):
             raise ValueError("a weight is not finite")
-        convs = [node for node in model.graph.node if node.op_type == "Conv"][1:]
+        convs = [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in graph.values][1:]
         inner = {conv.output[0]: graph.followers(conv) for conv in convs[:-1]}
         if not convs or any(not after or after[0].op_type != "InstanceNormalization" for after in inner.values()):
             raise ValueError("a convolution without a norm")
-        names = sorted({graph.source(conv)[0] for conv in convs} | set(inner))
+        names = sorted({graph.source(conv)[0] for conv in convs} | {conv.output[0] for conv in convs})
         ranges = measure(stylizer, model, names, photographs)
         replaced = {after[0].output[0] for after in inner.values()}
         replaced |= {node.output[0] for node in (convs[-1], *graph.followers(convs[-1]))}

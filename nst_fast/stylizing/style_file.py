@@ -14,6 +14,7 @@ from nst_fast.files import write_atomically
 
 SUFFIX = ".style"
 FORMAT = "nst_fast style 1"
+AS_PAINTED = [1.0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]  # a colour map that leaves colours as they are: A, then b
 LARGEST = 1 << 20  # bytes; of ours a vector has some 10 kB
 
 
@@ -24,7 +25,7 @@ class StyleFile:
     Attributes:
         gallery: identity of the convolutions that it was learned with, as the gallery's metadata have it.
         painting: its name first of all, and title, artist, licence.
-        vector: scales and biases of the norms.
+        vector: scales and biases of the norms; then, where its colours are mapped, the colour map.
     """
 
     gallery: str
@@ -40,8 +41,9 @@ class StyleFile:
     def load(cls, path: str | Path, gallery: str, length: int) -> StyleFile:
         """Read a file that `save` wrote.
 
-        Raises UserError where it is something else, or its vector is not of the convolutions ``gallery`` and of the
-        length.
+        A vector without a colour map, for a gallery that has them, gets `AS_PAINTED`; the other way round it loses its
+        own. Raises UserError where the file is something else, or its vector is not of the convolutions ``gallery`` and
+        of the length.
         """
         try:
             with Path(path).open("rb") as file:
@@ -57,6 +59,10 @@ class StyleFile:
             ) from error
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise UserError(f"{path} is no style that `train` wrote: {error}") from error
+        if len(found.vector) + len(AS_PAINTED) == length:
+            found.vector.extend(AS_PAINTED)
+        elif len(found.vector) - len(AS_PAINTED) == length:
+            del found.vector[length:]
         if found.gallery != gallery or len(found.vector) != length:
             raise UserError(
                 f"{path} was learned with the gallery {found.gallery}, the model is {gallery or 'another'}: "

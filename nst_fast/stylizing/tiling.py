@@ -167,10 +167,10 @@ class TiledModel:
         reach = max(max(-window.first, window.last) for window in windows)
         self.halo = math.ceil(reach / self.stride) * self.stride
         self.tile, self.at_once = tile, at_once
-        self.stages = self.cut(model, graph, create_session)
-        # Scales and biases of norms that follow from a style.
+        # What follows from a style: scales and biases of norms, and the map of colours.
         style = reached(list(model.graph.node), *({i.name for i in model.graph.input} - {self.image}))
         self.computed = sorted(graph.parameters.keys() & style)
+        self.stages = self.cut(model, graph, create_session)
         if self.computed:
             computing = onnx.ModelProto()
             computing.CopyFrom(model)
@@ -184,7 +184,7 @@ class TiledModel:
 
     def cut(self, model: onnx.ModelProto, graph: Trace, create_session: CreateSession) -> list[Stage]:
         """Return the graph's stages: the nodes between two norms, in the order of the file."""
-        nodes, extractor = list(model.graph.node), Extractor(open_norms(model, graph.values))
+        nodes, extractor = list(model.graph.node), Extractor(open_norms(model, graph.values | graph.parameters))
         cuts = [i for i, node in enumerate(nodes) if node.op_type == "InstanceNormalization"]
         lives, made, stages = frozenset({self.image}), {self.image}, []
         for number, (start, end) in enumerate(pairwise([0, *cuts, len(nodes)])):
@@ -192,7 +192,11 @@ class TiledModel:
             made |= {name for node in nodes[start:end] for name in node.output}
             later = {name for node in nodes[end:] for name in node.input} if norm else {self.result}
             kept = frozenset(made & graph.dependent & later)
-            inputs, outputs = sorted(lives), sorted(kept - lives)
+            of_style = {name for node in nodes[start:end] for name in node.input} & set(self.computed)
+            of_style -= {
+                name for node in nodes[start:end] if node.op_type == "InstanceNormalization" for name in node.input
+            }
+            inputs, outputs = sorted(lives | of_style), sorted(kept - lives)
             if number:
                 inputs += [FACTOR.format(number - 1), OFFSET.format(number - 1)]
             if any(GRAIN in node.input for node in nodes[start:end]):
@@ -237,10 +241,10 @@ class TiledModel:
         order = sorted(range(len(tiles)), key=lambda i: i * 0.6180339887 % 1)
         return [tiles[i] for i in order[: max(1, int(most))]]
 
-    def advance(self, number: int, state: Arrays, norms: Arrays, tile: Tile) -> tuple[Arrays, Arrays]:
+    def advance(self, number: int, state: Arrays, parameters: Arrays, tile: Tile) -> tuple[Arrays, Arrays]:
         """Take a tile through a stage: its new state, and the statistics of the next norm's input over its core."""
         stage = self.stages[number]
-        feeds = {**state, **norms}
+        feeds = {**state, **parameters}
         if stage.windows:
             left, top, right, bottom = tile.kept
             rows = stage.windows[0].indices(top, None if tile.last[1] else bottom)
@@ -290,16 +294,16 @@ class TiledModel:
             style: values of the model's optional inputs; None: what the model has.
         """
         weights = self.weights_of(style or {})
+        parameters = {name: weights[name] for name in self.computed}
         tiles = self.tiles(*size)
         kept = self.bytes_per_pixel * sum(math.prod(tile.seen_size) for tile in tiles) <= KEPT_BYTES
         gathered = tiles if kept else self.sample(*size)
         states = [{self.image: read(tile.seen)} for tile in gathered]
-        norms: Arrays = {}
         # The last norm's input has the size of the picture and is the largest: it is made twice rather than kept.
         last = len(self.stages) - 2
 
         def count(number: int, i: int) -> Arrays:
-            state, found = self.advance(number, states[i], norms, gathered[i])
+            state, found = self.advance(number, states[i], parameters, gathered[i])
             if number < last:
                 states[i] = state
             return {name: found[name.format(number)] for name in (SHAPE, MEAN, VARIANCE)}
@@ -309,7 +313,7 @@ class TiledModel:
             if kept:
                 states[i] = {}
             for number in range(max(last, 0) if kept else 0, len(self.stages)):
-                state, _ = self.advance(number, state, norms, tiles[i])
+                state, _ = self.advance(number, state, parameters, tiles[i])
             left, top, right, bottom = tiles[i].kept
             keep: list[slice] = [slice(None)] * 4
             keep[self.axes[0]], keep[self.axes[1]] = slice(top, bottom), slice(left, right)
@@ -318,7 +322,7 @@ class TiledModel:
         with ThreadPoolExecutor(self.at_once if kept else 1) as pool:  # huge pictures need the memory themselves
             for number in range(last + 1):
                 counted = list(pool.map(functools.partial(count, number), range(len(gathered))))
-                norms.update(self.merge(number, counted, weights))
+                parameters.update(self.merge(number, counted, weights))
             if not kept:
                 states.clear()  # the memory goes to the result
             for tile, output in zip(tiles, pool.map(finish, range(len(tiles))), strict=True):

@@ -16,7 +16,8 @@ from nst_fast.training.networks import TransformationNetwork, read_network
 from nst_fast.weights import read_torch
 
 CHECKPOINT_KEY = "nst_fast"
-STYLE_MEAN = "style_mean_"  # before a layer's name, the name of the buffer of pictures' mean Gram matrices
+STYLE_TARGET = "style_target_"  # before a style target's name, the name of its buffer
+STYLE_MEAN = "style_mean_"  # likewise, of the buffer of the newest pictures' mean
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
@@ -55,11 +56,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path} is not as `train` wrote it: its {key} cannot be used")
     if not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} is not as `train` wrote it: it has no weights")
-    if COLOURS in checkpoint["state_dict"] and not are_colours(checkpoint["state_dict"][COLOURS]):
+    colours = kept_colours(checkpoint)
+    if colours is not None and not are_colours(*colours):
         raise UserError(f"{path} is not as `train` wrote it: its colours cannot be used")
     means = [value for name, value in checkpoint["state_dict"].items() if str(name).startswith(STYLE_MEAN)]
     if not all(is_plain(value) and value.isfinite().all() for value in means):
-        raise UserError(f"{path} is not as `train` wrote it: its mean Gram matrices cannot be used")
+        raise UserError(f"{path} is not as `train` wrote it: its means of pictures cannot be used")
     try:
         ours["config"] = upgraded(ours["config"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -74,9 +76,17 @@ def is_plain(kept: Any) -> bool:
     return kept.dtype == torch.float32
 
 
-def are_colours(kept: Any) -> bool:
-    """Return whether this is a painting's `colour_moments` and those of pictures, (2, 4, 3)."""
-    return is_plain(kept) and kept.ndim == 3 and len(kept) == 2 and are_moments(kept)
+def kept_colours(checkpoint: dict[str, Any]) -> tuple[Any, Any] | None:
+    """Return the `colour_moments` of each painting and of its newest pictures; None where a run followed none."""
+    kept = checkpoint["state_dict"]
+    names = (STYLE_TARGET + COLOURS, STYLE_MEAN + COLOURS)
+    return (kept.get(names[0]), kept.get(names[1])) if kept.keys() & names else None
+
+
+def are_colours(painting: Any, pictures: Any) -> bool:
+    """Return whether these are the `colour_moments` of paintings and of pictures of each, (S, 4, 3)."""
+    plain = is_plain(painting) and is_plain(pictures) and painting.ndim == 3 and painting.shape == pictures.shape
+    return plain and are_moments(painting) and are_moments(pictures)
 
 
 def newest_run(root: Path) -> Path:

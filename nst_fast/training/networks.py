@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nst_fast.assets import nearest
 from nst_fast.errors import UserError
+from nst_fast.stylizing.style_file import AS_PAINTED
 from nst_fast.weights import fill
 
 STRIDE = 4  # pixels a position of the body stands for, both ways
@@ -250,22 +251,33 @@ class Contrast(nn.Module):
         return x
 
 
+def with_colours_mapped(images: Tensor, maps: Tensor) -> Tensor:
+    """Return images (N, 3, H, W) in colours A x + b, given A's rows and b (1, 12); as they are, given none (1, 0)."""
+    if not maps.shape[1]:
+        return images
+    assert len(maps) == 1, "training, where each picture has its own painting, maps no colours"
+    return F.conv2d(images, maps[0, :9].view(3, 3, 1, 1).to(images), maps[0, 9:].to(images))
+
+
 class TransformationNetwork(nn.Module):
     """A fully convolutional network: a stem down to a quarter of the resolution, what strokes grow from, a body.
 
     Convolutions are shared by all paintings that it knows; a painting is one vector, the scales and biases of the
-    norms in their order (conditional instance norm: Dumoulin et al. 2017). One painting is the plain case of many.
+    norms in their order (conditional instance norm: Dumoulin et al. 2017). In a finished network the twelve numbers of
+    a map of colours may follow them. One painting is the plain case of many.
     Strokes grow from `Grain`, from the photograph's own `Contrast`, from both or from neither. Sizes that are no
     multiple of the stride are continued by reflection, the margin too, and cut off again.
 
     Attributes:
         vectors: of the paintings, (S, V).
+        of_norms: how many of a vector's numbers are the norms'.
         stride: total down-sampling.
         margin: what is seen around the picture outside training, in pixels, a multiple of the stride up to 24.
     """
 
     stride: ClassVar[int] = STRIDE
     margin: int = 0
+    of_norms: int
     stem: Layers
     grain: Grain | None
     contrast: Contrast | None
@@ -282,6 +294,7 @@ class TransformationNetwork(nn.Module):
         for norm in self.norms():
             norm.first, first = first, first + 2 * norm.channels
             parts += [torch.ones(norm.channels), torch.zeros(norm.channels)]
+        self.of_norms = first
         self.vectors = nn.Parameter(torch.cat(parts).repeat(paintings, 1))
 
     def norms(self) -> list[Norm]:
@@ -307,7 +320,8 @@ class TransformationNetwork(nn.Module):
         x = self.stem(seen, vectors)
         for grown_from in (self.grain, self.contrast):
             x = x if grown_from is None else grown_from(x, seen)
-        return self.body(x, vectors)[:, :, margin : margin + height, margin : margin + width]
+        painted = self.body(x, vectors)[:, :, margin : margin + height, margin : margin + width]
+        return with_colours_mapped(painted, vectors[:, self.of_norms :])
 
 
 class JohnsonNetwork(TransformationNetwork):
@@ -405,9 +419,16 @@ def in_words(config: Mapping[str, Any]) -> str:
 def for_inference(network: TransformationNetwork) -> TransformationNetwork:
     """Return a copy of a network on the CPU in evaluation mode, what was split for training folded into one.
 
-    A single painting's vector goes into the norms.
+    A single painting's vector goes into the norms, its map of colours into the last convolution.
     """
     folded = copy.deepcopy(network).cpu().float().eval()
+    if len(folded.vectors) == 1 and len(mapped := folded.vectors.detach()[0, folded.of_norms :]):
+        matrix, offset = mapped[:9].view(3, 3), mapped[9:]
+        last = [module for module in folded.body.modules() if isinstance(module, nn.Conv2d)][-1]
+        assert last.bias is not None
+        last.weight.data = torch.einsum("ij,jchw->ichw", matrix, last.weight.data)
+        last.bias.data = matrix @ last.bias.data + offset
+        folded.vectors = nn.Parameter(folded.vectors.detach()[:, : folded.of_norms])
     for module in list(folded.modules()):
         for name, child in module.named_children():
             if isinstance(child, PhaseConv | PhasePixels):
@@ -458,5 +479,8 @@ def read_network(
         weights = with_vectors(network, unfolded(network, weights) if folded else weights)
     except (UserError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not as `train` wrote it: there is no network {config}") from error
+    vectors = weights.get("vectors")
+    if isinstance(vectors, Tensor) and vectors.shape[1:] == (network.of_norms + len(AS_PAINTED),):  # recoloured
+        network.vectors = nn.Parameter(torch.empty(len(network.vectors), *vectors.shape[1:], device="meta"))
     fill(network, weights, path)
     return network

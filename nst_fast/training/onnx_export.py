@@ -24,9 +24,8 @@ from nst_fast import __version__
 from nst_fast.assets import PACKAGE
 from nst_fast.errors import UserError
 from nst_fast.files import write_atomically
-from nst_fast.loss.style_targets import COLOURS
 from nst_fast.stylizing.stylizer import METADATA_PREFIX, Stylizer
-from nst_fast.training.checkpoints import CHECKPOINT_KEY, trained_network, upgraded
+from nst_fast.training.checkpoints import CHECKPOINT_KEY, kept_colours, trained_network, upgraded
 from nst_fast.training.networks import TransformationNetwork, for_inference, in_words, read_network
 from nst_fast.training.recolouring import colour_map, recolour
 
@@ -249,10 +248,10 @@ def described_network(
     Raises UserError, which names the ``source`` of the checkpoint, where that is not as `train` wrote it.
     """
     network = trained_network(checkpoint, source)
-    if COLOURS in checkpoint["state_dict"]:
-        painting, pictures = checkpoint["state_dict"][COLOURS]
-        if pictures.any():  # there was a step that followed them
-            recolour(network, *colour_map(painting, pictures))
+    if (colours := kept_colours(checkpoint)) is not None:
+        if len(colours[0]) != len(network.vectors):
+            raise UserError(f"{source} is not as `train` wrote it: it has colours of {len(colours[0])} paintings")
+        recolour(network, *colour_map(*colours))
     try:
         return network, describe(checkpoint)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

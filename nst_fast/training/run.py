@@ -35,7 +35,7 @@ from nst_fast.training.checkpoints import CHECKPOINT_KEY, LAST, PREVIOUS, read_c
 from nst_fast.training.content_images import ContentImages
 from nst_fast.training.interruption import Interruption, interrupt_at_once
 from nst_fast.training.networks import TransformationNetwork
-from nst_fast.training.onnx_export import export_checkpoint
+from nst_fast.training.onnx_export import described_network, export
 from nst_fast.training.saving import Checkpoints
 from nst_fast.training.style_transfer import Recipe, StyleTransfer
 
@@ -164,13 +164,14 @@ def train(
             trainer.save_checkpoint(last)
     if not trainer.is_global_zero:
         return None
-    checkpoint, style = read_checkpoint(last), config["style"]["name"]
-    model = export_checkpoint(checkpoint, output / f"{style}.onnx")
+    finished, metadata = described_network(read_checkpoint(last), last)
+    style = config["style"]["name"]
+    model = export(finished, output / f"{style}.onnx", metadata)
     if float_nchw:
-        export_checkpoint(checkpoint, output / f"{style}.float.onnx", float_nchw=True)
+        export(finished, output / f"{style}.float.onnx", metadata, float_nchw=True)
     if trunk is not None and recipe.vector_steps >= recipe.max_steps:
         told = {key: str(config["style"][key]) for key in ("name", "title", "artist", "licence")}
-        StyleFile(str(trunk), told, network.vectors[0].tolist()).save(output / f"{style}{SUFFIX}")
+        StyleFile(str(trunk), told, finished.vectors[0].tolist()).save(output / f"{style}{SUFFIX}")
     summary = {
         "style": style,
         "skipped_pictures": list(skipped),

@@ -24,14 +24,12 @@ from nst_fast.loss.style_targets import COLOURS
 from nst_fast.loss.style_weight import StyleWeightControl
 from nst_fast.loss.terms import colour_moments, pixel_grid, pixel_weave, saturated_share
 from nst_fast.stylizing.images import save_image
-from nst_fast.training.checkpoints import CHECKPOINT_KEY, STYLE_MEAN
+from nst_fast.training.checkpoints import CHECKPOINT_KEY, STYLE_MEAN, STYLE_TARGET
 from nst_fast.training.motion import motion_difference
 from nst_fast.training.networks import TransformationNetwork
 
 LOG_EVERY = 10  # steps
-NEWEST_COLOURS = 0.02  # of the colours that the finished network is recoloured by, the share of the newest step
-NEWEST_STYLE = 0.0075  # of a painting's mean Gram matrices, the share of its newest picture
-STYLE_TARGET = "style_target_"  # before a style target's name, the name of its buffer
+NEWEST = 0.0075  # of the means of a painting's pictures, the share of its newest picture
 MOST_SKIPPED_IN_A_ROW = 20  # steps; past this the run is broken, not unlucky
 
 
@@ -110,12 +108,16 @@ class StyleTransfer(pl.LightningModule):
         self.network = network.to(memory_format=torch.channels_last)
         self.perceptual_loss = perceptual_loss
         self.paintings = len(style_targets)
-        colours = style_targets[0].get(COLOURS)
-        style_targets = [{name: t for name, t in each.items() if name != COLOURS} for each in style_targets]
-        self.style_target_names = list(style_targets[0])
+        names = list(style_targets[0])
+        self.style_target_names = [name for name in names if name != COLOURS]
+        # A finished network is recoloured, where its loss compares colours: by the mean of its pictures'.
+        recolours = any(layer.startswith("rgb") for layer in perceptual_loss.sliced_layers)
+        together = set(perceptual_loss.style_layers) if recipe.own_style < 1 else set()
+        self.followed = [name for name in names if name in together or (name == COLOURS and recolours)]
         for name, target in gather(style_targets, torch.arange(self.paintings)).items():
-            self.register_buffer(STYLE_TARGET + name, target, persistent=False)  # so that it goes where the module goes
-            if name in perceptual_loss.style_layers and recipe.own_style < 1:
+            # As buffers they go where the module goes.
+            self.register_buffer(STYLE_TARGET + name, target, persistent=name == COLOURS and recolours)
+            if name in self.followed:
                 self.register_buffer(STYLE_MEAN + name, target.clone())  # as if earlier pictures had been perfect
         self.recipe, self.description, self.control = recipe, description, control
         self.automatic_optimization = False  # a non-finite step is skipped: no update, no momentum
@@ -124,15 +126,6 @@ class StyleTransfer(pl.LightningModule):
         # All skipped steps, and the newest in a row: on the device, where a step that waits for nothing counts them.
         self.skipped: Tensor
         self.register_buffer("skipped", torch.zeros(2, dtype=torch.long), persistent=False)
-        # The painting's colours and those of the newest pictures, by which the finished network is recoloured. Not for
-        # a gallery, whose paintings share the last convolution; nor where the vector alone learns, whose .style file
-        # keeps the gallery's; nor for a loss that does not compare colours.
-        self.colours: Tensor | None
-        compared = any(layer.startswith("rgb") for layer in perceptual_loss.sliced_layers)
-        if colours is not None and compared and self.paintings == 1 and recipe.vector_steps < recipe.max_steps:
-            self.register_buffer(COLOURS, torch.cat([colours, torch.zeros_like(colours)]).float())
-        else:
-            self.register_buffer(COLOURS, None)
         self.seconds = self.earlier_seconds = (
             0.0  # of training, over all sessions of a resumed run, and before this one
         )
@@ -208,11 +201,11 @@ class StyleTransfer(pl.LightningModule):
     ) -> Any:
         """Return `losses` of a batch stylized; with second views (N, 3, H, W), moved by flows, ``motion`` too.
 
-        Beside them stand the `colour_moments` of its pictures, where the network is to be recoloured.
+        Beside them stand the `colour_moments` of its pictures, where those are followed.
         """
         stylized = self.stylize(content, chosen)
         terms = self.losses(content, stylized, chosen, self.style_means(chosen))
-        if self.colours is not None:
+        if COLOURS in self.followed:
             terms[COLOURS] = colour_moments(stylized)
         if second is not None and flow is not None:
             terms["motion"] = motion_difference(stylized, self.stylize(second, chosen), flow)
@@ -256,11 +249,8 @@ class StyleTransfer(pl.LightningModule):
             content = terms["content"].detach()
             sums = self.summed(torch.stack([content, torch.ones_like(content)], 1), chosen)
             self.control.update((sums[:, 0] / sums[:, 1]).masked_fill(skip, torch.nan))  # 0 / 0: not in this step
-        if self.colours is not None:
-            self.follow_colours(self.colours[1], terms.pop(COLOURS).mean(0), skip)
-        if self.recipe.own_style < 1:
-            layers = self.perceptual_loss.style_layers
-            self.follow_style({layer: terms.pop(GRAM + layer) for layer in layers}, chosen, skip)
+        names = {name: name if name == COLOURS else GRAM + name for name in self.followed}
+        self.follow({name: terms.pop(term) for name, term in names.items()}, chosen, skip)
         metrics = {f"train/{name}_loss": value.detach().mean() for name, value in terms.items()}
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
@@ -273,21 +263,18 @@ class StyleTransfer(pl.LightningModule):
             self.write_log(metrics)
             self.check_steps()
 
-    def follow_colours(self, pictures: Tensor, moments: Tensor, skip: Tensor) -> None:
-        """Let the pictures' mean `colour_moments` (4, 3) follow a step's in place, but not one without effect."""
-        moments = self.trainer.strategy.reduce(moments, reduce_op="mean")
-        # A run of before, resumed, has followed none so far.
-        rate = torch.where(pictures.any(), max(NEWEST_COLOURS, 1 / self.batches_seen), 1.0)
-        pictures.copy_(torch.where(skip, pictures, pictures.lerp(moments, rate)))
-
-    def follow_style(self, grams: Targets, chosen: Tensor, skip: Tensor) -> None:
-        """Let the paintings' mean Gram matrices follow a step's {layer: (N, C, C)} in place, if it had an effect."""
-        counts = self.summed(torch.ones_like(chosen, dtype=torch.float32), chosen)[:, None, None]
-        rates = torch.where(skip, 0.0, 1 - (1 - NEWEST_STYLE) ** counts)
-        for layer, of_pictures in grams.items():
-            means = self.get_buffer(STYLE_MEAN + layer)
-            newest = self.summed(of_pictures.to(means.dtype), chosen) / counts
-            means.copy_(torch.where(rates > 0, means.lerp(newest, rates.to(means.dtype)), means))
+    def follow(self, values: Targets, chosen: Tensor, skip: Tensor) -> None:
+        """Let the paintings' means follow a step's values {name: (N, ·, ·)} in place, if it had an effect."""
+        if not values:
+            return
+        ones = torch.ones_like(chosen, dtype=torch.float32)[:, None]
+        flat = torch.cat([ones, *(of_pictures.float().flatten(1) for of_pictures in values.values())], 1)
+        counts, *sums = self.summed(flat, chosen).split([1, *(v[0].numel() for v in values.values())], 1)
+        rates = torch.where(skip, 0.0, 1 - (1 - NEWEST) ** counts)[:, :, None]
+        for name, of_all in zip(values, sums, strict=True):
+            means = self.get_buffer(STYLE_MEAN + name)
+            newest = (of_all / counts).view_as(means)
+            means.copy_(torch.where(rates > 0, means.lerp(newest, rates), means))
 
     def summed(self, values: Tensor, chosen: Tensor) -> Tensor:
         """Return the sums (S, …) of values (N, …) of each painting's pictures, over all processes."""
