@@ -19,10 +19,9 @@ from judging import SHARED, Judge, painting_of
 from PIL import Image, ImageOps
 
 from nst_fast.commands.export import export_in_8_bits
-from nst_fast.loss.style_targets import COLOURS
 from nst_fast.stylizing.images import load_image
 from nst_fast.stylizing.stylizer import Stylizer
-from nst_fast.training.checkpoints import last_checkpoint, read_checkpoint
+from nst_fast.training.checkpoints import kept_colours, last_checkpoint, read_checkpoint
 from nst_fast.training.onnx_export import export_checkpoint, source_commit
 
 PHOTOGRAPHS = json.loads(Path(__file__).with_name("votes_recolouring_choice_1.json").read_text())["photographs"]
@@ -47,12 +46,13 @@ def main() -> None:
         for name in PHOTOGRAPHS
     ]
     checkpoint = read_checkpoint(last_checkpoint(options.run))
-    moments, style = checkpoint["state_dict"][COLOURS], checkpoint["nst_fast"]["config"]["style"]
+    moments, style = torch.cat(kept_colours(checkpoint)), checkpoint["nst_fast"]["config"]["style"]
     judge = Judge(painting_of(style))
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         for method in ("recoloured", "as it learned"):
             if method == "as it learned":
-                del checkpoint["state_dict"][COLOURS]
+                weights = checkpoint["state_dict"]
+                checkpoint["state_dict"] = {name: w for name, w in weights.items() if not name.endswith("colours")}
             model = export_checkpoint(checkpoint, Path(folder) / f"{method}.onnx")
             pictures = [Stylizer(model)(photograph) for photograph in photographs]
             by_size = judge.style(map(judge.grams, pictures))
