@@ -259,6 +259,27 @@ def test_pictures_shared_among_threads_have_the_gradient_and_the_losses_of_the_w
         torch.testing.assert_close(logged, terms[name].detach(), rtol=1e-4, atol=0)
 
 
+def test_pictures_together_shared_among_threads_have_the_gradient_of_the_whole_batch(tmp_path):
+    module = make_module(1, own_style=0.25)
+    module.recipe = replace(module.recipe, gradient_clip=1e9)
+    for layer in LAYERS:
+        module.get_buffer(STYLE_MEAN + layer).mul_(0.7)
+    network, chosen = copy.deepcopy(module.network), torch.zeros(3, dtype=torch.long)
+    batch = torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8)
+    means = {name: mean.clone() for name, mean in module.style_means(chosen).items()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        make_trainer(tmp_path, 1).fit(module, torch.utils.data.DataLoader(batch, batch_size=3))
+    finally:
+        torch.set_num_threads(before)
+    total = module.losses(batch.float() / 255, network(batch.float() / 255), chosen, means)["total"].mean()
+    whole = torch.autograd.grad(total, list(network.parameters()))
+    largest = max(float(gradient.abs().max()) for gradient in whole)
+    for parameter, expected in zip(module.network.parameters(), whole, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-5 * largest)
+
+
 @pytest.mark.parametrize(("pictures", "threads"), [(3, 2), (2, 1)])
 def test_second_views_add_their_difference_to_the_loss_and_the_gradient(pictures, threads, tmp_path):
     module = make_module(1)
