@@ -445,3 +445,32 @@ def test_the_scales_undo_what_the_norm_undoes(tmp_path):
     assert (ratio > 0).all()
     error = np.abs(step / ratio[:, None, None, None] - weight).max((1, 2, 3))
     assert (error < 0.6 * np.abs(weight).max((1, 2, 3)) / 64 + 1e-6).all()
+
+
+def test_weights_are_rounded_so_that_what_they_give_differs_least():
+    """On windows whose values go together; where none do, each weight is rounded by itself."""
+    rng = np.random.default_rng(0)
+    windows = rng.standard_normal((4000, 4)) @ rng.standard_normal((4, 12)) + 0.1 * rng.standard_normal((4000, 12)) + 3
+    weight = 15 * rng.standard_normal((40, 12))
+    got = quantization.rounded(weight, quantization.Seen(len(windows), windows.sum(0), windows.T @ windows))
+    assert np.array_equal(got, got.round())
+
+    def lost(whole):
+        return np.var((whole - weight) @ windows.T, axis=1).mean()
+
+    assert lost(got) < 0.5 * lost(weight.round())
+    alone = quantization.Seen(1, np.zeros(12), np.diag(rng.uniform(1, 2, 12)))
+    assert np.array_equal(quantization.rounded(weight, alone), weight.round())
+    assert np.abs(quantization.rounded(100 * weight, alone)).max() == quantization.LARGEST_WEIGHT
+
+
+def test_windows_are_those_of_a_convolution():
+    """Of every fifth row and column: what they give is the convolution's there."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((1, 3, 24, 31)), rng.standard_normal((2, 3, 3, 3))
+    seen = quantization.windows(x, (3, 3))
+    given = torch.nn.functional.conv2d(*(torch.from_numpy(a) for a in (x, weight)), stride=5)[0].flatten(1).numpy()
+    flat = weight.reshape(2, -1)
+    assert seen.count == given.shape[1]
+    np.testing.assert_allclose(flat @ seen.values / seen.count, given.mean(1))
+    np.testing.assert_allclose(flat @ seen.covariance @ flat.T, np.cov(given, bias=True))

@@ -7,13 +7,15 @@ before it may have a range of its own in every channel, and is given back its sc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from PIL import Image
 
@@ -29,10 +31,12 @@ LARGEST_WEIGHT = 64
 LARGEST_BIAS = 2**30  # of 32 bits, which sums of products are added to
 SHORT_SIDE = 512  # px of the photographs that ranges are measured on: training has 160, users have more
 LEAST_PSNR = 30.0  # dB from the model in floating point, in one run of each; released ones have 32 and more
-KEPT = 99.99  # percent of the values of a photograph that are within the range, from either end
+KEPT = 99.985  # percent of the values of a photograph that are within the range, from either end
 ALIGNED = 16  # output channels that onnxruntime's fast integer convolution takes a multiple of
 # What leaves values as they are and can be done to integers; ConvTranspose is the exporter's `PhasePixels`.
 CARRYING = frozenset({"Pad", "Resize", "ConvTranspose"})
+WINDOWS = 5  # rows and columns from one window of a convolution that is looked at to the next
+DAMPING = 0.001  # of the mean variance, added to every variance
 SPATIAL_NHWC = {2: 1, 3: 2}  # axes of (N, C, H, W) in (N, H, W, C)
 
 
@@ -42,6 +46,24 @@ class Step(NamedTuple):
     scale: str
     zero: str
     size: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the windows of a convolution see, D values each: a sum of ones (), of them (D,) and of products (D, D)."""
+
+    count: float
+    values: NDArray[np.float64]
+    products: NDArray[np.float64]
+
+    def __add__(self, other: Seen) -> Seen:
+        return Seen(self.count + other.count, self.values + other.values, self.products + other.products)
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """Of the values, (D, D)."""
+        mean = self.values / self.count
+        return self.products / self.count - mean[:, None] * mean
 
 
 @dataclass(frozen=True)
@@ -115,14 +137,15 @@ def smaller(photograph: np.ndarray) -> np.ndarray:
 
 def run(
     stylizer: Stylizer, model: onnx.ModelProto, names: list[str], pictures: np.ndarray, styles: Sequence[Style | None]
-) -> list[list[np.ndarray]]:
-    """Return tensors of a model for pictures (N, H, W, 3) in each of some styles.
+) -> Iterator[list[np.ndarray]]:
+    """Yield tensors of a model for pictures (N, H, W, 3) in each of some styles.
 
     Raises UserError, which names the stylizer's model, where it fails.
     """
     with stylizer.running(*pictures.shape[2:0:-1]):
         session = stylizer.create_session(model.SerializeToString())
-        return [session.run(names, {stylizer.input_name: pictures, **stylizer.feeds(style)}) for style in styles]
+        for style in styles:
+            yield session.run(names, {stylizer.input_name: pictures, **stylizer.feeds(style)})
 
 
 def every_style(stylizer: Stylizer) -> list[Style | None]:
@@ -132,23 +155,58 @@ def every_style(stylizer: Stylizer) -> list[Style | None]:
     return [*names, *blends] if names else [None]
 
 
+def windows(values: np.ndarray, kernel: Sequence[int]) -> Seen:
+    """Return what some windows (rows, columns) of a map (1, C, H, W) see."""
+    seen = sliding_window_view(values[0], kernel, (1, 2))[:, ::WINDOWS, ::WINDOWS]
+    flat = seen.transpose(1, 2, 0, 3, 4).reshape(-1, len(seen) * kernel[0] * kernel[1]).astype(np.float64)
+    return Seen(len(flat), flat.sum(0), flat.T @ flat)
+
+
 def measure(
-    stylizer: Stylizer, model: onnx.ModelProto, names: list[str], photographs: Sequence[np.ndarray]
-) -> dict[str, Range]:
-    """Return the ranges of maps of a model over photographs, by name."""
+    stylizer: Stylizer,
+    model: onnx.ModelProto,
+    names: list[str],
+    kernels: dict[str, Sequence[int]],
+    photographs: Sequence[np.ndarray],
+) -> tuple[dict[str, Range], dict[str, Seen]]:
+    """Return the ranges of maps of a model over photographs, by name, and what windows of others see."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
-    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    ends, found = (100 - KEPT, KEPT), dict[str, Range]()
+    wanted = [*dict.fromkeys([*names, *kernels])]
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    ends, found, seen = (100 - KEPT, KEPT), dict[str, Range](), dict[str, Seen]()
     styles = every_style(stylizer)
-    values_of_all = (of_all for p in photographs for of_all in run(stylizer, tapped, names, smaller(p), styles))
+    values_of_all = (of_all for p in photographs for of_all in run(stylizer, tapped, wanted, smaller(p), styles))
     for of_all in values_of_all:
-        for name, values in zip(names, of_all, strict=True):
+        given = dict(zip(wanted, of_all, strict=True))
+        for name, kernel in kernels.items():
+            new_windows = windows(given[name], kernel)
+            seen[name] = seen[name] + new_windows if name in seen else new_windows
+        for name in names:
+            values = given[name]
             new = Range(np.percentile(values, ends, (0, 2, 3)), np.percentile(values, ends))
             old = found.get(name, new)
             pairs = ((old.channels, new.channels), (old.whole, new.whole))
             found[name] = Range(*(np.stack([np.minimum(a, b)[0], np.maximum(a, b)[1]]) for a, b in pairs))
-    return found
+    return found, seen
+
+
+def rounded(weight: NDArray[np.float64], seen: Seen) -> NDArray[np.float64]:
+    """Return weights (O, D) as whole numbers of at most LARGEST_WEIGHT, so that what they give differs least.
+
+    One after the other is rounded, and those that are left make up for what it changes, as far as what they see goes
+    together (Frantar et al. 2023, "GPTQ", section 3).
+    """
+    order = np.argsort(-np.diag(seen.covariance))
+    left, whole, covariance = weight[:, order], np.empty_like(weight), seen.covariance[order][:, order]
+    covariance[np.diag_indices_from(covariance)] += DAMPING * max(float(np.trace(covariance)) / len(covariance), 1e-9)
+    # Row i of the factor, from i on, is what makes up for weight i.
+    factor = np.linalg.cholesky(np.linalg.inv(covariance)).T
+    for number, row in enumerate(factor):
+        whole[:, number] = left[:, number].round().clip(-LARGEST_WEIGHT, LARGEST_WEIGHT)
+        error = (left[:, number] - whole[:, number]) / row[number]
+        left[:, number:] -= error[:, None] * row[number:]
+    return whole[:, np.argsort(order)]
 
 
 def phase_order(graph: Graph, conv: onnx.NodeProto) -> np.ndarray:
@@ -199,23 +257,33 @@ def add_input(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range]) -> t
 
 
 def add_conv(
-    graph: Graph, conv: onnx.NodeProto, weight: np.ndarray, bias: np.ndarray, ranges: dict[str, Range], out: Step
+    graph: Graph,
+    conv: onnx.NodeProto,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    ranges: dict[str, Range],
+    seen: dict[str, Seen],
+    out: Step,
 ) -> str:
     """Add a convolution of 8-bit maps, and return its output (N, O, H, W)."""
     name = conv.output[0]
     x, step = add_input(graph, conv, ranges)
     scale = np.maximum(np.abs(weight).max((1, 2, 3)) / LARGEST_WEIGHT, np.abs(bias) / step.size / LARGEST_BIAS)
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    of_input = seen[conv.input[0]]
+    whole = rounded((weight / scale[:, None, None, None]).reshape(len(weight), -1), of_input)
+    exact = weight.reshape(len(weight), -1)
+    bias = bias + (exact - whole * scale[:, None]) @ (of_input.values / of_input.count)
     inputs = [
         graph.add("DequantizeLinear", [x, step.scale, step.zero], f"{name}/x/float"),
-        graph.dequantized(f"{name}/weight", (weight / scale[:, None, None, None]).round(), scale, np.int8),
+        graph.dequantized(f"{name}/weight", whole.reshape(weight.shape), scale, np.int8),
         graph.dequantized(f"{name}/bias", (bias / (step.size * scale)).round(), step.size * scale, np.int32),
     ]
     y = graph.add_again(conv, inputs, f"{name}/y")
     return graph.add("QuantizeLinear", [y, out.scale, out.zero], f"{name}/y/8")
 
 
-def add_inner_conv(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range]) -> None:
+def add_inner_conv(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range], seen: dict[str, Seen]) -> None:
     """Add a convolution and the norm that follows it, its channels in `phase_order`.
 
     Every channel fills 8 bits: it is scaled and moved for them. The scale is undone after them, so that the norm's
@@ -229,7 +297,7 @@ def add_inner_conv(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range])
     radius[radius == 0] = 1
     out = graph.step(f"{name}/y", -1, 1)
     y = add_conv(
-        graph, conv, weight / radius[:, None, None, None], (bias - (highest + lowest) / 2) / radius, ranges, out
+        graph, conv, weight / radius[:, None, None, None], (bias - (highest + lowest) / 2) / radius, ranges, seen, out
     )
     step = np.minimum(out.size * radius, attributes(norm).get("epsilon", 1e-5) ** 0.5)
     scales = graph.constant(f"{name}/y/scales", step, np.float32)
@@ -246,7 +314,9 @@ def add_ordered(graph: Graph, parameter: str, order: np.ndarray, name: str) -> s
     return graph.add("Gather", [parameter, graph.constant(f"{name}/order", order, np.int64)], name)
 
 
-def add_picture(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range], picture: str) -> None:
+def add_picture(
+    graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range], seen: dict[str, Seen], picture: str
+) -> None:
     """Add the last convolution, whose 8 bits are the picture's: they clip and round as the exported graph does.
 
     Where a style maps the colours after it, they are as wide as its own, and the graph goes on as exported.
@@ -257,7 +327,7 @@ def add_picture(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range], pi
     weight, bias = (graph.values[n].astype(np.float64)[order] for n in conv.input[1:3])
     extra = -len(order) % ALIGNED
     weight, bias = np.pad(weight, ((0, extra), (0, 0), (0, 0), (0, 0))), np.pad(bias, (0, extra))
-    x = add_conv(graph, conv, weight, bias, ranges, step)
+    x = add_conv(graph, conv, weight, bias, ranges, seen, step)
     x = graph.add("Transpose", [x], f"{name}/nhwc", perm=[0, 2, 3, 1])
     bounds = [graph.constant(f"{name}/{n}", [v], np.int64) for n, v in (("from", 0), ("to", len(order)), ("of", 3))]
     x = graph.add("Slice", [x, *bounds], f"{name}/channels")
@@ -328,16 +398,17 @@ def quantize(path: str | Path, photographs: Sequence[np.ndarray]) -> onnx.ModelP
         if not convs or any(not after or after[0].op_type != "InstanceNormalization" for after in inner.values()):
             raise ValueError("a convolution without a norm")
         names = sorted({graph.source(conv)[0] for conv in convs} | {conv.output[0] for conv in convs})
-        ranges = measure(stylizer, model, names, photographs)
+        kernels = {conv.input[0]: graph.values[conv.input[1]].shape[2:] for conv in convs}
+        ranges, inputs = measure(stylizer, model, names, kernels, photographs)
         replaced = {after[0].output[0] for after in inner.values()}
         replaced |= {node.output[0] for node in (convs[-1], *graph.followers(convs[-1]))}
         seen = reached(list(model.graph.node), stylizer.input_name)
         for node in sorted(model.graph.node, key=lambda node: node.output[0] in seen):  # norms' parameters come first
             if node.output[0] in inner:
-                add_inner_conv(graph, node, ranges)
+                add_inner_conv(graph, node, ranges, inputs)
             elif node.output[0] not in replaced:
                 graph.nodes.append(node)
-        add_picture(graph, convs[-1], ranges, picture)
+        add_picture(graph, convs[-1], ranges, inputs, picture)
         quantized = rewritten(model, graph)
     except (LookupError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = f"there is no {error}" if isinstance(error, LookupError) else one_line(error)
