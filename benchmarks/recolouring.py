@@ -19,6 +19,7 @@ from judging import SHARED, Judge, painting_of
 from PIL import Image, ImageOps
 
 from nst_fast.commands.export import export_in_8_bits
+from nst_fast.loss.style_targets import COLOURS
 from nst_fast.stylizing.images import load_image
 from nst_fast.stylizing.stylizer import Stylizer
 from nst_fast.training.checkpoints import kept_colours, last_checkpoint, read_checkpoint
@@ -46,13 +47,15 @@ def main() -> None:
         for name in PHOTOGRAPHS
     ]
     checkpoint = read_checkpoint(last_checkpoint(options.run))
-    moments, style = torch.cat(kept_colours(checkpoint)), checkpoint["nst_fast"]["config"]["style"]
+    if (colours := kept_colours(checkpoint)) is None:
+        raise SystemExit(f"{options.run} compared no colours")
+    moments, style = torch.cat(colours), checkpoint["nst_fast"]["config"]["style"]
     judge = Judge(painting_of(style))
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         for method in ("recoloured", "as it learned"):
             if method == "as it learned":
                 weights = checkpoint["state_dict"]
-                checkpoint["state_dict"] = {name: w for name, w in weights.items() if not name.endswith("colours")}
+                checkpoint["state_dict"] = {name: w for name, w in weights.items() if COLOURS not in name}
             model = export_checkpoint(checkpoint, Path(folder) / f"{method}.onnx")
             pictures = [Stylizer(model)(photograph) for photograph in photographs]
             by_size = judge.style(map(judge.grams, pictures))

@@ -22,7 +22,7 @@ from PIL import Image
 from nst_fast.assets import find_model
 from nst_fast.stylizing.stroke import underpainted
 from nst_fast.stylizing.stylizer import Stylizer
-from nst_fast.training.checkpoints import read_checkpoint, trained_network
+from nst_fast.training.checkpoints import kept_colours, read_checkpoint, trained_network
 from nst_fast.training.recolouring import colour_map
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -84,7 +84,7 @@ def test_training_from_a_folder_leaves_the_picture_that_the_trained_network_pain
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     trained = read_checkpoint(checkpoint)
     network = trained_network(trained, checkpoint).eval()
-    matrix, offset = (part.float() for part in colour_map(*trained["state_dict"]["colours"]))
+    matrix, offset = (part.float() for part in colour_map(*(part[0] for part in kept_colours(trained))))
     with torch.no_grad():
         expected = network(torch.from_numpy(cat.copy()).permute(2, 0, 1)[None] / 255, network.vectors)
     expected = torch.einsum("ij,njhw->nihw", matrix, expected) + offset[:, None, None]

@@ -443,8 +443,10 @@ def test_the_scales_undo_what_the_norm_undoes(tmp_path):
     step = held[f"{conv.output[0]}/weight"] * held[f"{conv.output[0]}/weight/scale"][:, None, None, None]
     ratio = (step * weight).sum((1, 2, 3)) / (weight**2).sum((1, 2, 3))
     assert (ratio > 0).all()
-    error = np.abs(step / ratio[:, None, None, None] - weight).max((1, 2, 3))
-    assert (error < 0.6 * np.abs(weight).max((1, 2, 3)) / 64 + 1e-6).all()
+    error = np.abs(step / ratio[:, None, None, None] - weight)
+    size = np.abs(weight).max((1, 2, 3)) / 64
+    assert (error.mean((1, 2, 3)) < 0.6 * size + 1e-6).all()
+    assert (error.max((1, 2, 3)) < 2 * size + 1e-6).all()  # of those that make up for others
 
 
 def test_weights_are_rounded_so_that_what_they_give_differs_least():
@@ -452,23 +454,32 @@ def test_weights_are_rounded_so_that_what_they_give_differs_least():
     rng = np.random.default_rng(0)
     windows = rng.standard_normal((4000, 4)) @ rng.standard_normal((4, 12)) + 0.1 * rng.standard_normal((4000, 12)) + 3
     weight = 15 * rng.standard_normal((40, 12))
-    got = quantization.rounded(weight, quantization.Seen(len(windows), windows.sum(0), windows.T @ windows))
+    got = quantization.rounded(weight, quantization.Windows(len(windows), windows.sum(0), windows.T @ windows))
     assert np.array_equal(got, got.round())
 
     def lost(whole):
         return np.var((whole - weight) @ windows.T, axis=1).mean()
 
     assert lost(got) < 0.5 * lost(weight.round())
-    alone = quantization.Seen(1, np.zeros(12), np.diag(rng.uniform(1, 2, 12)))
+    alone = quantization.Windows(1, np.zeros(12), np.diag(rng.uniform(1, 2, 12)))
     assert np.array_equal(quantization.rounded(weight, alone), weight.round())
     assert np.abs(quantization.rounded(100 * weight, alone)).max() == quantization.LARGEST_WEIGHT
+
+
+def test_a_map_of_one_value_rounds_each_weight_by_itself_and_one_that_is_not_finite_is_refused():
+    flat = np.full((50, 12), 1234.567)
+    weight = 15 * np.random.default_rng(0).standard_normal((4, 12))
+    windows = quantization.Windows(50, flat.sum(0), flat.T @ flat)
+    assert np.abs(quantization.rounded(weight, windows) - weight).max() <= 1
+    with pytest.raises(ValueError, match="not finite"):
+        quantization.rounded(weight, quantization.Windows(50, np.full(12, np.inf), flat.T @ flat))
 
 
 def test_windows_are_those_of_a_convolution():
     """Of every fifth row and column: what they give is the convolution's there."""
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((1, 3, 24, 31)), rng.standard_normal((2, 3, 3, 3))
-    seen = quantization.windows(x, (3, 3))
+    seen = quantization.windows_of(x, (3, 3))
     given = torch.nn.functional.conv2d(*(torch.from_numpy(a) for a in (x, weight)), stride=5)[0].flatten(1).numpy()
     flat = weight.reshape(2, -1)
     assert seen.count == given.shape[1]

@@ -160,7 +160,8 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "johnson, opset 11": lambda: exported(for_inference(seeded(lambda: create_network("johnson", 8, 1))), 11),
     "johnson, opset 17": lambda: exported(seeded(lambda: create_network("johnson", 8, 1)), 17),
     "uint8": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1)), {"min_size": "16"}),
-    "gallery": lambda: to_onnx(
+    "gallery": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1, paintings=3)), {"min_size": "16"}),
+    "recoloured": lambda: to_onnx(
         recoloured(seeded(lambda: create_network("fast", 16, 1, paintings=3))), {"min_size": "16"}
     ),
     "a wide margin": lambda: to_onnx(seeded(lambda: create_network("fast", 16, 1, margin=24)), {"min_size": "28"}),
@@ -718,16 +719,17 @@ for flag in ([], ["--tile"]):
 
 
 @pytest.mark.parametrize("weights", [[0, 1, 0], [0.2, 0.3, 0.5]])
-def test_tiles_of_a_blend_are_the_wholes(model, weights):
+@pytest.mark.parametrize("name", ["gallery", "recoloured"])
+def test_tiles_of_a_blend_are_the_wholes(name, model, weights):
     picture, style = photograph(131, 174), {"style_weights": np.array(weights, np.float32)}
-    tiled = TiledModel(model("gallery").SerializeToString(), session, tile=48)
+    tiled = TiledModel(model(name).SerializeToString(), session, tile=48)
     painted = np.zeros_like(picture)
 
     def write(box: tiling.Box, output: np.ndarray) -> None:
         painted[box[1] : box[3], box[0] : box[2]] = output[0]
 
     tiled.run((174, 131), lambda b: picture[None, b[1] : b[3], b[0] : b[2]], write, style)
-    (whole,) = session(model("gallery").SerializeToString()).run(None, {"image": picture[None], **style})
-    (first,) = session(model("gallery").SerializeToString()).run(None, {"image": picture[None]})
+    (whole,) = session(model(name).SerializeToString()).run(None, {"image": picture[None], **style})
+    (first,) = session(model(name).SerializeToString()).run(None, {"image": picture[None]})
     assert np.abs(painted.astype(int) - whole[0]).max() <= 1
     assert np.abs(first.astype(int) - whole).max() > 10

@@ -103,8 +103,7 @@ def preview_sheet(cfg: Any) -> Path:
     began = time.perf_counter()
     network = import_network(find_model(GALLERY))
     names = list(Stylizer(GALLERY, device="cpu").paintings)
-    as_learned = network.vectors.detach()[:, : network.of_norms]
-    network.vectors = torch.nn.Parameter(mean_of_others(as_learned, names, cfg.style.name))
+    network.vectors = torch.nn.Parameter(mean_of_others(network.as_learned(), names, cfg.style.name))
     network.to(cfg.device).to(memory_format=torch.channels_last)
     distances = {name: content_distance(name, cfg.loss_network.name) for name in cfg.content_distances}
     total = (cfg.vector_steps + cfg.steps) * len(set(distances.values()))

@@ -7,7 +7,7 @@ before it may have a range of its own in every channel, and is given back its sc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +35,11 @@ KEPT = 99.985  # percent of the values of a photograph that are within the range
 ALIGNED = 16  # output channels that onnxruntime's fast integer convolution takes a multiple of
 # What leaves values as they are and can be done to integers; ConvTranspose is the exporter's `PhasePixels`.
 CARRYING = frozenset({"Pad", "Resize", "ConvTranspose"})
-WINDOWS = 5  # rows and columns from one window of a convolution that is looked at to the next
+APART = 5  # rows and columns from one window of 3×3 that is looked at to the next; of larger ones more
 DAMPING = 0.001  # of the mean variance, added to every variance
+ROUNDING = 1e-8  # of the mean square, likewise: variances are differences
+# What may follow the last convolution; Conv is the map of colours.
+AFTER_LAST = frozenset({"ConvTranspose", "Slice", "Conv", "Clip", "Mul", "Round", "Cast", "Transpose"})
 SPATIAL_NHWC = {2: 1, 3: 2}  # axes of (N, C, H, W) in (N, H, W, C)
 
 
@@ -49,21 +52,25 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the windows of a convolution see, D values each: a sum of ones (), of them (D,) and of products (D, D)."""
+class Windows:
+    """What some windows of a map hold, D values each: their number, sum (D,) and sum of products (D, D)."""
 
     count: float
     values: NDArray[np.float64]
     products: NDArray[np.float64]
 
-    def __add__(self, other: Seen) -> Seen:
-        return Seen(self.count + other.count, self.values + other.values, self.products + other.products)
+    def __add__(self, other: Windows) -> Windows:
+        return Windows(self.count + other.count, self.values + other.values, self.products + other.products)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Of the values, (D,)."""
+        return self.values / self.count
 
     @property
     def covariance(self) -> NDArray[np.float64]:
         """Of the values, (D, D)."""
-        mean = self.values / self.count
-        return self.products / self.count - mean[:, None] * mean
+        return self.products / self.count - self.mean[:, None] * self.mean
 
 
 @dataclass(frozen=True)
@@ -155,51 +162,59 @@ def every_style(stylizer: Stylizer) -> list[Style | None]:
     return [*names, *blends] if names else [None]
 
 
-def windows(values: np.ndarray, kernel: Sequence[int]) -> Seen:
-    """Return what some windows (rows, columns) of a map (1, C, H, W) see."""
-    seen = sliding_window_view(values[0], kernel, (1, 2))[:, ::WINDOWS, ::WINDOWS]
-    flat = seen.transpose(1, 2, 0, 3, 4).reshape(-1, len(seen) * kernel[0] * kernel[1]).astype(np.float64)
-    return Seen(len(flat), flat.sum(0), flat.T @ flat)
+def windows_of(values: np.ndarray, kernel: Sequence[int]) -> Windows:
+    """Return what windows of a kernel's rows and columns hold of a map (1, C, H, W)."""
+    apart = APART * kernel[0] // 3
+    found = sliding_window_view(values[0], kernel, (1, 2))[:, ::apart, ::apart]
+    flat = found.transpose(1, 2, 0, 3, 4).reshape(-1, len(found) * kernel[0] * kernel[1]).astype(np.float64)
+    return Windows(len(flat), flat.sum(0), flat.T @ flat)
 
 
 def measure(
     stylizer: Stylizer,
     model: onnx.ModelProto,
     names: list[str],
-    kernels: dict[str, Sequence[int]],
+    kernels: Mapping[str, Sequence[int]],
     photographs: Sequence[np.ndarray],
-) -> tuple[dict[str, Range], dict[str, Seen]]:
-    """Return the ranges of maps of a model over photographs, by name, and what windows of others see."""
+) -> tuple[dict[str, Range], dict[str, Windows]]:
+    """Return the ranges of maps of a model over photographs, by name, and the windows of the maps in ``kernels``."""
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     wanted = [*dict.fromkeys([*names, *kernels])]
     tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    ends, found, seen = (100 - KEPT, KEPT), dict[str, Range](), dict[str, Seen]()
+    ends, found, windows = (100 - KEPT, KEPT), dict[str, Range](), dict[str, Windows]()
     styles = every_style(stylizer)
     values_of_all = (of_all for p in photographs for of_all in run(stylizer, tapped, wanted, smaller(p), styles))
     for of_all in values_of_all:
         given = dict(zip(wanted, of_all, strict=True))
         for name, kernel in kernels.items():
-            new_windows = windows(given[name], kernel)
-            seen[name] = seen[name] + new_windows if name in seen else new_windows
+            newest = windows_of(given[name], kernel)
+            windows[name] = windows[name] + newest if name in windows else newest
         for name in names:
             values = given[name]
             new = Range(np.percentile(values, ends, (0, 2, 3)), np.percentile(values, ends))
             old = found.get(name, new)
             pairs = ((old.channels, new.channels), (old.whole, new.whole))
             found[name] = Range(*(np.stack([np.minimum(a, b)[0], np.maximum(a, b)[1]]) for a, b in pairs))
-    return found, seen
+    return found, windows
 
 
-def rounded(weight: NDArray[np.float64], seen: Seen) -> NDArray[np.float64]:
+def rounded(weight: NDArray[np.float64], windows: Windows) -> NDArray[np.float64]:
     """Return weights (O, D) as whole numbers of at most LARGEST_WEIGHT, so that what they give differs least.
 
-    One after the other is rounded, and those that are left make up for what it changes, as far as what they see goes
-    together (Frantar et al. 2023, "GPTQ", section 3).
+    One after the other is rounded. Those that are left make up for what it changes, as far as the values of windows go
+    together (Frantar et al. 2023, "GPTQ", section 4). Departures: the weight of the largest variance comes first, and
+    covariances stand for products, as norms and biases take care of means.
+
+    Raises ValueError where the values are not finite.
     """
-    order = np.argsort(-np.diag(seen.covariance))
-    left, whole, covariance = weight[:, order], np.empty_like(weight), seen.covariance[order][:, order]
-    covariance[np.diag_indices_from(covariance)] += DAMPING * max(float(np.trace(covariance)) / len(covariance), 1e-9)
+    covariance = windows.covariance
+    if not np.isfinite(covariance).all():
+        raise ValueError("a map that is not finite")
+    variances, squares = np.diag(covariance), np.diag(windows.products) / windows.count
+    order = np.argsort(-variances)
+    left, whole, covariance = weight[:, order], np.empty_like(weight), covariance[order][:, order]
+    covariance[np.diag_indices_from(covariance)] += DAMPING * variances.mean() + ROUNDING * squares.mean() + 1e-12
     # Row i of the factor, from i on, is what makes up for weight i.
     factor = np.linalg.cholesky(np.linalg.inv(covariance)).T
     for number, row in enumerate(factor):
@@ -262,7 +277,7 @@ def add_conv(
     weight: np.ndarray,
     bias: np.ndarray,
     ranges: dict[str, Range],
-    seen: dict[str, Seen],
+    windows: dict[str, Windows],
     out: Step,
 ) -> str:
     """Add a convolution of 8-bit maps, and return its output (N, O, H, W)."""
@@ -270,10 +285,9 @@ def add_conv(
     x, step = add_input(graph, conv, ranges)
     scale = np.maximum(np.abs(weight).max((1, 2, 3)) / LARGEST_WEIGHT, np.abs(bias) / step.size / LARGEST_BIAS)
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
-    of_input = seen[conv.input[0]]
-    whole = rounded((weight / scale[:, None, None, None]).reshape(len(weight), -1), of_input)
-    exact = weight.reshape(len(weight), -1)
-    bias = bias + (exact - whole * scale[:, None]) @ (of_input.values / of_input.count)
+    flat, read = weight.reshape(len(weight), -1), windows[conv.input[0]]
+    whole = rounded(flat / scale[:, None], read)
+    bias = bias + (flat - whole * scale[:, None]) @ read.mean
     inputs = [
         graph.add("DequantizeLinear", [x, step.scale, step.zero], f"{name}/x/float"),
         graph.dequantized(f"{name}/weight", whole.reshape(weight.shape), scale, np.int8),
@@ -283,7 +297,7 @@ def add_conv(
     return graph.add("QuantizeLinear", [y, out.scale, out.zero], f"{name}/y/8")
 
 
-def add_inner_conv(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range], seen: dict[str, Seen]) -> None:
+def add_inner_conv(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range], windows: dict[str, Windows]) -> None:
     """Add a convolution and the norm that follows it, its channels in `phase_order`.
 
     Every channel fills 8 bits: it is scaled and moved for them. The scale is undone after them, so that the norm's
@@ -297,7 +311,13 @@ def add_inner_conv(graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range],
     radius[radius == 0] = 1
     out = graph.step(f"{name}/y", -1, 1)
     y = add_conv(
-        graph, conv, weight / radius[:, None, None, None], (bias - (highest + lowest) / 2) / radius, ranges, seen, out
+        graph,
+        conv,
+        weight / radius[:, None, None, None],
+        (bias - (highest + lowest) / 2) / radius,
+        ranges,
+        windows,
+        out,
     )
     step = np.minimum(out.size * radius, attributes(norm).get("epsilon", 1e-5) ** 0.5)
     scales = graph.constant(f"{name}/y/scales", step, np.float32)
@@ -315,19 +335,21 @@ def add_ordered(graph: Graph, parameter: str, order: np.ndarray, name: str) -> s
 
 
 def add_picture(
-    graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range], seen: dict[str, Seen], picture: str
+    graph: Graph, conv: onnx.NodeProto, ranges: dict[str, Range], windows: dict[str, Windows], picture: str
 ) -> None:
     """Add the last convolution, whose 8 bits are the picture's: they clip and round as the exported graph does.
 
-    Where a style maps the colours after it, they are as wide as its own, and the graph goes on as exported.
+    Where a style maps the colours after it, its 8 bits are laid over what it gives, and the graph goes on as exported.
     """
     name, order, after = conv.output[0], phase_order(graph, conv), graph.followers(conv)
+    if unknown := sorted({node.op_type for node in after} - AFTER_LAST):
+        raise ValueError(f"{unknown[0]} after the last convolution")
     mapped = any(node.op_type == "Conv" for node in after)
     step = graph.step(f"{name}/y", *(ranges[name].whole if mapped else (0, 1)))
     weight, bias = (graph.values[n].astype(np.float64)[order] for n in conv.input[1:3])
     extra = -len(order) % ALIGNED
     weight, bias = np.pad(weight, ((0, extra), (0, 0), (0, 0), (0, 0))), np.pad(bias, (0, extra))
-    x = add_conv(graph, conv, weight, bias, ranges, seen, step)
+    x = add_conv(graph, conv, weight, bias, ranges, windows, step)
     x = graph.add("Transpose", [x], f"{name}/nhwc", perm=[0, 2, 3, 1])
     bounds = [graph.constant(f"{name}/{n}", [v], np.int64) for n, v in (("from", 0), ("to", len(order)), ("of", 3))]
     x = graph.add("Slice", [x, *bounds], f"{name}/channels")
@@ -336,17 +358,14 @@ def add_picture(
     if mapped:
         x = graph.add("Transpose", [x], f"{name}/nchw", perm=[0, 3, 1, 2])
         x = graph.add("DequantizeLinear", [x, step.scale, step.zero], f"{name}/float")
-        for node in after:
-            if node.op_type != "ConvTranspose":
-                x = graph.add_again(node, [x, *node.input[1:]], f"{node.output[0]}/8")
-        after = []
     for node in after:
-        if node.op_type == "Slice":  # cuts the margin off
+        if mapped:
+            same = node.op_type == "ConvTranspose"  # laid out already
+            x = x if same else graph.add_again(node, [x, *node.input[1:]], f"{node.output[0]}/8")
+        elif node.op_type == "Slice":  # cuts the margin off
             axes = [SPATIAL_NHWC[int(axis)] for axis in graph.values[node.input[3]]]
             moved = graph.constant(f"{node.output[0]}/axes", axes, np.int64)
             x = graph.add_again(node, [x, *node.input[1:3], moved, *node.input[4:]], f"{node.output[0]}/8")
-        elif node.op_type not in ("ConvTranspose", "Clip", "Mul", "Round", "Cast", "Transpose"):
-            raise ValueError(f"{node.op_type} after the last convolution")
     graph.add("Identity", [x], picture)
 
 
@@ -393,22 +412,26 @@ def quantize(path: str | Path, photographs: Sequence[np.ndarray]) -> onnx.ModelP
     try:
         if not all(np.isfinite(value).all() for value in graph.values.values()):
             raise ValueError("a weight is not finite")
-        convs = [node for node in model.graph.node if node.op_type == "Conv" and node.input[1] in graph.values][1:]
+        every = [node for node in model.graph.node if node.op_type == "Conv"]
+        convs = [node for node in every if node.input[1] in graph.values][1:]
         inner = {conv.output[0]: graph.followers(conv) for conv in convs[:-1]}
         if not convs or any(not after or after[0].op_type != "InstanceNormalization" for after in inner.values()):
             raise ValueError("a convolution without a norm")
-        names = sorted({graph.source(conv)[0] for conv in convs} | {conv.output[0] for conv in convs})
+        maps = [node for node in every if node.input[1] not in graph.values]  # of colours, by a style
+        if len(maps) > 1 or any(node not in graph.followers(convs[-1]) for node in maps):
+            raise ValueError("a convolution of weights that are computed")
+        names = sorted({graph.source(conv)[0] for conv in convs} | set(inner) | {convs[-1].output[0] for _ in maps})
         kernels = {conv.input[0]: graph.values[conv.input[1]].shape[2:] for conv in convs}
-        ranges, inputs = measure(stylizer, model, names, kernels, photographs)
+        ranges, windows = measure(stylizer, model, names, kernels, photographs)
         replaced = {after[0].output[0] for after in inner.values()}
         replaced |= {node.output[0] for node in (convs[-1], *graph.followers(convs[-1]))}
         seen = reached(list(model.graph.node), stylizer.input_name)
         for node in sorted(model.graph.node, key=lambda node: node.output[0] in seen):  # norms' parameters come first
             if node.output[0] in inner:
-                add_inner_conv(graph, node, ranges, inputs)
+                add_inner_conv(graph, node, ranges, windows)
             elif node.output[0] not in replaced:
                 graph.nodes.append(node)
-        add_picture(graph, convs[-1], ranges, inputs, picture)
+        add_picture(graph, convs[-1], ranges, windows, picture)
         quantized = rewritten(model, graph)
     except (LookupError, ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = f"there is no {error}" if isinstance(error, LookupError) else one_line(error)

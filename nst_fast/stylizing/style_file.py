@@ -23,7 +23,7 @@ class StyleFile:
     """A painting's vector, and what is known of the painting.
 
     Attributes:
-        gallery: identity of the convolutions that it was learned with, as the gallery's metadata have it.
+        gallery: identity of the gallery that it was learned with, as its metadata have it: all but its paintings.
         painting: its name first of all, and title, artist, licence.
         vector: scales and biases of the norms; then, where its colours are mapped, the colour map.
     """

@@ -86,6 +86,8 @@ def open_norms(model: onnx.ModelProto, values: Arrays) -> onnx.ModelProto:
             declared.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, None, 1, 1]))
         declared.append(helper.make_tensor_value_info(SHAPE.format(number), TensorProto.INT64, [4]))
         number += 1
+    weights = {weight.name for weight in model.graph.initializer}
+    declared += [given for given in model.graph.input if given.name in weights]  # of a style
     for weight in model.graph.initializer:
         if weight.name == GRAIN:  # comes with the tile
             declared.append(helper.make_tensor_value_info(GRAIN, weight.data_type, weight.dims))
@@ -167,24 +169,27 @@ class TiledModel:
         reach = max(max(-window.first, window.last) for window in windows)
         self.halo = math.ceil(reach / self.stride) * self.stride
         self.tile, self.at_once = tile, at_once
-        # What follows from a style: scales and biases of norms, and the map of colours.
-        style = reached(list(model.graph.node), *({i.name for i in model.graph.input} - {self.image}))
+        self.optional = [i.name for i in model.graph.input if i.name != self.image]
+        style = reached(list(model.graph.node), *self.optional)
+        self.stages = self.cut(model, graph, style, create_session)
+        # Scales and biases of norms that follow from a style.
         self.computed = sorted(graph.parameters.keys() & style)
-        self.stages = self.cut(model, graph, create_session)
         if self.computed:
             computing = onnx.ModelProto()
             computing.CopyFrom(model)
             computing.graph.value_info.extend(onnx.ValueInfoProto(name=name) for name in self.computed)
-            inputs = [i.name for i in model.graph.input if i.name != self.image]
-            computing = Extractor(computing).extract_model(inputs, self.computed)
-            computing.graph.initializer.extend(w for w in model.graph.initializer if w.name in inputs)
+            computing = Extractor(computing).extract_model(self.optional, self.computed)
+            computing.graph.initializer.extend(w for w in model.graph.initializer if w.name in self.optional)
             self.style = create_session(computing.SerializeToString())
         kept = [{self.image}, *(stage.lives for stage in self.stages[:-2])]
         self.bytes_per_pixel = max(sum(graph.values[n].nbytes for n in names) for names in kept) / math.prod(PROBES[0])
 
-    def cut(self, model: onnx.ModelProto, graph: Trace, create_session: CreateSession) -> list[Stage]:
-        """Return the graph's stages: the nodes between two norms, in the order of the file."""
-        nodes, extractor = list(model.graph.node), Extractor(open_norms(model, graph.values | graph.parameters))
+    def cut(self, model: onnx.ModelProto, graph: Trace, style: set[str], create_session: CreateSession) -> list[Stage]:
+        """Return the graph's stages: the nodes between two norms, in the order of the file.
+
+        One whose maps depend on a ``style``, the tensors that follow from it, takes the model's optional inputs, too.
+        """
+        nodes, extractor = list(model.graph.node), Extractor(open_norms(model, graph.values))
         cuts = [i for i, node in enumerate(nodes) if node.op_type == "InstanceNormalization"]
         lives, made, stages = frozenset({self.image}), {self.image}, []
         for number, (start, end) in enumerate(pairwise([0, *cuts, len(nodes)])):
@@ -192,11 +197,9 @@ class TiledModel:
             made |= {name for node in nodes[start:end] for name in node.output}
             later = {name for node in nodes[end:] for name in node.input} if norm else {self.result}
             kept = frozenset(made & graph.dependent & later)
-            of_style = {name for node in nodes[start:end] for name in node.input} & set(self.computed)
-            of_style -= {
-                name for node in nodes[start:end] if node.op_type == "InstanceNormalization" for name in node.input
-            }
-            inputs, outputs = sorted(lives | of_style), sorted(kept - lives)
+            on_maps = [node for node in nodes[start:end] if graph.dependent & set(node.output)]
+            styled = any(style & set(node.input) for node in on_maps if node.op_type != "InstanceNormalization")
+            inputs, outputs = sorted(lives) + styled * self.optional, sorted(kept - lives)
             if number:
                 inputs += [FACTOR.format(number - 1), OFFSET.format(number - 1)]
             if any(GRAIN in node.input for node in nodes[start:end]):
@@ -241,10 +244,10 @@ class TiledModel:
         order = sorted(range(len(tiles)), key=lambda i: i * 0.6180339887 % 1)
         return [tiles[i] for i in order[: max(1, int(most))]]
 
-    def advance(self, number: int, state: Arrays, parameters: Arrays, tile: Tile) -> tuple[Arrays, Arrays]:
+    def advance(self, number: int, state: Arrays, given: Arrays, tile: Tile) -> tuple[Arrays, Arrays]:
         """Take a tile through a stage: its new state, and the statistics of the next norm's input over its core."""
         stage = self.stages[number]
-        feeds = {**state, **parameters}
+        feeds = {**state, **given}
         if stage.windows:
             left, top, right, bottom = tile.kept
             rows = stage.windows[0].indices(top, None if tile.last[1] else bottom)
@@ -294,16 +297,16 @@ class TiledModel:
             style: values of the model's optional inputs; None: what the model has.
         """
         weights = self.weights_of(style or {})
-        parameters = {name: weights[name] for name in self.computed}
         tiles = self.tiles(*size)
         kept = self.bytes_per_pixel * sum(math.prod(tile.seen_size) for tile in tiles) <= KEPT_BYTES
         gathered = tiles if kept else self.sample(*size)
         states = [{self.image: read(tile.seen)} for tile in gathered]
+        given = {name: self.weights[name] for name in self.optional} | (style or {})  # and the norms, one by one
         # The last norm's input has the size of the picture and is the largest: it is made twice rather than kept.
         last = len(self.stages) - 2
 
         def count(number: int, i: int) -> Arrays:
-            state, found = self.advance(number, states[i], parameters, gathered[i])
+            state, found = self.advance(number, states[i], given, gathered[i])
             if number < last:
                 states[i] = state
             return {name: found[name.format(number)] for name in (SHAPE, MEAN, VARIANCE)}
@@ -313,7 +316,7 @@ class TiledModel:
             if kept:
                 states[i] = {}
             for number in range(max(last, 0) if kept else 0, len(self.stages)):
-                state, _ = self.advance(number, state, parameters, tiles[i])
+                state, _ = self.advance(number, state, given, tiles[i])
             left, top, right, bottom = tiles[i].kept
             keep: list[slice] = [slice(None)] * 4
             keep[self.axes[0]], keep[self.axes[1]] = slice(top, bottom), slice(left, right)
@@ -322,7 +325,7 @@ class TiledModel:
         with ThreadPoolExecutor(self.at_once if kept else 1) as pool:  # huge pictures need the memory themselves
             for number in range(last + 1):
                 counted = list(pool.map(functools.partial(count, number), range(len(gathered))))
-                parameters.update(self.merge(number, counted, weights))
+                given.update(self.merge(number, counted, weights))
             if not kept:
                 states.clear()  # the memory goes to the result
             for tile, output in zip(tiles, pool.map(finish, range(len(tiles))), strict=True):

@@ -251,12 +251,18 @@ class Contrast(nn.Module):
         return x
 
 
+def matrix_and_offset(mapped: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A (3, 3) and b (3,) of a map of colours A x + b, (12,)."""
+    return mapped[:9].view(3, 3), mapped[9:]
+
+
 def with_colours_mapped(images: Tensor, maps: Tensor) -> Tensor:
     """Return images (N, 3, H, W) in colours A x + b, given A's rows and b (1, 12); as they are, given none (1, 0)."""
     if not maps.shape[1]:
         return images
     assert len(maps) == 1, "training, where each picture has its own painting, maps no colours"
-    return F.conv2d(images, maps[0, :9].view(3, 3, 1, 1).to(images), maps[0, 9:].to(images))
+    matrix, offset = matrix_and_offset(maps[0])
+    return F.conv2d(images, matrix[:, :, None, None].to(images), offset.to(images))
 
 
 class TransformationNetwork(nn.Module):
@@ -296,6 +302,10 @@ class TransformationNetwork(nn.Module):
             parts += [torch.ones(norm.channels), torch.zeros(norm.channels)]
         self.of_norms = first
         self.vectors = nn.Parameter(torch.cat(parts).repeat(paintings, 1))
+
+    def as_learned(self) -> Tensor:
+        """Return the paintings' vectors without maps of colours, (S, V), for nothing that learns."""
+        return self.vectors.detach()[:, : self.of_norms]
 
     def norms(self) -> list[Norm]:
         """Return the norms in the order of the vectors."""
@@ -423,12 +433,12 @@ def for_inference(network: TransformationNetwork) -> TransformationNetwork:
     """
     folded = copy.deepcopy(network).cpu().float().eval()
     if len(folded.vectors) == 1 and len(mapped := folded.vectors.detach()[0, folded.of_norms :]):
-        matrix, offset = mapped[:9].view(3, 3), mapped[9:]
+        matrix, offset = matrix_and_offset(mapped)
         last = [module for module in folded.body.modules() if isinstance(module, nn.Conv2d)][-1]
         assert last.bias is not None
         last.weight.data = torch.einsum("ij,jchw->ichw", matrix, last.weight.data)
         last.bias.data = matrix @ last.bias.data + offset
-        folded.vectors = nn.Parameter(folded.vectors.detach()[:, : folded.of_norms])
+        folded.vectors = nn.Parameter(folded.as_learned())
     for module in list(folded.modules()):
         for name, child in module.named_children():
             if isinstance(child, PhaseConv | PhasePixels):

@@ -45,5 +45,5 @@ def recolour(network: TransformationNetwork, matrix: Tensor, offset: Tensor) -> 
 
     The network gets new vectors; those that it had stay as they are.
     """
-    own = network.vectors.detach()[:, : network.of_norms]
+    own = network.as_learned()
     network.vectors = nn.Parameter(torch.cat([own, matrix.flatten(1).to(own), offset.to(own)], 1))

@@ -110,13 +110,13 @@ class StyleTransfer(pl.LightningModule):
         self.paintings = len(style_targets)
         names = list(style_targets[0])
         self.style_target_names = [name for name in names if name != COLOURS]
-        # A finished network is recoloured, where its loss compares colours: by the mean of its pictures'.
+        # Where the loss compares colours, a finished network is recoloured by the mean of its pictures' colours.
         recolours = any(layer.startswith("rgb") for layer in perceptual_loss.sliced_layers)
         together = set(perceptual_loss.style_layers) if recipe.own_style < 1 else set()
         self.followed = [name for name in names if name in together or (name == COLOURS and recolours)]
         for name, target in gather(style_targets, torch.arange(self.paintings)).items():
             # As buffers they go where the module goes.
-            self.register_buffer(STYLE_TARGET + name, target, persistent=name == COLOURS and recolours)
+            self.register_buffer(STYLE_TARGET + name, target, persistent=name == COLOURS and name in self.followed)
             if name in self.followed:
                 self.register_buffer(STYLE_MEAN + name, target.clone())  # as if earlier pictures had been perfect
         self.recipe, self.description, self.control = recipe, description, control
