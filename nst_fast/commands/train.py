@@ -38,7 +38,7 @@ Train a network on a style and export it to ONNX.
   style.images=FOLDER      with style=gallery: a folder of pictures, all in one network
   style.size=PX            short side of the painting; smaller gives smaller strokes (default 362)
   style.underpainting=F    0 to 1: more gives bolder strokes, less keeps more of the scene (default 0.25)
-  loss.style_weight=W      3 is subtle, 8 strong (default 5)
+  loss.style_weight=W      1 is subtle, 5 bold (default 3)
   style.content_distance=D how far pictures may go from their photographs: subtle, medium, strong (0.6, 1.2, 1.6) or a
                            number. Training finds the style weight, of each painting. Needs loss=balanced
 

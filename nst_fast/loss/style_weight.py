@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 # Content distances, as `BalancedLoss` measures them at relu2_2: 0 is the photograph, 1 a picture without features;
-# strokes that the photograph has not take it past 1. The default style weight gives 0.9 to 1.3; at 2 the scene is gone.
+# strokes that the photograph has not take it past 1. At 2 the scene is gone.
 DISTANCES = {"subtle": 0.6, "medium": 1.2, "strong": 1.6}
 # What a loss network shows of the distance that the real features have, where that is not all of it: vgg16_slim's
 # estimates are smoother (of four models' pictures it shows 0.92 to 0.94 at relu2_2).
