@@ -29,7 +29,6 @@ from onnx import numpy_helper
 from PIL import Image
 
 from nst_fast.assets import GALLERY, INT8, shipped, shipped_models
-from nst_fast.commands.compare import compare_command
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.export import export_in_8_bits
 from nst_fast.downloads import file_hash
@@ -54,17 +53,12 @@ HEAD = """# Released models
 trained on: 0 is a perfect match. The judge shares no code with us. It sees with VGG-16, on which the models learned
 last, and with parts of VGG-19, on which none learned. `scripts/release_models.py` wrote this page.
 
-The six single models go on from the gallery. [How the gallery was trained](../docs/research/gallery.md#training).
-
-starry_night, the_scream and great_wave learned by today's recipe, with a style weight of 3: on VGG-16 the default of 5
-loses faces. `worth` is by the loss of each picture alone, at which they do not aim. The gallery and composition_vii are
-of the recipe before, with a margin of 8 px, and are not [recoloured](../docs/research/recipe.md#recolouring). movement
-and isles_of_shoals are of the recipe before, too. They were recoloured after their training, by 160 training pictures,
-with a script that is not kept. `train` does not know them by name: get the painting from the card's address.
+The six single models go on from the gallery, 700 steps each. [How the gallery was
+trained](../docs/research/gallery.md#training). All learned on VGG-16.
+`train` does not know movement and isles_of_shoals by name: get the painting from the card's address.
 
 The weights of the six are rounded to 14 bits of mantissa, so that they pack better. On a photograph no value of a
-picture changed by more than 1 of 255. The 8-bit composition_vii was made, and compared with the file in floating point,
-before that.
+picture changed by more than 1 of 255.
 
 `photos` is a folder of 1,760 photographs that we may not hand on. 1,402 are of BSDS500 and ImageNet (research use), 132
 of Urban100 and Sun-Hays80 (Creative Commons, research use), 226 of Unsplash, Pexels and other collections (their own
@@ -104,16 +98,6 @@ def judge(painting: Path, size: int, paint: Callable[[Image.Image], Image.Image]
         return ask_judge(painting, size, ["--pairs", folder])
 
 
-def iterations(model: Path, count: int) -> dict[str, float]:
-    """Return how many L-BFGS iterations from the photograph the model is worth on vgg16_slim: median and range."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--content", str(SHARED / "content" / "val"), "--count", str(count), "--iterations", "60"]
-        options += ["--methods", "lbfgs", "--starts", "content", "-o", folder]
-        compare_command(["--model", str(model), *options, f"style.image={painting_of(model)}"])
-        report = json.loads((Path(folder) / "report.json").read_text())
-    return report["models"][model.stem]["passed_by"]["lbfgs from content"]["iterations"]
-
-
 def write_short(source: Path, model: Path) -> None:
     """Write a model with weights rounded to 14 bits of mantissa: a wheel packs them in a fifth less, pictures stay."""
     short = onnx.load(source)
@@ -125,7 +109,7 @@ def write_short(source: Path, model: Path) -> None:
     onnx.save(short, model)
 
 
-def release(run: Path, count: int) -> dict[str, Any]:
+def release(run: Path) -> dict[str, Any]:
     """Ship a run's model and return its figures."""
     summary = json.loads((run / "summary.json").read_text())
     style = summary["style"]
@@ -137,7 +121,6 @@ def release(run: Path, count: int) -> dict[str, Any]:
         "training": {key: summary[key] for key in TRAINING} | {"machine": platform.machine()},
         "judge": {str(size): judge(painting, size, Stylizer(model)) for size in SIZES},
         "untouched": {str(size): judge(painting, size, lambda picture: picture) for size in SIZES},
-        "lbfgs_iterations": iterations(model, count),
     }
 
 
@@ -202,7 +185,7 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
     told = Stylizer(model).metadata
     config = upgraded(json.loads(told["config"]))
     style, data = config["style"], config["data"]
-    training, worth = figures["training"], figures["lbfgs_iterations"]
+    training = figures["training"]
     command = command_of(config)
     integers = shipped_models(int8=True)[f"{name}{INT8}"]
     kept = ("style", "style.image", "style.size", "loss", "loss.style_weight", "network.margin")
@@ -230,8 +213,6 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
             f"palette {figures['untouched'][size]['palette']:.2g}"
             for size, found in figures["judge"].items()
         },
-        "worth": f"{worth['median']:g} L-BFGS iterations from the photograph ({worth['least']:g}–{worth['most']:g}), "
-        "on vgg16_slim",
         "commit, date": f"`{told['commit']}`, {told['date']}",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
@@ -272,13 +253,12 @@ def gallery_card(model: Path, figures: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, help="folders that `train` left behind")
-    parser.add_argument("--count", type=int, default=4, help="photographs that the optimiser is run on")
     parser.add_argument("--paintings", type=Path, help="the gallery's, with their manifest.json")
     options = parser.parse_args()
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     for run in options.runs:
         name = json.loads((run / "summary.json").read_text())["style"]
-        figures[name] = release_gallery(run, options.paintings) if name == GALLERY else release(run, options.count)
+        figures[name] = release_gallery(run, options.paintings) if name == GALLERY else release(run)
         FIGURES.write_text(json.dumps(dict(sorted(figures.items())), indent=1) + "\n")
         print(name, json.dumps(figures[name]["judge"]), flush=True)
     shipped = {name: model for name, model in shipped_models().items() if name in figures}

@@ -22,7 +22,7 @@ from train_decoders import ROOT, pictures
 from nst_fast.assets import ASSETS, GALLERY, find_model
 from nst_fast.loss.tensors import to_tensor
 from nst_fast.stylizing.images import load_image
-from nst_fast.stylizing.style_file import StyleFile
+from nst_fast.stylizing.style_file import AS_PAINTED, StyleFile
 from nst_fast.training.onnx_export import import_network, trunk
 from nst_fast.training.photographs import random_window
 
@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     files, rng = pictures(options.photographs), np.random.default_rng(0)
     network = import_network(options.model).requires_grad_(False)
-    vector = network.vectors.mean(0, keepdim=True).requires_grad_(True)
+    vector = network.as_learned().mean(0, keepdim=True).requires_grad_(True)
     optimizer = torch.optim.Adam([vector], options.rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, options.steps)
 
@@ -69,7 +69,7 @@ def main() -> None:
             print(f"step {step + 1} of {options.steps}, loss {float(loss.detach()):.3f}", flush=True)
     identity = trunk(onnx.load(options.model))
     options.output.mkdir(parents=True, exist_ok=True)
-    style = StyleFile(identity, {"name": "photograph"}, vector.detach()[0].tolist())
+    style = StyleFile(identity, {"name": "photograph"}, [*vector.detach()[0].tolist(), *AS_PAINTED])
     style.save(options.output / f"{identity}.style")
 
 
