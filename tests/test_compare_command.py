@@ -189,17 +189,15 @@ def test_summary_agrees_with_the_traces(finished, model):
         assert passed["times_faster"] == pytest.approx(sum(times) / 2)
 
 
-def test_a_model_trained_by_the_loss_of_each_picture_is_worth_more_iterations_than_an_untrained_one(tmp_path):
+def test_a_trained_model_has_a_lower_loss_than_an_untrained_one(tmp_path):
+    """By the loss of each picture alone; pictures that are compared together are worth no iterations by it."""
     save_photographs(tmp_path / "photos")
     make_model(tmp_path / "untrained.onnx", style="composition_vii")
     models = ["--model", "composition_vii", "--model", "untrained.onnx"]
-    assert nst_compare(tmp_path, *models, "--content", "photos", "--size", SIZE, "--iterations", ITERATIONS).code == 0
+    assert nst_compare(tmp_path, *models, "--content", "photos", "--size", SIZE, "--iterations", 1).code == 0
     report = read_report(tmp_path / "comparison")
     trained, untrained = (report["models"][name] for name in ("composition_vii", "untrained"))
     assert trained["losses"]["total"] < untrained["losses"]["total"]
-    for name in OPTIMIZERS:
-        more, fewer = (entry["passed_by"][name]["iterations"]["median"] for entry in (trained, untrained))
-        assert more > fewer
 
 
 def test_a_model_of_another_style_is_timed_and_not_judged(finished):

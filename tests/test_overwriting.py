@@ -88,7 +88,7 @@ def test_nst_optimize_replaces_an_earlier_run_only_where_told(name, command):
 
 def test_nst_preview_replaces_a_sheet_only_where_told(command):
     Path("starry_night.preview.jpg").write_text("mine")
-    options = ["style=starry_night", "loss_network=vgg16_slim", "device=cpu", "size=32", "steps=1", "vector_steps=1"]
+    options = ["style=starry_night", "loss_network=vgg16_slim", "device=cpu", "size=96", "steps=1", "vector_steps=1"]
     assert_refused(command(preview, *options), "starry_night.preview.jpg", "overwrite=true")
     assert Path("starry_night.preview.jpg").read_text() == "mine"
     more = ["content_distances=[medium]", "overwrite=true"]

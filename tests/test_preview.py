@@ -105,7 +105,7 @@ def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
         "style.image=painting.png",
         "content_distances=[strong,0.2]",
         "style.size=40",
-        "size=48",
+        "size=96",
     ]
     options += ["vector_steps=2", "steps=2"]
     code, told = run([*options, "loss_network=vgg16_slim", "device=cpu"], monkeypatch, capsys)
@@ -113,8 +113,8 @@ def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
     assert told.out.strip() == "painting.preview.jpg"
     assert "loss.style_weight strong: " in told.err
     with Image.open("painting.preview.jpg") as sheet:
-        assert sheet.width > 2 * 48
-        assert sheet.height > 2 * 32
+        assert sheet.width > 2 * 96
+        assert sheet.height > 2 * 64
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,7 @@ def test_the_command_writes_a_sheet(tmp_path, monkeypatch, capsys):
         ("loss=gatys", "loss.name"),
         ("content=nothing.jpg", "nothing.jpg"),
         ("size=0", "size is 0"),
+        ("size=64", "56 px each way are needed"),
         ("steps=0", "steps is 0"),
         ("output=photo.png", "would replace"),
     ],

@@ -102,7 +102,7 @@ def test_the_command_on_a_card_composes_the_config_that_the_model_was_trained_wi
 
 
 def gram_distance(name: str, size: int) -> tuple[list[Image.Image], Callable[[list[Image.Image]], float]]:
-    """Two photographs of 512 px, and what tells how far pictures' mean Gram matrices are from a painting's at a size."""
+    """Two photographs of 512 px, and how far pictures' mean Gram matrices are from a painting's at a size."""
     network = create_loss_network("vgg16_slim")
     targets = StyleTargets.load(ASSETS / "style_targets" / f"{name}.safetensors").sizes[size]
 

@@ -146,8 +146,8 @@ def test_the_model_sees_as_many_pixels_as_the_stroke_leaves():
     assert Looks(stroke=50).pixels(1600, 1000) == 1600 * 1000 / 8
 
 
-# starry_night lays patches over noise that are larger than its strokes.
-@pytest.mark.parametrize("name", ["the_scream", "composition_vii"])
+# starry_night and composition_vii lay patches over noise that are larger than their strokes.
+@pytest.mark.parametrize("name", ["the_scream", "movement"])
 def test_strokes_grow_with_what_is_asked_for(name):
     """The distance over which what the model adds is alike: where its autocorrelation falls to a half."""
     flat = Image.new("RGB", (400, 400), (110, 130, 150))

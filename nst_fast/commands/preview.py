@@ -84,6 +84,7 @@ def preview_sheet(cfg: Any) -> Path:
     from nst_fast.loss.style_weight import content_distance
     from nst_fast.loss.tensors import to_tensor
     from nst_fast.stylizing.images import load_image, resize_long_side, save_image
+    from nst_fast.stylizing.stroke import COARSE
     from nst_fast.stylizing.stylizer import Stylizer
     from nst_fast.training.networks import mean_of_others
     from nst_fast.training.onnx_export import import_network
@@ -102,6 +103,9 @@ def preview_sheet(cfg: Any) -> Path:
         loss.loss_network(content, loss.layers)
     began = time.perf_counter()
     network = import_network(find_model(GALLERY))
+    least, (height, width) = COARSE * network.min_size, content.shape[2:]
+    if min(height, width) < least:  # half of it is painted first
+        raise UserError(f"the picture is {width}×{height} px; {least} px each way are needed: give a larger size=")
     names = list(Stylizer(GALLERY, device="cpu").paintings)
     network.vectors = torch.nn.Parameter(mean_of_others(network.as_learned(), names, cfg.style.name))
     network.to(cfg.device).to(memory_format=torch.channels_last)
