@@ -380,7 +380,7 @@ def painted(name: str, number: int) -> tuple[np.ndarray, np.ndarray]:
     return before(PICTURES[number]), after(PICTURES[number])
 
 
-@pytest.mark.xfail(reason="30 to 36 dB: strokes are bold, and what 8 bits change in the first run grows", strict=True)
+@pytest.mark.xfail(reason="29.6 to 36 dB: strokes are bold, and what 8 bits change in the first run grows", strict=True)
 @pytest.mark.parametrize("name", SINGLES)
 def test_a_released_model_paints_in_8_bits_what_it_paints_in_floating_point(name):
     for number in range(len(PICTURES)):
@@ -389,9 +389,8 @@ def test_a_released_model_paints_in_8_bits_what_it_paints_in_floating_point(name
 
 LOUD = {
     "starry_night": pytest.mark.xfail(
-        reason="31.9 dB on one picture: recoloured, with 1.3 times the contrast", strict=True
+        reason="32.6 dB on one picture: recoloured, with 1.3 times the contrast", strict=True
     ),
-    "isles_of_shoals": pytest.mark.xfail(reason="30.7 dB on one picture, likewise", strict=True),
 }
 
 

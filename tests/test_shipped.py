@@ -178,7 +178,7 @@ def test_the_gallery_names_its_paintings_and_brings_photographs_to_those_that_sh
 
 MISSES = {
     "great_wave": pytest.mark.xfail(reason="style_vgg16 0.264", strict=True),
-    "isles_of_shoals": pytest.mark.xfail(reason="style_vgg16 0.242", strict=True),
+    "isles_of_shoals": pytest.mark.xfail(reason="style_vgg16 0.252", strict=True),
 }
 
 
