@@ -53,9 +53,9 @@ HEAD = """# Released models
 trained on: 0 is a perfect match. The judge shares no code with us. It sees with VGG-16, on which the models learned
 last, and with parts of VGG-19, on which none learned. `scripts/release_models.py` wrote this page.
 
-The six single models go on from the gallery, 700 steps each: starry_night, the_scream and great_wave from the one before,
-the others from today's. [How the gallery was trained](../docs/research/gallery.md#training). `train` does not know
-movement and isles_of_shoals by name: get the painting from the card's address.
+The six single models go on from the gallery, 700 steps each: starry_night, the_scream and great_wave from the one
+before, the others from today's. [How the gallery was trained](../docs/research/gallery.md#training). `train` does not
+know movement and isles_of_shoals by name: get the painting from the card's address.
 
 The weights of the six are rounded to 14 bits of mantissa, so that they pack better. On a photograph no value of a
 picture changed by more than 1 of 255.
