@@ -64,6 +64,9 @@ picture changed by more than 1 of 255.
 of Urban100 and Sun-Hays80 (Creative Commons, research use), 226 of Unsplash, Pexels and other collections (their own
 licences, CC0, CC BY-SA; of 147 we do not know each picture's licence).
 """
+GALLERY_JUDGED = """The judge's figures are of six photographs at 256 px, each in the painting's style. Most style
+distances are larger than the previous gallery's. Likely why: this one learned larger paintings, and pictures together, so
+that one picture may lack what others have. Viewers prefer its starry night: [votes](../docs/measured.md#votes)."""
 TRAINING = ("steps", "seconds", "images_per_second", "device", "precision", "validation_losses", "versions")
 SIZES = (256, 720)  # px, of the judge's photographs
 COUNTS = {256: 6, 720: 3}  # of them
@@ -237,7 +240,7 @@ def gallery_card(model: Path, figures: dict[str, Any]) -> str:
         "commit, date": f"`{told['commit']}`, {told['date']}",
     }
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
-    lines += ["", "The judge's figures are of six photographs at 256 px, each in the painting's style.", ""]
+    lines += ["", GALLERY_JUDGED, ""]
     lines += ["| style | painting | style_vgg16 | palette | content_vgg16 |", "|---|---|---|---|---|"]
     for name, painting in Stylizer(model).paintings.items():
         found = figures["judge"][name]
