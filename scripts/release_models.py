@@ -65,8 +65,8 @@ of Urban100 and Sun-Hays80 (Creative Commons, research use), 226 of Unsplash, Pe
 licences, CC0, CC BY-SA; of 147 we do not know each picture's licence).
 """
 GALLERY_JUDGED = """The judge's figures are of six photographs at 256 px, each in the painting's style. Most style
-distances are larger than the previous gallery's. Likely why: this one learned larger paintings, and pictures together, so
-that one picture may lack what others have. Viewers prefer its starry night: [votes](../docs/measured.md#votes)."""
+distances are larger than the previous gallery's. Likely why: this one learned larger paintings, and pictures together,
+so that one picture may lack what others have. Viewers prefer its starry night: [votes](../docs/measured.md#votes)."""
 TRAINING = ("steps", "seconds", "images_per_second", "device", "precision", "validation_losses", "versions")
 SIZES = (256, 720)  # px, of the judge's photographs
 COUNTS = {256: 6, 720: 3}  # of them
