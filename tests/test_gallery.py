@@ -211,6 +211,9 @@ def test_a_run_of_the_vector_alone_leaves_a_style_for_its_gallery(gallery, styli
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     shared, own = import_network(gallery / "gallery.onnx"), trained_network(read_checkpoint(checkpoint), checkpoint)
     shared, own = shared.state_dict(), own.state_dict()
+    finished = import_network(model).state_dict()
+    mapped = [name for name, weight in finished.items() if not torch.allclose(weight, own[name], rtol=1e-4, atol=1e-5)]
+    assert len(mapped) <= 2  # weight and bias of the last convolution, which the map of colours goes into
     for name in shared.keys() - {"vectors"}:
         torch.testing.assert_close(own[name], shared[name], rtol=1e-5, atol=1e-6)
     learned = shared["vectors"].shape[1] - len(AS_PAINTED)

@@ -334,6 +334,27 @@ def test_the_model_itself_is_not_replaced(pair, tmp_path):
     assert model.read_bytes() == pair[0].read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("number", "told"), [(1, "a convolution of weights that are computed"), (None, "Relu after the last convolution")]
+)
+def test_what_is_not_understood_is_refused(number, told, tmp_path):
+    model = onnx.load(export(create_network("fast", 8, 1), tmp_path / "model.onnx", METADATA))
+    nodes = list(model.graph.node)
+    if number is None:
+        clip = next(node for node in nodes if node.op_type == "Clip")
+        nodes.insert(nodes.index(clip), onnx.helper.make_node("Relu", [clip.input[0]], ["rectified"]))
+        clip.input[0] = "rectified"
+    else:
+        conv = [node for node in nodes if node.op_type == "Conv"][number]
+        nodes.insert(0, onnx.helper.make_node("Identity", [conv.input[1]], ["computed"]))
+        conv.input[1] = "computed"
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match=told):
+        quantize(tmp_path / "model.onnx", SEEN[:1])
+
+
 def test_a_transposed_convolution_that_computes_is_refused(tmp_path):
     model = onnx.load(export(create_network("fast", 8, 1), tmp_path / "model.onnx", METADATA))
     name = next(node.input[1] for node in model.graph.node if node.op_type == "ConvTranspose")
@@ -401,6 +422,13 @@ def test_a_released_model_is_near_in_8_bits(name):
         assert psnr(before.run_once(seen[None]), after.run_once(seen[None])) > 33
 
 
+@pytest.mark.parametrize("style", ["starry_night", "port_en_bessin", "woggle_bug"])  # the farthest
+def test_the_gallery_is_near_in_8_bits(style):
+    before, after = Stylizer("gallery"), Stylizer("gallery.int8")
+    for seen in PICTURES[:2]:
+        assert psnr(before.run_once(seen[None], style), after.run_once(seen[None], style)) > 29
+
+
 FURTHER = {"the_scream": pytest.mark.xfail(reason="15 % further on one picture", strict=True)}
 
 
@@ -444,7 +472,7 @@ def test_the_scales_undo_what_the_norm_undoes(tmp_path):
     assert (ratio > 0).all()
     error = np.abs(step / ratio[:, None, None, None] - weight)
     size = np.abs(weight).max((1, 2, 3)) / 64
-    assert (error.mean((1, 2, 3)) < 0.6 * size + 1e-6).all()
+    assert (error.mean((1, 2, 3)) < 0.4 * size + 1e-6).all()
     assert (error.max((1, 2, 3)) < 2 * size + 1e-6).all()  # of those that make up for others
 
 

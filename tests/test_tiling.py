@@ -718,6 +718,21 @@ for flag in ([], ["--tile"]):
     assert done.stdout.splitlines()[1::2] == ["[]", "['onnx', 'nst_fast.stylizing.tiling']"]
 
 
+def test_a_convolution_may_have_weights_that_a_node_gives_and_no_kernel_shape(model):
+    """As other exporters write it."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model("uint8"))
+    convs = [node for node in changed.graph.node if node.op_type == "Conv"]
+    weights = [conv.input[1] for conv in convs]
+    for conv in convs:
+        conv.input[1] = f"computed {conv.input[1]}"
+        conv.attribute.remove(next(a for a in conv.attribute if a.name == "kernel_shape"))
+    for name in weights:
+        changed.graph.node.insert(0, helper.make_node("Identity", [name], [f"computed {name}"]))
+    expected = TiledModel(model("uint8").SerializeToString(), session, tile=48)
+    assert TiledModel(changed.SerializeToString(), session, tile=48).halo == expected.halo
+
+
 @pytest.mark.parametrize("weights", [[0, 1, 0], [0.2, 0.3, 0.5]])
 @pytest.mark.parametrize("name", ["gallery", "recoloured"])
 def test_tiles_of_a_blend_are_the_wholes(name, model, weights):

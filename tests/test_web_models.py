@@ -83,6 +83,15 @@ def test_a_released_model_comes_with_8_bits_stages_and_what_is_known_of_its_pain
         onnx.checker.check_model(onnx.load_from_string(content[stage["start"] : stage["end"]]))
 
 
+def test_a_stage_of_the_gallery_takes_what_the_page_has(tmp_path: Path) -> None:
+    entry, had = web_models.make(GALLERY, tmp_path), {"image"}
+    for stage in entry["tiles"]["stages"]:
+        given = {name for name in stage["inputs"] if not name.startswith("tiling/")}
+        assert given <= had | entry["inputs"].keys()
+        had = set(stage["lives"])
+    assert "style_vector" in entry["tiles"]["stages"][-1]["inputs"]  # of the map of colours
+
+
 def test_every_style_of_a_gallery_is_listed_with_a_thumbnail_of_its_own(tmp_path: Path) -> None:
     models, output = tmp_path / "models", tmp_path / "output"
     models.mkdir()

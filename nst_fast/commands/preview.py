@@ -96,16 +96,17 @@ def preview_sheet(cfg: Any) -> Path:
     resolve(cfg, console)
     photograph = Image.fromarray(bundled_photographs(True)[1]) if cfg.content is None else load_image(cfg.content)
     content = to_tensor(resize_long_side(photograph, cfg.size)).to(cfg.device)
+    network = import_network(find_model(GALLERY))
+    least = network.min_size * (COARSE if cfg.style.underpainting else 1)  # half of it is painted first
+    if min(content.shape[2:]) < least:
+        height, width = content.shape[2:]
+        raise UserError(f"the picture is {width}×{height} px; {least} px each way are needed: give a larger size=")
     with download_progress(console) as fetching:
         loss = create_perceptual_loss(cfg, fetching).to(cfg.device)
         style_targets, _ = find_style(cfg.style, loss, progress=fetching)
     with torch.no_grad():  # a photograph too small ends the command here
         loss.loss_network(content, loss.layers)
     began = time.perf_counter()
-    network = import_network(find_model(GALLERY))
-    least, (height, width) = COARSE * network.min_size, content.shape[2:]
-    if min(height, width) < least:  # half of it is painted first
-        raise UserError(f"the picture is {width}×{height} px; {least} px each way are needed: give a larger size=")
     names = list(Stylizer(GALLERY, device="cpu").paintings)
     network.vectors = torch.nn.Parameter(mean_of_others(network.as_learned(), names, cfg.style.name))
     network.to(cfg.device).to(memory_format=torch.channels_last)

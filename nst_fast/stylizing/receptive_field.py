@@ -322,8 +322,8 @@ def trace(model: onnx.ModelProto, weights: Arrays, create: CreateSession) -> Tra
     dependent = reached(nodes, image.name)
     grain = reached(nodes, GRAIN, but_for="Shape") - reached(nodes, image.name, but_for="Shape")
     computed = {name for node in nodes for name in node.output if name}
-    # 1-D parameters may come from a node: an exporter that finds two alike writes one and an Identity.
-    read = ("Pad", "Slice", "InstanceNormalization")
+    # Parameters may come from a node: an exporter that finds two alike writes one and an Identity.
+    read = ("Pad", "Slice", "InstanceNormalization", "Conv", "ConvTranspose")
     parameters = {name for node in nodes if node.op_type in read for name in node.input}
     probes = probe(model, image, sorted(computed & (dependent | parameters)), create)
     maps, *others = (read_maps(nodes, image.name, dependent - grain, weights | found) for found in probes)

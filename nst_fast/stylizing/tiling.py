@@ -38,6 +38,7 @@ KEPT_BYTES = 2**31  # of intermediate maps, from which statistics are gathered: 
 # Larger pictures, which need memory themselves, are sampled: the more places the better, even at halos' cost.
 SAMPLED_BYTES = 2**29
 SAMPLED_TILE = 64  # px
+STYLE = ("style_weights", "style_vector")  # a gallery's optional inputs
 OLDEST_OPSET = 10  # Slice takes its bounds as inputs
 # Tensors that cutting adds, for norm number {}
 START, END, SPATIAL = "tiling/start", "tiling/end", "tiling/spatial"
@@ -169,11 +170,13 @@ class TiledModel:
         reach = max(max(-window.first, window.last) for window in windows)
         self.halo = math.ceil(reach / self.stride) * self.stride
         self.tile, self.at_once = tile, at_once
-        self.optional = [i.name for i in model.graph.input if i.name != self.image]
+        # Not weights, which old exporters list as inputs, too.
+        self.optional = [i.name for i in model.graph.input if i.name in STYLE]
         style = reached(list(model.graph.node), *self.optional)
         self.stages = self.cut(model, graph, style, create_session)
         # Scales and biases of norms that follow from a style.
-        self.computed = sorted(graph.parameters.keys() & style)
+        norms = {n for node in model.graph.node if node.op_type == "InstanceNormalization" for n in node.input}
+        self.computed = sorted(graph.parameters.keys() & style & norms)
         if self.computed:
             computing = onnx.ModelProto()
             computing.CopyFrom(model)
@@ -198,7 +201,8 @@ class TiledModel:
             later = {name for node in nodes[end:] for name in node.input} if norm else {self.result}
             kept = frozenset(made & graph.dependent & later)
             on_maps = [node for node in nodes[start:end] if graph.dependent & set(node.output)]
-            styled = any(style & set(node.input) for node in on_maps if node.op_type != "InstanceNormalization")
+            others = [node for node in on_maps if node.op_type != "InstanceNormalization"]
+            styled = any((style - graph.dependent) & set(node.input) for node in others)
             inputs, outputs = sorted(lives) + styled * self.optional, sorted(kept - lives)
             if number:
                 inputs += [FACTOR.format(number - 1), OFFSET.format(number - 1)]
