@@ -723,10 +723,10 @@ def test_a_convolution_may_have_weights_that_a_node_gives_and_no_kernel_shape(mo
     changed = onnx.ModelProto()
     changed.CopyFrom(model("uint8"))
     convs = [node for node in changed.graph.node if node.op_type == "Conv"]
-    weights = [conv.input[1] for conv in convs]
-    for conv in convs:
-        conv.input[1] = f"computed {conv.input[1]}"
-        conv.attribute.remove(next(a for a in conv.attribute if a.name == "kernel_shape"))
+    weights = [node.input[1] for node in convs]
+    for node in convs:
+        node.input[1] = f"computed {node.input[1]}"
+        node.attribute.remove(next(a for a in node.attribute if a.name == "kernel_shape"))
     for name in weights:
         changed.graph.node.insert(0, helper.make_node("Identity", [name], [f"computed {name}"]))
     expected = TiledModel(model("uint8").SerializeToString(), session, tile=48)
