@@ -267,14 +267,15 @@ class StyleTransfer(pl.LightningModule):
         """Let the paintings' means follow a step's values {name: (N, ·, ·)} in place, if it had an effect."""
         if not values:
             return
-        ones = torch.ones_like(chosen, dtype=torch.float32)[:, None]
-        flat = torch.cat([ones, *(of_pictures.float().flatten(1) for of_pictures in values.values())], 1)
+        means = [self.get_buffer(STYLE_MEAN + name) for name in values]
+        ones = torch.ones_like(chosen)[:, None]
+        parts = [ones, *(of_pictures.flatten(1) for of_pictures in values.values())]
+        flat = torch.cat([part.to(means[0]) for part in parts], 1)
         counts, *sums = self.summed(flat, chosen).split([1, *(v[0].numel() for v in values.values())], 1)
         rates = torch.where(skip, 0.0, 1 - (1 - NEWEST) ** counts)[:, :, None]
-        for name, of_all in zip(values, sums, strict=True):
-            means = self.get_buffer(STYLE_MEAN + name)
-            newest = (of_all / counts).view_as(means)
-            means.copy_(torch.where(rates > 0, means.lerp(newest, rates), means))
+        for mean, of_all in zip(means, sums, strict=True):
+            newest = (of_all / counts).view_as(mean)
+            mean.copy_(torch.where(rates > 0, mean.lerp(newest, rates), mean))
 
     def summed(self, values: Tensor, chosen: Tensor) -> Tensor:
         """Return the sums (S, …) of values (N, …) of each painting's pictures, over all processes."""
