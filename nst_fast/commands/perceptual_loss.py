@@ -165,9 +165,9 @@ def find_gallery(
     ``more`` names further targets than the loss's.
     """
     found, told, device = list[Targets](), list[dict[str, str]](), next(loss.loss_network.parameters()).device
+    names = [*loss.style_target_names, *more]
     for file, painting in find_paintings(style.images).items():
         size = int(painting.get("style_size", style.size))
-        names = [*loss.style_target_names, *more]
         targets, sha256 = find_style_targets(loss.loss_network, names, name=painting["name"], size=size, image=file)
         found.append({name: target.to(device) for name, target in targets.items()})
         told.append({"licence": str(style.licence), **painting, "sha256": sha256})

@@ -203,17 +203,17 @@ def warm_start(network: Any, path: str, style: str) -> str | None:
     trunk = None
     if is_model(path):
         stylizer = Stylizer(find_model(path), device="cpu")
-        weights, theirs = import_network(stylizer.path).state_dict(), stylizer.metadata.get("network", "unknown")
+        start, theirs = import_network(stylizer.path), stylizer.metadata.get("network", "unknown")
+        weights = start.state_dict() | {"vectors": start.as_learned()}  # colours are mapped in the end
         names, trunk = list(stylizer.paintings), stylizer.metadata.get("trunk")
     else:
         checkpoint = read_checkpoint(path)
         weights, ours = trained_network(checkpoint, path).state_dict(), checkpoint[CHECKPOINT_KEY]
         theirs = in_words(ours["config"]["network"])
         names = [painting["name"] for painting in ours.get("paintings", [])]
-    weights["vectors"] = weights["vectors"][:, : network.of_norms]  # colours are mapped when a network is finished
     if len(weights["vectors"]) != len(network.vectors):
-        start = mean_of_others(weights["vectors"], names, style)
-        weights["vectors"] = start.repeat(len(network.vectors), 1)
+        mean = mean_of_others(weights["vectors"], names, style)
+        weights["vectors"] = mean.repeat(len(network.vectors), 1)
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in network.state_dict().items()}:
         raise UserError(f"init_from={path} has another network, {theirs}; the options of network must agree")
     network.load_state_dict(weights)

@@ -72,7 +72,8 @@ class Windows:
     @property
     def covariance(self) -> NDArray[np.float64]:
         """Of the values, (D, D)."""
-        return self.products / self.count - self.mean[:, None] * self.mean
+        mean = self.mean
+        return self.products / self.count - mean[:, None] * mean
 
 
 @dataclass(frozen=True)

@@ -304,8 +304,8 @@ class TransformationNetwork(nn.Module):
         self.vectors = nn.Parameter(torch.cat(parts).repeat(paintings, 1))
 
     def as_learned(self) -> Tensor:
-        """Return a copy of the paintings' vectors without maps of colours, (S, of_norms)."""
-        return self.vectors.detach()[:, : self.of_norms].clone()
+        """Return the paintings' vectors without maps of colours, (S, of_norms), detached."""
+        return self.vectors.detach()[:, : self.of_norms]
 
     def norms(self) -> list[Norm]:
         """Return the norms in the order of the vectors."""
