@@ -22,6 +22,7 @@ def photographs() -> dict[str, Image.Image]:
     pictures = {name: Image.fromarray(array) for name, array in found.items()}
     pictures["large"] = pictures["motorcycle"].resize((1210, 817))  # is run in tiles
     pictures["dot"] = Image.new("RGB", (1, 1), (200, 60, 20))
+    pictures["six"] = pictures["coffee"].resize((3, 2))
     return pictures
 
 
@@ -39,7 +40,7 @@ def main(folder: Path) -> None:
 
     stylizer = Stylizer("gallery", threads=1)
     for style in STYLES:
-        names = ("coffee", "astronaut", "motorcycle") + ("large", "dot", "turned", "deep") * (style == STYLES[0])
+        names = ("coffee", "astronaut", "motorcycle") + ("large", "dot", "six", "turned", "deep") * (style == STYLES[0])
         for name in names:
             source = folder / (f"{name}.jpg" if name == "turned" else f"{name}.png")
             painted = stylizer.stylize(load_image(source), style)

@@ -11,6 +11,7 @@ const PHOTOGRAPHS = ["coffee", "astronaut", "motorcycle"];
 const STYLES = ["starry_night", "the_scream", "great_wave"];
 const AXE = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
 const LEAST = 40; // dB
+const LEAST_OF_ONE_COLOUR = 25; // dB: norms stretch what rounding leaves, and runtimes round differently
 
 let browser: Browser;
 let shared: Page; // of most tests: a new one has to compile onnxruntime-web
@@ -71,14 +72,14 @@ describe.skipIf(!hasChromium)("the painting", () => {
     await page.context().close();
   });
 
-  it("is that of `stylize` for a turned JPEG, 16 bits a colour, one pixel, and in tiles", async () => {
+  it("is that of `stylize` for a turned JPEG, 16 bits a colour, six pixels and one, and in tiles", async () => {
     const page = shared;
     await pick(page, "starry_night");
-    for (const file of ["turned.jpg", "deep.png", "dot.png", "large.png"]) {
+    for (const file of ["turned.jpg", "deep.png", "six.png", "dot.png", "large.png"]) {
       await choose(page, given(file));
       const name = `${file.split(".")[0]}.starry_night.png`;
       await save(page, made(name));
-      expect(psnr(made(name), given(name)), name).toBeGreaterThan(LEAST);
+      expect(psnr(made(name), given(name)), name).toBeGreaterThan(file === "dot.png" ? LEAST_OF_ONE_COLOUR : LEAST);
     }
   });
 
