@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from nst_fast.commands.configuration import load_config
+from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
 from nst_fast.loss.perceptual_loss import LOSSES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -115,8 +116,18 @@ def test_a_loss_measures_layers_of_vgg19_with_positive_weights(name):
         assert {layer.partition("@")[0] for layer in layers} <= VGG19_LAYERS | {"rgb"}
         assert all(weight > 0 for weight in layers.values())
     assert loss["content_weight"] > 0
-    assert loss["style_weight"] > 0
+    assert name == "balanced" or loss["style_weight"] > 0
     assert loss["tv_weight"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "reference", "weight"), [("balanced", False, 3), ("balanced", True, 8), ("gatys", True, 1)]
+)
+def test_one_picture_alone_has_more_style_than_a_network(loss, reference, weight):
+    command, given = ("optimize", ["content=photo.jpg"]) if reference else ("train", [])
+    cfg = load_config(command, ["style=starry_night", f"loss={loss}", *given])
+    resolve_perceptual_loss(cfg, gpu=False, reference=reference)
+    assert cfg.loss.style_weight == weight
 
 
 def test_gatys_layers_are_the_papers():

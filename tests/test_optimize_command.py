@@ -57,9 +57,9 @@ def shipped_targets(name: str, size: int) -> dict[str, torch.Tensor]:
 
 
 def shipped_loss() -> BalancedLoss:
-    """Return the loss that configs/loss/balanced.yaml describes."""
+    """Return the loss that configs/loss/balanced.yaml describes, of one picture."""
     styles = {"relu1_2": 0.1, "relu2_2": 0.3, "relu3_3": 0.6}
-    weights = (1.0, 3.0, 4.0)
+    weights = (1.0, 8.0, 4.0)
     return BalancedLoss(create_loss_network("vgg16_slim"), {"relu2_2": 1.0}, styles, *weights, {"rgb@4": 0.06})
 
 
@@ -135,7 +135,7 @@ def test_trace_has_every_iteration_and_falls_from_the_photograph_on(finished):
     assert totals == sorted(totals, reverse=True)
     assert totals[-1] < totals[0] / 2
     for row in trace:
-        assert row["total"] == pytest.approx(row["content"] + 3 * row["style"] + 4 * row["tv"], rel=1e-5)
+        assert row["total"] == pytest.approx(row["content"] + 8 * row["style"] + 4 * row["tv"], rel=1e-5)
 
 
 def test_report_says_what_was_optimised(finished):

@@ -45,7 +45,7 @@ Optimise the pixels of one picture on the perceptual loss (Gatys et al.): the sl
   keep_colours=true         luminance of the result, colours of the photograph
   snapshot_every=N         write the picture every N iterations
   format=png|jpg
-  loss=NAME                balanced, gatys or johnson; loss.style_weight=W (default 3, subtle for one picture: say 8),
+  loss=NAME                balanced, gatys or johnson; loss.style_weight=W (balanced: 8),
                            loss.style_layers='{relu1_1: 1}', …
   loss_network=NAME        vgg16_slim, vgg16, vgg19, alexnet or teachers (default: vgg19 or vgg16 if it is on this
                            machine or, on a GPU, can be fetched; else vgg16_slim)
