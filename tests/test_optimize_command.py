@@ -58,7 +58,7 @@ def shipped_targets(name: str, size: int) -> dict[str, torch.Tensor]:
 
 def shipped_loss() -> BalancedLoss:
     """Return the loss that configs/loss/balanced.yaml describes, of one picture."""
-    styles = {"relu1_2": 0.1, "relu2_2": 0.3, "relu3_3": 0.6}
+    styles = {"relu1_2": 0.2, "relu2_2": 0.5, "relu3_3": 0.3}
     weights = (1.0, 8.0, 4.0)
     return BalancedLoss(create_loss_network("vgg16_slim"), {"relu2_2": 1.0}, styles, *weights, {"rgb@4": 0.06})
 
