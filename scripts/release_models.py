@@ -191,7 +191,7 @@ def card(name: str, model: Path, figures: dict[str, Any]) -> str:
     training = figures["training"]
     command = command_of(config)
     integers = shipped_models(int8=True)[f"{name}{INT8}"]
-    kept = ("style", "style.image", "style.size", "loss", "loss.style_weight", "network.margin")
+    kept = ("style", "style.image", "style.size", "loss", "loss.style_layers", "loss.style_weight", "network.margin")
     kept += ("trainer.own_style", "trainer.max_steps")
     options = [option for option in command.split() if option.split("=")[0] in kept]
     everyone = " ".join(["train", options[0], "loss_network=vgg19 data=coco", *options[1:]])
