@@ -63,6 +63,7 @@ def trained_config(style: str, **loss: Any) -> dict[str, Any]:
     """Return what `train` writes into a model about its loss, changed by the user."""
     cfg = load_config("train", ["style=custom", "loss_network=vgg16_slim"])
     own = {key: dict(value) if key.endswith("layers") else value for key, value in cfg.loss.items()}
+    own |= {"style_weight": 3.0, "pooling": "max"}  # in place of auto
     return {
         "style": {"name": style, "size": 256, "content_distance": None},
         "loss": {**own, **loss},

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from nst_fast.commands.configuration import load_config
 from nst_fast.commands.perceptual_loss import resolve_perceptual_loss
+from nst_fast.errors import UserError
 from nst_fast.loss.perceptual_loss import LOSSES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -116,7 +117,7 @@ def test_a_loss_measures_layers_of_vgg19_with_positive_weights(name):
         assert {layer.partition("@")[0] for layer in layers} <= VGG19_LAYERS | {"rgb"}
         assert all(weight > 0 for weight in layers.values())
     assert loss["content_weight"] > 0
-    assert name == "balanced" or loss["style_weight"] > 0
+    assert loss["style_weight"] == "auto" if name == "balanced" else loss["style_weight"] > 0
     assert loss["tv_weight"] >= 0
 
 
@@ -128,6 +129,13 @@ def test_one_picture_alone_has_more_style_than_a_network(loss, reference, weight
     cfg = load_config(command, ["style=starry_night", f"loss={loss}", *given])
     resolve_perceptual_loss(cfg, gpu=False, reference=reference)
     assert cfg.loss.style_weight == weight
+
+
+@pytest.mark.parametrize("loss", ["gatys", "johnson"])
+def test_only_the_balanced_loss_has_an_automatic_style_weight(loss):
+    cfg = load_config("train", ["style=starry_night", f"loss={loss}", "loss.style_weight=auto"])
+    with pytest.raises(UserError, match=r"loss\.style_weight is 'auto'; a number"):
+        resolve_perceptual_loss(cfg, gpu=False)
 
 
 def test_gatys_layers_are_the_papers():

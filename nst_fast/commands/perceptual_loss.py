@@ -54,12 +54,13 @@ def check_content_distance(name: str, distance: Any) -> None:
 def resolve_perceptual_loss(cfg: Any, gpu: bool, reference: bool = False) -> str:
     """Check the values of the groups style, loss and loss_network, and replace what is automatic.
 
-    A ``reference`` optimises pictures: on a real VGG where one is, with average pooling there, and with more style, as
-    a network weighs pictures together. Returns what the user should know of the loss network, or nothing.
+    A ``reference`` optimises pictures: on a real VGG where one is, with average pooling there, and with more style: one
+    picture alone comes out subtle with a network's weight. Returns what the user should know of the loss network, or
+    nothing.
     """
     require_number(cfg, "style.size", LEAST_SIZE, LARGEST_SIZE)  # px
     require_number(cfg, "style.underpainting", 0, 1, whole=False)
-    if cfg.loss.style_weight == "auto":
+    if cfg.loss.name == "balanced" and cfg.loss.style_weight == "auto":
         cfg.loss.style_weight = 8.0 if reference else 3.0
     for key in ("loss.content_weight", "loss.style_weight", "loss.tv_weight"):
         require_number(cfg, key, 0, whole=False)
