@@ -60,6 +60,7 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, reference: bool = False) -> str
     """
     require_number(cfg, "style.size", LEAST_SIZE, LARGEST_SIZE)  # px
     require_number(cfg, "style.underpainting", 0, 1, whole=False)
+    require_choice(cfg, "loss.name", LOSSES)
     if cfg.loss.name == "balanced" and cfg.loss.style_weight == "auto":
         cfg.loss.style_weight = 8.0 if reference else 3.0
     for key in ("loss.content_weight", "loss.style_weight", "loss.tv_weight"):
@@ -67,7 +68,6 @@ def resolve_perceptual_loss(cfg: Any, gpu: bool, reference: bool = False) -> str
     require_weights(cfg, "loss.content_layers")
     require_weights(cfg, "loss.style_layers")
     require_weights(cfg, "loss.sliced_layers", optional=True)
-    require_choice(cfg, "loss.name", LOSSES)
     require_choice(cfg, "loss.pooling", ("auto", "max", "average"))
     require_choice(cfg, "loss.normalise", (True, False))
     require_choice(cfg, "loss_network.name", ("auto", *LOSS_NETWORKS))
